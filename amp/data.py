@@ -1,0 +1,205 @@
+"""Images without labels: folders in the layouts of COCO, ImageNet and the digit scenes, in a fixed global order.
+
+B images, C channels, S side in pixels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, v2
+
+from amp.config import DataSettings
+from amp.distributed import World
+from amp.errors import UserError
+from amp.runs import say, warn_here
+from amp.scenes import build_scenes
+
+Split = Literal["train", "val"]
+Transform = Callable[[Any], Tensor]
+
+EXTENSIONS = frozenset(Image.registered_extensions())
+FOLDERS = {"coco": {"train": "train2017", "val": "val2017"}}
+HELD_OUT_EVERY = 4
+
+
+def list_images(settings: DataSettings, split: Split) -> list[Path]:
+    """Sorted image files of a split.
+
+    coco: `root/train2017`, `root/val2017`; imagenet1k, imagefolder, digit_scenes: `root/train`, `root/val`, at any
+    depth. An imagefolder with neither is split: every fourth file, sorted, is held out. Missing digit scenes are
+    built first.
+    Raises:
+        UserError: the folder is missing or holds no image file.
+    """
+    root = Path(settings.root)
+    if settings.name == "digit_scenes":
+        if not root.is_dir():
+            say(f"building the digit scenes in {root}")
+        build_scenes(root)
+    names = FOLDERS.get(settings.name, {"train": "train", "val": "val"})
+    if not root.is_dir():
+        raise UserError(f"data.root: {root}: no such folder")
+    one_folder = settings.name == "imagefolder" and not any((root / name).is_dir() for name in names.values())
+    folder = root if one_folder else root / names[split]
+    if not folder.is_dir():
+        raise UserError(f"data.root: {root}: has no folder {names[split]!r}, which {settings.name} needs")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    if not paths:
+        raise UserError(f"data.root: {folder}: holds no image file")
+    if not one_folder:
+        return paths
+    held_out = set(paths[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
+    return [p for p in paths if (p in held_out) == (split == "val")]
+
+
+def augmentation(
+    recipe: Literal["clip", "dinov2"],
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str,
+) -> Transform:
+    """The paper's augmentation for distillation: PIL image -> (C, S, S) fp32.
+
+    clip: random resized crop of 0.2-1 of the area, and flip. dinov2: crop of 0.05-1, flip, colour jitter
+    (0.4, 0.4, 0.2, 0.1) at 0.8, greyscale at 0.2, Gaussian blur, solarise at 0.2. The paper gives the blur no
+    probability; 0.1 is DINOv2's own for its view that solarises.
+    """
+    mode = InterpolationMode(interpolation)
+    crop: list[Any] = [
+        v2.RandomResizedCrop(image_size, scale=(0.2 if recipe == "clip" else 0.05, 1.0), interpolation=mode),
+        v2.RandomHorizontalFlip(),
+    ]
+    colour: list[Any] = [
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
+        v2.RandomGrayscale(0.2),
+        v2.RandomApply([v2.GaussianBlur(9, sigma=(0.1, 2.0))], p=0.1),
+        v2.RandomSolarize(threshold=128, p=0.2),
+    ]
+    finish: list[Any] = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(list(mean), list(std)),
+    ]
+    return v2.Compose([*crop, *(colour if recipe == "dinov2" else []), *finish])
+
+
+class _Images(Dataset[tuple[Tensor, list[tuple[str, str]]]]):
+    """(epoch, index) -> the transformed image, and the broken files met on the way to it.
+
+    The next readable file in listing order stands in for a broken one, so that batches keep their size and do not
+    depend on the number of processes. Random transforms are seeded by (seed, epoch, index) alone.
+    """
+
+    def __init__(self, paths: Sequence[Path], transform: Transform, seed: int) -> None:
+        self.paths = [str(p) for p in paths]
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, list[tuple[str, str]]]:
+        epoch, index = key
+        broken: list[tuple[str, str]] = []
+        for step in range(len(self.paths)):
+            path = self.paths[(index + step) % len(self.paths)]
+            try:
+                with Image.open(path) as file:
+                    image = file.convert("RGB")
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                broken.append((path, str(error).splitlines()[0]))
+                continue
+            with torch.random.fork_rng(devices=[]):
+                mixed = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
+                torch.manual_seed(int(mixed[0] >> np.uint64(1)))
+                return self.transform(image), broken
+        return torch.empty(0), broken
+
+
+def _collate(
+    items: list[tuple[Tensor, list[tuple[str, str]]]],
+) -> tuple[Tensor | None, list[tuple[str, str]]]:
+    broken = [b for _, found in items for b in found]
+    images = [image for image, _ in items]
+    return (None if any(i.numel() == 0 for i in images) else torch.stack(images)), broken
+
+
+@dataclass
+class Batches:
+    """This process's contiguous share of every global batch; the incomplete last batch is dropped.
+
+    Attributes:
+        broken: files that could not be read and were skipped, by this process.
+    """
+
+    paths: Sequence[Path]
+    transform: Transform
+    settings: DataSettings
+    world: World
+    num_samples: int | None = None
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._share = self.world.share(self.settings.batch_size)
+        if len(self) == 0:
+            raise UserError(
+                f"data.batch_size: {self.settings.batch_size} is more than the {len(self.order(0))} images "
+                f"of {Path(self.paths[0]).parent.parent}"
+            )
+
+    def order(self, epoch: int) -> list[int]:
+        """Indices of `paths` in the global order of an epoch."""
+        if self.settings.shuffle:
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            indices = torch.randperm(len(self.paths), generator=generator).tolist()
+        else:
+            indices = list(range(len(self.paths)))
+        return indices[: self.num_samples]
+
+    def __len__(self) -> int:
+        """Global batches in an epoch."""
+        return min(self.num_samples or len(self.paths), len(self.paths)) // self.settings.batch_size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.epoch(0)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
+        """Local images (B / processes, C, S, S) fp32 of the epoch's batches, from batch `start` on."""
+        size, order = self.settings.batch_size, self.order(epoch)
+        keys = [
+            [(epoch, i) for i in order[b * size : (b + 1) * size][self._share]]
+            for b in range(start, len(self))
+        ]
+        loader: DataLoader[Any] = DataLoader(
+            _Images(self.paths, self.transform, self.settings.seed),
+            batch_sampler=keys,  # type: ignore[arg-type]
+            num_workers=self.settings.num_workers,
+            collate_fn=_collate,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        for images, broken in loader:
+            self._note(broken)
+            if images is None:
+                raise UserError(f"data.root: {self.settings.root}: holds no readable image")
+            yield images
+
+    def _note(self, broken: list[tuple[str, str]]) -> None:
+        for path, reason in broken:
+            if self.settings.strict:
+                raise UserError(f"data.strict: {path}: broken image ({reason})", rank_local=True)
+            if path not in self.broken:
+                self.broken[path] = reason
+                warn_here(f"skipped broken image {path} ({reason})")
+
+    def say_broken(self) -> None:
+        """One line with the number of skipped files over all processes, if any."""
+        found = set().union(*self.world.gather_objects(set(self.broken)))
+        if found:
+            say(
+                f"{len(found)} of {len(self.paths)} image files were broken and skipped; the next readable ones stood in"
+            )

@@ -1,0 +1,169 @@
+"""`MlpSlot`: the MLP of one transformer block, found by structure; reads its width, keeps a set of neurons.
+
+H hidden width, K kept neurons, D embedding width, T tokens.
+
+Neuron j of an MLP is row j (packed gate: also row j + H) of every in-projection, element j of the hidden
+norm, and column j of the out-projection. The out-projection's bias has width D and stays.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amp.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class MlpSlot:
+    """One prunable MLP.
+
+    Attributes:
+        name: path of the block in its tower, for messages.
+        in_projections: Linear D -> H, one (plain), two (split gate), or one D -> 2H (packed gate).
+        norm: normalisation over the H neurons, or None.
+        out_projection: Linear H -> D; its input is the activation that scores are taken of.
+        packed: whether the one in-projection holds gate and value rows (2H).
+    """
+
+    name: str
+    in_projections: tuple[nn.Linear, ...]
+    norm: nn.Module | None
+    out_projection: nn.Linear
+    packed: bool
+
+    @property
+    def hidden_width(self) -> int:
+        return self.out_projection.in_features
+
+    @property
+    def layout(self) -> str:
+        gate = "packed gate" if self.packed else "split gate" if len(self.in_projections) == 2 else "plain"
+        return gate + (" + norm" if self.norm is not None else "")
+
+    @torch.no_grad()
+    def keep(self, indices_K: Tensor) -> None:
+        """Slices the MLP to the given neurons, in the given order.
+
+        Args:
+            indices_K: int64, distinct, each in [0, hidden_width).
+        """
+        width = self.hidden_width
+        indices_K = indices_K.to(self.out_projection.weight.device)
+        rows = torch.cat([indices_K, indices_K + width]) if self.packed else indices_K
+        for linear in self.in_projections:
+            _slice(linear, "weight", 0, rows)
+            _slice(linear, "bias", 0, rows)
+            linear.out_features = len(rows)
+        if self.norm is not None:
+            _slice(self.norm, "weight", 0, indices_K)
+            _slice(self.norm, "bias", 0, indices_K)
+            if hasattr(self.norm, "normalized_shape"):
+                self.norm.normalized_shape = (len(indices_K),)
+        _slice(self.out_projection, "weight", 1, indices_K)
+        self.out_projection.in_features = len(indices_K)
+
+    @contextmanager
+    def narrowed(self, indices_K: Tensor) -> Iterator[None]:
+        """The sliced MLP inside the block, the whole one again after it."""
+        modules = [*self.in_projections, self.out_projection, *([self.norm] if self.norm is not None else [])]
+        parameters = [dict(m.named_parameters(recurse=False)) for m in modules]
+        shapes = [
+            {k: getattr(m, k) for k in ("in_features", "out_features", "normalized_shape") if hasattr(m, k)}
+            for m in modules
+        ]
+        try:
+            self.keep(indices_K)
+            yield
+        finally:
+            for module, own, shape in zip(modules, parameters, shapes, strict=True):
+                for key, value in (own | shape).items():
+                    setattr(module, key, value)
+
+
+def _slice(module: nn.Module, key: str, dim: int, indices: Tensor) -> None:
+    parameter = getattr(module, key, None)
+    if parameter is not None:
+        sliced = parameter.index_select(dim, indices)
+        setattr(module, key, nn.Parameter(sliced, requires_grad=parameter.requires_grad))
+
+
+def find_slots(blocks: Mapping[str, nn.Module]) -> tuple[MlpSlot, ...]:
+    """The one MLP of every block, by structure, its layout proved by a probe.
+
+    Args:
+        blocks: the tower's transformer blocks by path, first to last.
+    Raises:
+        UserError: a block holds no MLP that can be pruned, or more than one.
+    """
+    slots = []
+    proved: set[tuple[object, ...]] = set()
+    for name, block in blocks.items():
+        found = [(slot, m) for m in block.modules() if (slot := _match(name, m)) is not None]
+        found = [(slot, m) for slot, m in found if _signature(slot, m) in proved or _probe(slot, m)]
+        if len(found) != 1:
+            raise UserError(
+                f"model.name: block {name!r} ({type(block).__name__}) holds {len(found)} prunable MLPs, "
+                "expected one: Linear D->H (or two, or D->2H), an optional norm of width H, Linear H->D"
+            )
+        slot, module = found[0]
+        proved.add(_signature(slot, module))
+        slots.append(slot)
+    return tuple(slots)
+
+
+def _signature(slot: MlpSlot, module: nn.Module) -> tuple[object, ...]:
+    return type(module), slot.layout, slot.hidden_width, slot.out_projection.out_features
+
+
+def _match(name: str, module: nn.Module) -> MlpSlot | None:
+    children = list(module.children())
+    linears = [c for c in children if isinstance(c, nn.Linear)]
+    if len(linears) not in (2, 3):
+        return None
+    *ins, out = linears
+    width, hidden = out.out_features, out.in_features
+    rows = {linear.out_features for linear in ins}
+    packed = len(ins) == 1 and rows == {2 * hidden}
+    if any(linear.in_features != width for linear in ins) or not (packed or rows == {hidden}):
+        return None
+    between = children[children.index(ins[-1]) + 1 : children.index(out)]
+    norms = [m for m in between if tuple(getattr(getattr(m, "weight", None), "shape", ())) == (hidden,)]
+    return MlpSlot(name, tuple(ins), norms[0] if norms else None, out, packed)
+
+
+@torch.no_grad()
+def _probe(slot: MlpSlot, module: nn.Module) -> bool:
+    """Whether moving one row of an in-projection moves that one column, and no other, of the activation."""
+    trial = copy.deepcopy(module).to_empty(device="cpu").float().eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in trial.parameters():
+        parameter.copy_(
+            torch.randn(parameter.shape, generator=generator) / max(parameter.shape[-1], 1) ** 0.5
+        )
+    twin = _match(slot.name, trial)
+    assert twin is not None
+    watched = twin.norm if twin.norm is not None else twin.out_projection
+    seen: list[Tensor] = []
+    watched.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    x_1TD = torch.randn(1, 3, twin.out_projection.out_features, generator=generator)
+    row = twin.hidden_width // 2
+    rows = [
+        (linear, r)
+        for linear in twin.in_projections
+        for r in ([row, row + twin.hidden_width][: 1 + twin.packed])
+    ]
+    try:
+        trial(x_1TD)
+        for linear, r in rows:
+            before = linear.weight[r].clone()
+            linear.weight[r] += 1.0
+            trial(x_1TD)
+            linear.weight[r] = before
+    except (RuntimeError, TypeError, ValueError):
+        return False  # Not a module of one (B, T, D) input, so not an MLP.
+    moved = [((now - seen[0]).abs().amax(dim=(0, 1)) > 0).nonzero().flatten().tolist() for now in seen[1:]]
+    return len(moved) == len(rows) and all(columns == [row] for columns in moved)

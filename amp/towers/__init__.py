@@ -1,0 +1,24 @@
+"""Vision towers, one file a library. `build_tower` is the one way to a model."""
+
+from typing import Any
+
+from amp.config import ModelSettings
+from amp.towers.base import TokenReadout, Tower
+from amp.towers.open_clip import build_open_clip
+
+BUILDERS = {"open_clip": build_open_clip}
+
+__all__ = ["TokenReadout", "Tower", "build_tower"]
+
+
+def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, Any] | None = None) -> Tower:
+    """Builds a dense model, frozen and in eval mode.
+
+    Args:
+        settings: `settings.frame` None means open_clip.
+        device: 'cpu', 'cuda' or 'meta' (shapes only, no weights).
+        saved: the `base` of an earlier Tower: rebuild that model, without its weights.
+    Raises:
+        UserError: unknown name, missing weights, weights of another architecture, no prunable MLP.
+    """
+    return BUILDERS[settings.frame or "open_clip"](settings, device, saved)
