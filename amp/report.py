@@ -1,0 +1,108 @@
+"""Tables for the console and pictures of a run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt  # noqa: E402 (the backend comes first: machines without a screen)
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+from amp.runs import atomic  # noqa: E402
+
+GREY, BLUE = "#c9ced6", "#2f6db3"
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns; the first column left, the others right."""
+    widths = [max(len(str(row[i])) for row in [headers, *rows]) for i in range(len(headers))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            str(c).ljust(w) if i == 0 else str(c).rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "| " + " | ".join(cells) + " |"
+
+    rule = (
+        "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    )
+    return "\n".join([line(headers), rule, *(line(row) for row in rows)])
+
+
+def human(count: float) -> str:
+    """A count in the paper's units: 1.01B, 0.52T, 297K."""
+    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= scale:
+            return f"{count / scale:.3g}{suffix}"
+    return f"{count:.0f}"
+
+
+def describe_sizes(params: Mapping[str, int], flops: Mapping[str, int]) -> str:
+    """Two lines: parameters and FLOPs of the tower, dense against pruned."""
+    rows = [
+        [name, human(sizes["dense"]), human(sizes["pruned"]), f"-{1 - sizes['pruned'] / sizes['dense']:.1%}"]
+        for name, sizes in (("parameters", params), ("FLOPs", flops))
+    ]
+    return table(["vision tower", "dense", "pruned", "change"], rows)
+
+
+def draw_widths(axes: Axes, widths: Sequence[int], dense_widths: Sequence[int]) -> None:
+    """Bars: kept neurons of every block, in front of the dense width."""
+    blocks = range(len(widths))
+    axes.bar(blocks, dense_widths, color=GREY, label="dense")
+    axes.bar(blocks, widths, color=BLUE, label="kept")
+    axes.set(xlabel="block (first to last)", ylabel="hidden neurons", title="Width of each block's MLP")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(y=0.18)
+    axes.legend(frameon=False, ncols=2, loc="upper left")
+
+
+def draw_probes(axes: Axes, probes: Sequence[tuple[int, int, float]], dense_widths: Sequence[int]) -> None:
+    """Lines: entropy against width, one line a block, every probe a dot; entropy in nats."""
+    blocks = sorted({block for block, _, _ in probes})
+    colours = plt.get_cmap("viridis")
+    few = len(blocks) <= 12
+    for block in blocks:
+        points = sorted((width / dense_widths[block], entropy) for b, width, entropy in probes if b == block)
+        colour = colours(0.92 * block / max(1, len(dense_widths) - 1))
+        label = f"block {block}" if few else None
+        axes.plot(
+            *zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.2, color=colour, label=label
+        )
+    axes.set(
+        xlabel="width probed / dense width", ylabel="entropy (nats)", title="Entropy at each probed width"
+    )
+    if few and blocks:
+        axes.legend(frameon=False, fontsize=8, ncols=2)
+    elif blocks:
+        scale = plt.cm.ScalarMappable(plt.Normalize(0, len(dense_widths) - 1), colours)
+        axes.figure.colorbar(scale, ax=axes, label="block")
+
+
+def plot_pruning(record: Mapping[str, Any], dense_widths: Sequence[int], path: Path) -> None:
+    """`prune.png`: widths per block, and entropy per probe where there was a search."""
+    panels = 2 if record["probes"] else 1
+    figure, axes = plt.subplots(1, panels, figsize=(5.6 * panels, 4), layout="constrained", squeeze=False)
+    draw_widths(axes[0, 0], record["widths"], dense_widths)
+    if record["probes"]:
+        draw_probes(axes[0, 1], record["probes"], dense_widths)
+        for entropy, name, style in (
+            (record["dense_entropy"], "dense", ":"),
+            (record["final_entropy"], "pruned", "--"),
+        ):
+            axes[0, 1].axhline(entropy, color="black", linewidth=0.8, linestyle=style)
+            axes[0, 1].annotate(
+                name, (1, entropy), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            )
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    with atomic(path) as partial:
+        figure.savefig(partial, dpi=130, format="png", metadata={"Software": None})
+    plt.close(figure)

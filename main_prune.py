@@ -1,0 +1,81 @@
+"""Finds each block's width by binary search, slices the network; writes prune.json, prune.png and pruned/."""
+
+import time
+
+from amp.config import PruneConfig, parse_args
+from amp.runs import run_script
+
+
+def main() -> None:
+    config = parse_args(PruneConfig, __doc__)
+
+    from amp import distributed, pruning, report
+    from amp.checkpoint import save_tower
+    from amp.data import Batches, list_images
+    from amp.runs import (
+        check_same_run,
+        describe,
+        prepare_output,
+        progress,
+        read_json,
+        reproduce,
+        say,
+        write_json,
+    )
+    from amp.scoring import check_scores, load_scores
+    from amp.towers import build_tower
+    from eval.efficiency import measure_sizes
+
+    with distributed.start() as world:
+        folder = prepare_output(config.output.dir)
+        scores, scored = load_scores(folder / "scores.safetensors")
+        config = config.with_frame(scored["settings"]["model"]["frame"])
+        header = describe(config, config.model.pretrained)
+        check_scores(scored, header)
+        done = world.broadcast((folder / "prune.json").exists() and (folder / "pruned").is_dir())
+        if done:
+            check_same_run(folder / "prune.json", read_json(folder / "prune.json"), header)
+            say(f"already done: {folder / 'prune.json'} and {folder / 'pruned'}")
+            return
+        started = time.monotonic()
+        tower = build_tower(config.model, str(world.device))
+        dense_widths = tower.widths
+        paths = list_images(config.data, "val")
+        batches = Batches(paths, tower.transform, config.data, world, config.data.num_val_samples)
+        held = [
+            b.to(tower.dtype) for b in progress(batches, "read held-out images", "batch", total=len(batches))
+        ]
+        batches.say_broken()
+        entropy = pruning.EntropyMeter(tower, held, config.score.inverse_temperature, world)
+        if config.prune.widths is None:
+            steps, increase = config.prune.search_steps, config.prune.entropy_increase
+            result = pruning.prune_by_search(tower, scores, entropy, increase, steps)
+        else:
+            result = pruning.prune_to_widths(tower, scores, config.prune.widths, entropy)
+        sizes = measure_sizes(config.model, result.kept)
+        if world.is_main:
+            record = {
+                "widths": tower.widths,
+                "dense_entropy": result.dense_entropy,
+                "final_entropy": result.final_entropy,
+                "probes": result.probes,
+                **sizes,
+                "cost": {
+                    "block_forwards": result.block_forwards,
+                    "images": result.images,
+                    "seconds": round(time.monotonic() - started, 2),
+                },
+                **header,
+                "reproduce": reproduce("main_prune.py"),
+            }
+            report.plot_pruning(record, dense_widths, folder / "prune.png")
+            save_tower(tower, result.kept, header, folder / "pruned")
+            write_json(folder / "prune.json", record)
+        world.barrier()
+        say(report.describe_sizes(sizes["params"], sizes["flops"]))
+        say(f"widths {tower.widths}; entropy {result.dense_entropy:.4f} -> {result.final_entropy:.4f} nats")
+        say(f"wrote {folder}/prune.json, prune.png and pruned/")
+
+
+if __name__ == "__main__":
+    run_script(main)

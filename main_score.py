@@ -1,0 +1,42 @@
+"""Scores the hidden neurons of every MLP by one label-free criterion; writes scores.safetensors."""
+
+from amp.config import PruneConfig, parse_args
+from amp.runs import run_script
+
+
+def main() -> None:
+    config = parse_args(PruneConfig, __doc__)
+
+    from amp import distributed
+    from amp.data import Batches, list_images
+    from amp.runs import check_same_run, describe, prepare_output, progress, say
+    from amp.scoring import load_scores, save_scores, score_entropy, score_random
+    from amp.towers import build_tower
+
+    with distributed.start() as world:
+        path = prepare_output(config.output.dir) / "scores.safetensors"
+        header = describe(config, config.model.pretrained, leave_out=["prune"])
+        if world.broadcast(path.exists()):
+            check_same_run(path, load_scores(path)[1], header)
+            say(f"already done: {path}")
+            return
+        tower = build_tower(config.model, str(world.device))
+        say(
+            f"{config.model.name}: {len(tower.slots)} blocks of {tower.widths[0]} neurons, {tower.slots[0].layout} MLPs"
+        )
+        if config.score.criterion == "random":
+            scores = score_random(tower.slots, config.score.seed)
+        else:
+            paths = list_images(config.data, "train")
+            batches = Batches(paths, tower.transform, config.data, world, config.data.num_samples)
+            bar = progress(batches, "score", "batch", total=len(batches))
+            scores = score_entropy(tower, bar, config.score.inverse_temperature, config.score.absolute, world)
+            batches.say_broken()
+        if world.is_main:
+            save_scores(scores, header, path)
+        world.barrier()
+        say(f"wrote {path}; next: main_prune.py with the same settings")
+
+
+if __name__ == "__main__":
+    run_script(main)
