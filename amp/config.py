@@ -111,6 +111,12 @@ class TeacherSettings(Settings):
     kwargs: dict[str, Any] = Field({}, description="passed to the library's factory (img_size, ...)")
 
 
+    def as_model(self, precision: Precision) -> ModelSettings:
+        """The dense model to build, frozen, in `precision`."""
+        own = self.model_dump()
+        return ModelSettings(**own, precision=precision)
+
+
 class StudentSettings(Settings):
     pretrained: str = Field(description="a pruned/ folder")
 
