@@ -42,9 +42,7 @@ def main() -> None:
         dense_widths = tower.widths
         paths = list_images(config.data, "val")
         batches = Batches(paths, tower.transform, config.data, world, config.data.num_val_samples)
-        held = [
-            b.to(tower.dtype) for b in progress(batches, "read held-out images", "batch", total=len(batches))
-        ]
+        held = [b.to(tower.dtype) for b in progress(batches, "read held-out images", "batch", total=len(batches))]
         batches.say_broken()
         entropy = pruning.EntropyMeter(tower, held, config.score.inverse_temperature, world)
         if config.prune.widths is None:
@@ -56,6 +54,7 @@ def main() -> None:
         if world.is_main:
             record = {
                 "widths": tower.widths,
+                "dense_widths": dense_widths,
                 "dense_entropy": result.dense_entropy,
                 "final_entropy": result.final_entropy,
                 "probes": result.probes,
@@ -68,7 +67,7 @@ def main() -> None:
                 **header,
                 "reproduce": reproduce("main_prune.py"),
             }
-            report.plot_pruning(record, dense_widths, folder / "prune.png")
+            report.plot_pruning(record, folder / "prune.png")
             save_tower(tower, result.kept, header, folder / "pruned")
             write_json(folder / "prune.json", record)
         world.barrier()

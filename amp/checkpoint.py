@@ -21,7 +21,7 @@ FORMAT = 1
 
 
 class FolderConfig(Settings):
-    """`config.json`: the dense model, each block's kept neurons (indices into the dense one), and where it came from."""
+    """`config.json`: the dense model, each block's kept neurons (indices into the dense one), provenance."""
 
     format: int
     base: dict[str, Any]
@@ -30,13 +30,9 @@ class FolderConfig(Settings):
     provenance: dict[str, Any]
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file, on the CPU, readable by whom the user's umask allows."""
-    save_file(
-        {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, path, dict(metadata or {})
-    )
+    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, path, dict(metadata or {}))
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
@@ -46,9 +42,7 @@ def is_model_folder(path: str | None) -> bool:
     return path is not None and (Path(path) / "config.json").is_file()
 
 
-def save_tower(
-    tower: Tower, kept: Sequence[Sequence[int]], provenance: Mapping[str, Any], folder: Path
-) -> None:
+def save_tower(tower: Tower, kept: Sequence[Sequence[int]], provenance: Mapping[str, Any], folder: Path) -> None:
     """Writes the folder beside its final name and renames it; equal models give equal bytes.
 
     Args:
@@ -66,9 +60,7 @@ def save_tower(
     with atomic(folder) as partial:
         partial.mkdir()
         write_tensors(partial / "model.safetensors", tower.model.state_dict())
-        (partial / "config.json").write_text(
-            json.dumps(config.model_dump(mode="json"), indent=1) + "\n", "utf-8"
-        )
+        (partial / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1) + "\n", "utf-8")
 
 
 def read_folder_config(folder: str | Path) -> FolderConfig:
@@ -105,15 +97,9 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
     except (ValidationError, KeyError, TypeError) as error:
         raise UserError(f"{folder}/config.json: base: does not describe a model ({error})") from None
     if len(config.kept) != len(tower.slots):
-        raise UserError(
-            f"{folder}/config.json: kept: {len(config.kept)} blocks, the model has {len(tower.slots)}"
-        )
+        raise UserError(f"{folder}/config.json: kept: {len(config.kept)} blocks, the model has {len(tower.slots)}")
     for slot, indices in zip(tower.slots, config.kept, strict=True):
-        if (
-            any(not 0 <= i < slot.hidden_width for i in indices)
-            or len(set(indices)) != len(indices)
-            or not indices
-        ):
+        if any(not 0 <= i < slot.hidden_width for i in indices) or len(set(indices)) != len(indices) or not indices:
             raise UserError(
                 f"{folder}/config.json: kept: {slot.name}: indices must be distinct, 0-{slot.hidden_width - 1}"
             )
@@ -145,9 +131,7 @@ def open_tower(
     folder = next((p for p in (pretrained, name) if is_model_folder(p)), None)
     if folder is None:
         if name is None:
-            raise UserError(
-                "--model: missing; give a model name, an open_clip model JSON or a pruned/ folder"
-            )
+            raise UserError("--model: missing; give a model name, an open_clip model JSON or a pruned/ folder")
         if Path(name).is_dir():
             read_folder_config(name)
         settings = ModelSettings(frame=frame, name=name, pretrained=pretrained, precision=precision or "fp32")
@@ -155,9 +139,7 @@ def open_tower(
     if folder == pretrained and name is not None and name != pretrained:
         own = read_folder_config(folder).base.get("name")
         if own != name:
-            raise UserError(
-                f"--pretrained: {folder} is a pruned {own!r}, not {name!r}; leave --model out or fit it"
-            )
+            raise UserError(f"--pretrained: {folder} is a pruned {own!r}, not {name!r}; leave --model out or fit it")
     return load_tower(folder, device, precision)
 
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -31,9 +31,7 @@ class Settings(BaseModel):
 
 class TransformSettings(Settings):
     input_size: Count | None = Field(None, description="side of the square input in pixels")
-    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="centre crop / resized side"
-    )
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="centre crop / resized side")
     interpolation: Literal["bicubic", "bilinear"] | None = Field(None, description="resize filter")
     mean: tuple[float, float, float] | None = Field(None, description="per-channel mean")
     std: tuple[Positive, Positive, Positive] | None = Field(None, description="per-channel deviation")
@@ -99,9 +97,7 @@ class PruneConfig(Settings):
 
     def with_frame(self, frame: Frame) -> "PruneConfig":
         """The same settings with `model.frame` filled in where it was left open."""
-        return self.model_copy(
-            update={"model": self.model.model_copy(update={"frame": self.model.frame or frame})}
-        )
+        return self.model_copy(update={"model": self.model.model_copy(update={"frame": self.model.frame or frame})})
 
 
 class TeacherSettings(Settings):
@@ -109,7 +105,6 @@ class TeacherSettings(Settings):
     name: str = Field(description="the library's model name, or the path of an open_clip model JSON")
     pretrained: str | None = Field(None, description="weights: a tag of the library or a file; null: random")
     kwargs: dict[str, Any] = Field({}, description="passed to the library's factory (img_size, ...)")
-
 
     def as_model(self, precision: Precision) -> ModelSettings:
         """The dense model to build, frozen, in `precision`."""
@@ -192,14 +187,14 @@ def parse_args(config_class: type[Config], description: str, argv: Sequence[str]
     )
     parser.add_argument("--config_file", required=True, metavar="YAML", help="settings of the run (required)")
     parser.add_argument(
-        "--frame", choices=Frame.__args__, help="library of the model (default: the YAML's, else open_clip)"
+        "--frame", choices=get_args(Frame), help="library of the model (default: the YAML's, else open_clip)"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, repeatable"
     )
-    args = parser.parse_args(argv)
+    args: argparse.Namespace = parser.parse_args(argv)
     base = "teacher" if config_class is DistillConfig else "model"
-    frame = [f"{base}.frame={args.frame}"] if args.frame else []
+    frame: list[str] = [f"{base}.frame={args.frame}"] if args.frame else []
     return load_config(config_class, args.config_file, [*args.set, *frame])
 
 
@@ -210,9 +205,7 @@ def load_config(config_class: type[Config], config_file: str | Path, overrides: 
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise UserError(
-                f"--set {override}: expected key.path=value, for example --set data.batch_size=64"
-            )
+            raise UserError(f"--set {override}: expected key.path=value, for example --set data.batch_size=64")
         _set_path(raw, key, _parse_value(override, text))
         overridden.add(key)
     try:
@@ -244,7 +237,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         siblings = [str(p) for p in Path("configs").glob("**/*.yaml")]
         raise UserError(f"{path}: no such file{nearest(str(path), siblings)}")
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         mark = getattr(error, "problem_mark", None)
@@ -257,7 +250,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse_value(override: str, text: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UserError(f"--set {override}: the value is not YAML") from None
 
@@ -276,9 +269,8 @@ def _set_path(raw: dict[str, Any], key: str, value: Any) -> None:
 def _explain(error: ValidationError, config_class: type[BaseModel], file: str, overridden: set[str]) -> str:
     problem, *others = error.errors()
     key = ".".join(str(part) for part in problem["loc"])
-    source = (
-        f"--set {key}" if any(key == o or key.startswith(o + ".") for o in overridden) else f"{file}: {key}"
-    )
+    own = [o for o in overridden if f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.")]
+    source = f"--set {key}" if own else f"{file}: {key}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         group: Any = config_class
@@ -291,8 +283,6 @@ def _explain(error: ValidationError, config_class: type[BaseModel], file: str, o
     elif problem["type"] == "value_error":
         text = message
     else:
-        text = (
-            f"{json.dumps(problem['input'], default=str)} is not allowed: {message[0].lower() + message[1:]}"
-        )
+        text = f"{json.dumps(problem['input'], default=str)} is not allowed: {message[0].lower() + message[1:]}"
     more = f" (and {len(others)} more mistakes)" if others else ""
     return f"{source}: {text}{more}"

@@ -171,13 +171,10 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         """Local images (B / processes, C, S, S) fp32 of the epoch's batches, from batch `start` on."""
         size, order = self.settings.batch_size, self.order(epoch)
-        keys = [
-            [(epoch, i) for i in order[b * size : (b + 1) * size][self._share]]
-            for b in range(start, len(self))
-        ]
+        keys = [[(epoch, i) for i in order[b * size : (b + 1) * size][self._share]] for b in range(start, len(self))]
         loader: DataLoader[Any] = DataLoader(
             _Images(self.paths, self.transform, self.settings.seed),
-            batch_sampler=keys,  # type: ignore[arg-type]
+            batch_sampler=keys,
             num_workers=self.settings.num_workers,
             collate_fn=_collate,
             pin_memory=self.world.device.type == "cuda",
@@ -201,5 +198,5 @@ class Batches:
         found = set().union(*self.world.gather_objects(set(self.broken)))
         if found:
             say(
-                f"{len(found)} of {len(self.paths)} image files were broken and skipped; the next readable ones stood in"
+                f"{len(found)} of {len(self.paths)} image files were broken and skipped, the next readable ones taken"
             )

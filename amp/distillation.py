@@ -50,7 +50,9 @@ def check_pair(teacher: Tower, student: Tower) -> None:
     """Raises UserError unless the student is the teacher's architecture with MLPs as wide or narrower."""
     keys = ("frame", "model_config", "kwargs")
     if any(teacher.base.get(key) != student.base.get(key) for key in keys):
-        raise UserError(f"student.pretrained: a pruned {student.base['name']!r}, the teacher is {teacher.base['name']!r}")
+        raise UserError(
+            f"student.pretrained: a pruned {student.base['name']!r}, the teacher is {teacher.base['name']!r}"
+        )
 
 
 @torch.no_grad()
@@ -132,7 +134,9 @@ class Distiller:
         loss, loss_cls, loss_patch = (self.world.sum(torch.stack(losses).detach()) / self.world.size).tolist()
         if not math.isfinite(loss):
             kept = self.folder / CHECKPOINT
-            raise RuntimeError(f"loss is {loss} at step {self.step}; last good checkpoint: {kept if kept.exists() else 'none'}")
+            raise RuntimeError(
+                f"loss is {loss} at step {self.step}; last good checkpoint: {kept if kept.exists() else 'none'}"
+            )
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.step += 1

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +59,12 @@ class MlpSlot:
             _slice(linear, "weight", 0, rows)
             _slice(linear, "bias", 0, rows)
             linear.out_features = len(rows)
-        if self.norm is not None:
-            _slice(self.norm, "weight", 0, indices_K)
-            _slice(self.norm, "bias", 0, indices_K)
-            if hasattr(self.norm, "normalized_shape"):
-                self.norm.normalized_shape = (len(indices_K),)
+        norm: Any = self.norm
+        if norm is not None:
+            _slice(norm, "weight", 0, indices_K)
+            _slice(norm, "bias", 0, indices_K)
+            if hasattr(norm, "normalized_shape"):
+                norm.normalized_shape = (len(indices_K),)
         _slice(self.out_projection, "weight", 1, indices_K)
         self.out_projection.in_features = len(indices_K)
 
@@ -141,9 +143,7 @@ def _probe(slot: MlpSlot, module: nn.Module) -> bool:
     trial = copy.deepcopy(module).to_empty(device="cpu").float().eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in trial.parameters():
-        parameter.copy_(
-            torch.randn(parameter.shape, generator=generator) / max(parameter.shape[-1], 1) ** 0.5
-        )
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) / max(parameter.shape[-1], 1) ** 0.5)
     twin = _match(slot.name, trial)
     assert twin is not None
     watched = twin.norm if twin.norm is not None else twin.out_projection
@@ -151,11 +151,7 @@ def _probe(slot: MlpSlot, module: nn.Module) -> bool:
     watched.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     x_1TD = torch.randn(1, 3, twin.out_projection.out_features, generator=generator)
     row = twin.hidden_width // 2
-    rows = [
-        (linear, r)
-        for linear in twin.in_projections
-        for r in ([row, row + twin.hidden_width][: 1 + twin.packed])
-    ]
+    rows = [(linear, r) for linear in twin.in_projections for r in ([row, row + twin.hidden_width][: 1 + twin.packed])]
     try:
         trial(x_1TD)
         for linear, r in rows:

@@ -39,9 +39,7 @@ class EntropyMeter:
         batches: local shares of the global batches, held in memory: the same ones, in the same order, every time.
     """
 
-    def __init__(
-        self, tower: Tower, batches: Sequence[Tensor], inverse_temperature: float, world: World
-    ) -> None:
+    def __init__(self, tower: Tower, batches: Sequence[Tensor], inverse_temperature: float, world: World) -> None:
         self._tower = tower
         self._batches = batches
         self._inverse_temperature = inverse_temperature
@@ -53,9 +51,7 @@ class EntropyMeter:
     def __call__(self) -> float:
         entropies = []
         for images_BCHW in self._batches:
-            feature_BD = self._world.gather(
-                self._tower.feature(images_BCHW.to(self._world.device, self._tower.dtype))
-            )
+            feature_BD = self._world.gather(self._tower.feature(images_BCHW.to(self._world.device, self._tower.dtype)))
             entropies.append(information_entropy(feature_BD, self._inverse_temperature).double())
             self.block_forwards += len(self._tower.slots)
             self.images += len(feature_BD)
@@ -102,9 +98,7 @@ def prune_by_search(
     return result
 
 
-def prune_to_widths(
-    tower: Tower, scores: Sequence[Tensor], widths: Sequence[int], entropy: EntropyMeter
-) -> Pruned:
+def prune_to_widths(tower: Tower, scores: Sequence[Tensor], widths: Sequence[int], entropy: EntropyMeter) -> Pruned:
     """Keeps the top neurons at given widths, one a block; measures the entropy before and after. Raises UserError."""
     if len(widths) != len(tower.slots):
         raise UserError(f"prune.widths: {len(widths)} widths, the tower has {len(tower.slots)} blocks")

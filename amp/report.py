@@ -8,11 +8,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402 (the backend comes first: machines without a screen)
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
-from amp.runs import atomic  # noqa: E402
+from amp.runs import atomic
 
 GREY, BLUE = "#c9ced6", "#2f6db3"
 
@@ -23,14 +23,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     def line(row: Sequence[str]) -> str:
         cells = [
-            str(c).ljust(w) if i == 0 else str(c).rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            str(c).ljust(w) if i == 0 else str(c).rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
         ]
         return "| " + " | ".join(cells) + " |"
 
-    rule = (
-        "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    )
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return "\n".join([line(headers), rule, *(line(row) for row in rows)])
 
 
@@ -71,12 +68,8 @@ def draw_probes(axes: Axes, probes: Sequence[tuple[int, int, float]], dense_widt
         points = sorted((width / dense_widths[block], entropy) for b, width, entropy in probes if b == block)
         colour = colours(0.92 * block / max(1, len(dense_widths) - 1))
         label = f"block {block}" if few else None
-        axes.plot(
-            *zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.2, color=colour, label=label
-        )
-    axes.set(
-        xlabel="width probed / dense width", ylabel="entropy (nats)", title="Entropy at each probed width"
-    )
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.2, color=colour, label=label)
+    axes.set(xlabel="width probed / dense width", ylabel="entropy (nats)", title="Entropy at each probed width")
     if few and blocks:
         axes.legend(frameon=False, fontsize=8, ncols=2)
     elif blocks:
@@ -84,8 +77,9 @@ def draw_probes(axes: Axes, probes: Sequence[tuple[int, int, float]], dense_widt
         axes.figure.colorbar(scale, ax=axes, label="block")
 
 
-def plot_pruning(record: Mapping[str, Any], dense_widths: Sequence[int], path: Path) -> None:
+def plot_pruning(record: Mapping[str, Any], path: Path) -> None:
     """`prune.png`: widths per block, and entropy per probe where there was a search."""
+    dense_widths = record["dense_widths"]
     panels = 2 if record["probes"] else 1
     figure, axes = plt.subplots(1, panels, figsize=(5.6 * panels, 4), layout="constrained", squeeze=False)
     draw_widths(axes[0, 0], record["widths"], dense_widths)
@@ -106,3 +100,24 @@ def save_figure(figure: Any, path: Path) -> None:
     with atomic(path) as partial:
         figure.savefig(partial, dpi=130, format="png", metadata={"Software": None})
     plt.close(figure)
+
+
+def plot_summary(record: Mapping[str, Any], rows: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """`summary.png`: widths per block, entropy per probed width, and the quality of every model.
+
+    Args:
+        record: of `prune.json`, with `dense_widths`.
+        rows: {model: {params, top1, recall1}}, qualities as fractions.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(16, 4.2), layout="constrained")
+    draw_widths(axes[0], record["widths"], record["dense_widths"])
+    draw_probes(axes[1], record["probes"], record["dense_widths"])
+    for offset, key, label, colour in ((-0.2, "top1", "top-1", BLUE), (0.2, "recall1", "recall@1", "#e08e2b")):
+        places = [position + offset for position in range(len(rows))]
+        bars = axes[2].bar(places, [row[key] for row in rows.values()], 0.38, color=colour, label=label)
+        axes[2].bar_label(bars, fmt="{:.3f}", fontsize=8, padding=2)
+    names = [f"{name.replace('_', ' ')}\n{human(row['params'])}" for name, row in rows.items()]
+    axes[2].set_xticks(range(len(rows)), names, fontsize=8)
+    axes[2].set(ylim=(0, 1.2), ylabel="on unseen digits", title="Quality, and parameters of the tower")
+    axes[2].legend(frameon=False, ncols=2, loc="upper left")
+    save_figure(figure, path)

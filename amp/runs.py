@@ -51,9 +51,7 @@ def warn_here(message: str) -> None:
     tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
-def progress(
-    items: Iterable[Item] | None, description: str, unit: str, total: int | None = None
-) -> "tqdm[Item]":
+def progress(items: Iterable[Item] | None, description: str, unit: str, total: int | None = None) -> Any:
     """A progress bar with rate and remaining time, shown by the main process. Without items, `update` moves it."""
     return tqdm(
         items,
@@ -91,14 +89,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def prepare_output(folder: str) -> Path:
-    """The run's folder, made if missing. Raises UserError when it cannot be made or written to."""
+    """The run's folder, which may not exist yet. Raises UserError when nothing could be written there."""
     path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UserError(f"output.dir: {folder}: cannot be written to ({error.strerror})") from None
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise UserError(f"output.dir: {folder}: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"output.dir: {folder}: {existing} cannot be written to")
     return path
 
 
@@ -125,9 +122,7 @@ def first_difference(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
     return None
 
 
-def describe(
-    config: BaseModel, pretrained: str | None, leave_out: Sequence[str] = (), **more: Any
-) -> dict[str, Any]:
+def describe(config: BaseModel, pretrained: str | None, leave_out: Sequence[str] = (), **more: Any) -> dict[str, Any]:
     """What decides a run's result, for its artifacts: settings, digest of the weights file, versions.
 
     Left out: where the output goes and how many workers read the images.

@@ -86,9 +86,7 @@ def _model_config(name: str) -> dict[str, Any]:
         config = open_clip.get_model_config(name.replace("/", "-"))
         if config is None:
             known = open_clip.list_models()
-            raise UserError(
-                f"model.name: open_clip knows no {name!r}{nearest(name, known)}, nor is it a .json file"
-            )
+            raise UserError(f"model.name: open_clip knows no {name!r}{nearest(name, known)}, nor is it a .json file")
         return config
     try:
         config = json.loads(Path(name).read_text(encoding="utf-8"))
@@ -116,9 +114,7 @@ def _register(name: str, config: dict[str, Any]) -> str:
     return registered
 
 
-def _create(
-    settings: ModelSettings, name: str, weights: str | None, device: str, kwargs: dict[str, Any]
-) -> nn.Module:
+def _create(settings: ModelSettings, name: str, weights: str | None, device: str, kwargs: dict[str, Any]) -> nn.Module:
     known_tags = open_clip.list_pretrained_tags_by_model(settings.name)
     if weights and weights not in known_tags and not Path(weights).is_file():
         raise UserError(
@@ -136,16 +132,14 @@ def _create(
         ) from None
     except (SafetensorError, EOFError, OSError) as error:
         raise UserError(f"model.pretrained: {weights}: cannot be read ({_first_line(error)})") from None
-    except RuntimeError as error:
-        if weights is None:
+    except (RuntimeError, AssertionError, TypeError) as error:
+        if weights and not isinstance(error, TypeError):
+            what = f"model.pretrained: {weights}: not the weights of {settings.name}"
+        elif settings.kwargs:
+            what = f"model.kwargs: {settings.kwargs}: open_clip refuses them"
+        else:
             raise
-        raise UserError(
-            f"model.pretrained: {weights}: not the weights of {settings.name} ({_first_line(error)})"
-        ) from None
-    except (TypeError, AssertionError) as error:
-        raise UserError(
-            f"model.kwargs: {settings.kwargs}: open_clip refuses them ({_first_line(error)})"
-        ) from None
+        raise UserError(f"{what} ({_first_line(error)})") from None
 
 
 @contextmanager

@@ -1,0 +1,113 @@
+"""Shared fixtures: the golden network and its images as a user would have them on disk."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from amp.config import ModelSettings
+from amp.runs import run_script
+from amp.towers import Tower, build_tower
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny models lose more to threads than they gain, and processes share the cores."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _repository_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configs name paths relative to the repository's root, as users run the scripts."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Any]:
+    """Scores, probes and widths of an independent implementation."""
+    return json.loads((GOLDEN / "golden.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def golden_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden images as an image folder: train/scene/0000.png ..., val/scene/0000.png ..."""
+    root = tmp_path_factory.mktemp("golden_images")
+    arrays = np.load(GOLDEN / "images.npz")
+    for split in ("train", "val"):
+        folder = root / split / "scene"
+        folder.mkdir(parents=True)
+        for index, image in enumerate(arrays[split]):
+            Image.fromarray(image).save(folder / f"{index:04d}.png")
+    return root
+
+
+@pytest.fixture
+def golden_model() -> ModelSettings:
+    return ModelSettings(
+        frame="open_clip", name=str(GOLDEN / "tiny-clip.json"), pretrained=str(GOLDEN / "tiny-clip.safetensors")
+    )
+
+
+@pytest.fixture
+def tower(golden_model: ModelSettings) -> Tower:
+    """The golden network: 5 blocks, width 64, hidden width 256, images of 32 px; a fresh one for every test."""
+    return build_tower(golden_model)
+
+
+@pytest.fixture
+def prune_yaml(tmp_path: Path, golden_images: Path) -> Path:
+    """Settings of the golden scoring and pruning; output in tmp_path/out."""
+    path = tmp_path / "prune.yaml"
+    path.write_text(f"""
+model: {{frame: open_clip, name: {GOLDEN}/tiny-clip.json, pretrained: {GOLDEN}/tiny-clip.safetensors}}
+data: {{name: imagefolder, root: {golden_images}, batch_size: 32, shuffle: false, num_workers: 0}}
+score: {{criterion: entropy, inverse_temperature: 15.0, absolute: true}}
+prune: {{entropy_increase: 1e-2, search_steps: 6}}
+output: {{dir: {tmp_path}/out}}
+""")
+    return path
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """call(script, *words) -> (exit code, stdout, stderr) of an entry script, in this process."""
+
+    def call_script(script: str, *words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+        space: dict[str, Any] = {"__name__": "script"}
+        source = (ROOT / script).read_text()
+        exec(compile(source, script, "exec"), space)
+        capfd.readouterr()
+        code = 0
+        try:
+            run_script(space["main"])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call_script
+
+
+@pytest.fixture
+def launch() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """launch(processes, script, *words): a real run, by python (1) or torchrun (more)."""
+
+    def launch_script(processes: int, script: str, *words: object) -> subprocess.CompletedProcess[str]:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = [sys.executable, *(torchrun if processes > 1 else []), script, *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+
+    return launch_script

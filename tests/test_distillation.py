@@ -1,0 +1,247 @@
+"""Distillation: golden losses and rates, resume equals uninterrupted, what is trained and what is shared."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file
+from torch import Tensor
+
+from amp.checkpoint import load_tower, save_tower
+from amp.config import DistillConfig, ModelSettings, OptimSettings, load_config
+from amp.data import Batches, list_images
+from amp.distillation import Distiller, check_pair, make_optimizer, rates, share_head
+from amp.distributed import World
+from amp.errors import UserError
+from amp.pruning import top_neurons
+from amp.towers import Tower, build_tower
+
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def golden_distill() -> dict[str, Any]:
+    return json.loads((GOLDEN / "distill.json").read_text())
+
+
+@pytest.fixture
+def distill_yaml(
+    tmp_path: Path, tower: Tower, golden: dict[str, Any], golden_distill: dict[str, Any], golden_images: Path
+) -> Path:
+    """The golden distillation as a user would run it; the student in tmp_path/student, output in tmp_path/out."""
+    kept = []
+    for slot, scores, width in zip(
+        tower.slots, golden["score"]["scores_abs@15.0"], golden_distill["widths"], strict=True
+    ):
+        indices = top_neurons(torch.tensor(scores), width)
+        slot.keep(indices)
+        kept.append(indices.tolist())
+    save_tower(tower, kept, {}, tmp_path / "student")
+    path = tmp_path / "distill.yaml"
+    path.write_text(f"""
+teacher: {{frame: open_clip, name: {GOLDEN}/tiny-clip.json, pretrained: {GOLDEN}/tiny-clip.safetensors}}
+student: {{pretrained: {tmp_path}/student}}
+data: {{name: imagefolder, root: {golden_images}, batch_size: 16, augment: none, shuffle: false, num_workers: 0}}
+optim: {{base_lr: 0.02, min_lr: 1e-4, epochs: 5, warmup_epochs: 1, weight_decay: 0.04, weight_decay_end: 0.2}}
+output: {{dir: {tmp_path}/out}}
+""")
+    return path
+
+
+def _log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def _check_golden(folder: Path, golden_distill: dict[str, Any]) -> None:
+    steps = _log(folder)
+    assert [s["step"] for s in steps] == list(range(20))
+    for key in ("loss", "loss_cls", "loss_patch"):
+        assert [s[key] for s in steps] == pytest.approx([s[key] for s in golden_distill["steps"]], rel=1e-3)
+    for key in ("lr", "weight_decay"):
+        assert [s[key] for s in steps] == pytest.approx([s[key] for s in golden_distill["steps"]], rel=1e-12)
+    weights = load_file(folder / "distilled" / "model.safetensors")
+    for name, norm in golden_distill["final_norms"].items():
+        weight = weights[f"visual.{name}"]
+        if name.endswith("in_proj_bias"):
+            continue  # Softmax cancels a bias of the keys: its gradient is rounding, which Adam scales up.
+        assert weight.norm().item() == pytest.approx(norm, rel=1e-3), name
+
+
+def test_golden_distillation(
+    distill_yaml: Path, tmp_path: Path, golden_distill: dict[str, Any], call: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, out, _ = call("distill.py", "--config_file", distill_yaml)
+    assert code == 0
+    assert "distilled" in out
+    _check_golden(tmp_path / "out", golden_distill)
+    assert not (tmp_path / "out" / "checkpoint.pt").exists()
+    assert list((tmp_path / "out" / "tensorboard").iterdir())
+    before = (tmp_path / "out" / "distilled" / "model.safetensors").stat().st_mtime_ns
+    code, out, _ = call("distill.py", "--config_file", distill_yaml)
+    assert (code, "already done" in out) == (0, True)
+    assert (tmp_path / "out" / "distilled" / "model.safetensors").stat().st_mtime_ns == before
+    code, _, err = call("distill.py", "--config_file", distill_yaml, "--set", "optim.epochs=6")
+    assert code == 2
+    assert "optim.epochs = 5, asked for 6" in err
+
+
+def test_two_processes_give_the_golden_numbers(
+    distill_yaml: Path, tmp_path: Path, golden_distill: dict[str, Any], launch: Callable[..., Any]
+) -> None:
+    done = launch(2, "distill.py", "--config_file", distill_yaml)
+    assert done.returncode == 0, done.stderr
+    _check_golden(tmp_path / "out", golden_distill)
+
+
+@pytest.mark.parametrize("killed_after", [1, 6, 13])
+def test_resumed_equals_uninterrupted(
+    distill_yaml: Path,
+    tmp_path: Path,
+    call: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    killed_after: int,
+) -> None:
+    words = ["--config_file", distill_yaml, "--set", "output.save_every=3", "--set", "data.shuffle=true"]
+    words += ["--set", "data.augment=dinov2"]
+    assert call("distill.py", *words, "--set", f"output.dir={tmp_path}/whole")[0] == 0
+
+    step = Distiller._train_step
+
+    def killed(self: Distiller, images: Tensor) -> dict[str, float]:
+        if self.step == killed_after:
+            raise KeyboardInterrupt
+        return step(self, images)
+
+    monkeypatch.setattr(Distiller, "_train_step", killed)
+    assert call("distill.py", *words)[0] == 130
+    assert not (tmp_path / "out" / "distilled").exists()
+    monkeypatch.setattr(Distiller, "_train_step", step)
+    code, out, _ = call("distill.py", *words)
+    assert code == 0
+    assert (f"resuming after step {killed_after // 3 * 3} of 20" in out) == (killed_after > 2)
+    for file in ("log.jsonl", "distilled/model.safetensors", "distilled/config.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_checkpoint_of_other_settings_is_refused(
+    distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--config_file", distill_yaml, "--set", "output.save_every=2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Distiller, "_remaining", _first(Distiller._remaining, 3))
+        patched.setattr("amp.checkpoint.save_tower", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert call("distill.py", *words)[0] == 130
+    assert (tmp_path / "out" / "checkpoint.pt").exists()
+    code, _, err = call("distill.py", *words, "--set", "optim.base_lr=0.01")
+    assert code == 2
+    assert "checkpoint.pt was made with optim.base_lr = 0.02, asked for 0.01" in err
+
+
+def _first(remaining: Callable[[Distiller], Any], count: int) -> Callable[[Distiller], Any]:
+    return lambda self: (images for images, _ in zip(remaining(self), range(count), strict=False))
+
+
+def test_rates_start_at_zero_peak_after_warmup_and_end_near_min_lr() -> None:
+    optim = OptimSettings(base_lr=1e-3, min_lr=1e-6, epochs=10, warmup_epochs=2)
+    values = [rates(step, optim, 512, 50) for step in range(500)]
+    lr = [value[0] for value in values]
+    assert lr[0] == 0
+    assert lr[99] == lr[100] == max(lr) == pytest.approx(2e-3)
+    assert lr[:100] == sorted(lr[:100])
+    assert lr[100:] == sorted(lr[100:], reverse=True)
+    assert lr[-1] == pytest.approx(1e-6, rel=0.05)
+    decay = [value[1] for value in values]
+    assert decay == sorted(decay)
+    assert (decay[0], decay[-1]) == pytest.approx((0.04, 0.2), rel=1e-4)
+
+
+def test_warmup_of_nothing_and_of_one_step() -> None:
+    assert rates(0, OptimSettings(base_lr=1e-3, min_lr=0.0, epochs=2, warmup_epochs=0), 256, 5)[0] == 1e-3
+    assert rates(0, OptimSettings(base_lr=1e-3, min_lr=0.0, epochs=2, warmup_epochs=1), 256, 1)[0] == 0
+
+
+def _pair(distill_yaml: Path) -> tuple[DistillConfig, Tower, Tower]:
+    config = load_config(DistillConfig, distill_yaml)
+    return config, build_tower(config.teacher.as_model("fp32")), load_tower(config.student.pretrained)
+
+
+def test_student_keeps_the_teachers_head(distill_yaml: Path) -> None:
+    _, teacher, student = _pair(distill_yaml)
+    with torch.no_grad():
+        for parameter in student.visual.ln_post.parameters():
+            parameter.add_(1)
+    share_head(teacher, student)
+    frozen = {name for name, p in student.visual.named_parameters() if not p.requires_grad}
+    assert frozen == {"ln_post.weight", "ln_post.bias", "proj"}
+    for name in frozen:
+        assert torch.equal(student.visual.get_parameter(name), teacher.visual.get_parameter(name))
+    assert not any(p.requires_grad for n, p in student.model.named_parameters() if not n.startswith("visual."))
+
+
+def test_text_tower_and_head_come_out_unchanged(
+    distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    assert call("distill.py", "--config_file", distill_yaml)[0] == 0
+    dense = load_file(GOLDEN / "tiny-clip.safetensors")
+    distilled = load_file(tmp_path / "out" / "distilled" / "model.safetensors")
+    shared = ("visual.ln_post", "visual.proj")
+    for name, weight in dense.items():
+        same = not name.startswith("visual.") or name.startswith(shared)
+        assert (distilled[name].shape == weight.shape and torch.equal(distilled[name], weight)) == same, name
+
+
+def test_student_of_another_model_is_refused(distill_yaml: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = call("distill.py", "--config_file", distill_yaml, "--set", "teacher.name=ViT-S-32-alt")
+    assert code == 2
+    assert err.count("\n") == 1
+
+
+def test_pair_of_two_architectures_is_refused(distill_yaml: Path, tmp_path: Path) -> None:
+    _, _, student = _pair(distill_yaml)
+    other = json.loads((GOLDEN / "tiny-clip.json").read_text())
+    other["vision_cfg"]["layers"] = 4
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    teacher = build_tower(ModelSettings(frame="open_clip", name=str(tmp_path / "other.json")))
+    with pytest.raises(UserError, match=r"student.pretrained: .*tiny-clip.json.* the teacher is .*other.json"):
+        check_pair(teacher, student)
+
+
+def test_nan_stops_the_run_and_says_where(distill_yaml: Path) -> None:
+    config, teacher, student = _pair(distill_yaml)
+    share_head(teacher, student)
+    batches = Batches(
+        list_images(config.data, "train"), lambda _: torch.full((3, 32, 32), torch.nan), config.data, WORLD
+    )
+    with pytest.raises(RuntimeError, match=r"loss is nan at step 0; last good checkpoint: none"):
+        Distiller(teacher, student, batches, config.optim, config.output, {}, WORLD).run()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
+def test_low_precision_learns_nearly_as_well(
+    distill_yaml: Path, tmp_path: Path, golden_distill: dict[str, Any], call: Callable[..., Any], precision: str
+) -> None:
+    code, _, err = call("distill.py", "--config_file", distill_yaml, "--set", f"optim.precision={precision}")
+    assert code == 0, err
+    last = [step["loss"] for step in _log(tmp_path / "out")][-4:]
+    assert sum(last) == pytest.approx(sum(step["loss"] for step in golden_distill["steps"][-4:]), rel=0.1)
+    load_tower(tmp_path / "out" / "distilled")
+
+
+def test_pure_bf16_moves_where_plain_bf16_rounds_to_nothing() -> None:
+    def trained(precision: Any) -> float:
+        weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+        settings = OptimSettings(base_lr=1e-4, min_lr=0.0, epochs=2, precision=precision)
+        optimizer = make_optimizer([weight], settings)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-4
+        for _ in range(100):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+        return weight.item()
+
+    assert trained("fp32") == 1.0  # AdamW without Kahan sums on bf16 weights: every step is lost.
+    assert trained("pure_bf16") == pytest.approx(0.99, abs=0.004)
