@@ -1,6 +1,7 @@
 """Distils a pruned student from its dense teacher; writes log.jsonl, tensorboard/ and distilled/."""
 
-from amp.config import DistillConfig, parse_args
+from amp.cli import parse_args
+from amp.config import DistillConfig
 from amp.runs import run_script
 
 

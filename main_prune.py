@@ -2,26 +2,19 @@
 
 import time
 
-from amp.config import PruneConfig, parse_args
+from amp.cli import parse_args
+from amp.config import PruneConfig
 from amp.runs import run_script
 
 
 def main() -> None:
     config = parse_args(PruneConfig, __doc__)
 
-    from amp import distributed, pruning, report
+    from amp import distributed, report
     from amp.checkpoint import save_tower
     from amp.data import Batches, list_images
-    from amp.runs import (
-        check_same_run,
-        describe,
-        prepare_output,
-        progress,
-        read_json,
-        reproduce,
-        say,
-        write_json,
-    )
+    from amp.pruning import EntropyMeter, prune
+    from amp.runs import check_same_run, describe, prepare_output, progress, read_json, reproduce, say, write_json
     from amp.scoring import check_scores, load_scores
     from amp.towers import build_tower
     from eval.efficiency import measure_sizes
@@ -32,8 +25,7 @@ def main() -> None:
         config = config.with_frame(scored["settings"]["model"]["frame"])
         header = describe(config, config.model.pretrained)
         check_scores(scored, header)
-        done = world.broadcast((folder / "prune.json").exists() and (folder / "pruned").is_dir())
-        if done:
+        if world.broadcast((folder / "prune.json").exists() and (folder / "pruned").is_dir()):
             check_same_run(folder / "prune.json", read_json(folder / "prune.json"), header)
             say(f"already done: {folder / 'prune.json'} and {folder / 'pruned'}")
             return
@@ -44,36 +36,26 @@ def main() -> None:
         batches = Batches(paths, tower.transform, config.data, world, config.data.num_val_samples)
         held = [b.to(tower.dtype) for b in progress(batches, "read held-out images", "batch", total=len(batches))]
         batches.say_broken()
-        entropy = pruning.EntropyMeter(tower, held, config.score.inverse_temperature, world)
-        if config.prune.widths is None:
-            steps, increase = config.prune.search_steps, config.prune.entropy_increase
-            result = pruning.prune_by_search(tower, scores, entropy, increase, steps)
-        else:
-            result = pruning.prune_to_widths(tower, scores, config.prune.widths, entropy)
+        entropy = EntropyMeter(tower, held, config.score.inverse_temperature, world)
+        result = prune(tower, scores, entropy, config.prune)
         sizes = measure_sizes(config.model, result.kept)
+        cost = {**entropy.cost, "seconds": round(time.monotonic() - started, 2)}
+        record = {
+            "widths": tower.widths,
+            "dense_widths": dense_widths,
+            **result.entropies,
+            **sizes,
+            "cost": cost,
+            **header,
+        }
         if world.is_main:
-            record = {
-                "widths": tower.widths,
-                "dense_widths": dense_widths,
-                "dense_entropy": result.dense_entropy,
-                "final_entropy": result.final_entropy,
-                "probes": result.probes,
-                **sizes,
-                "cost": {
-                    "block_forwards": result.block_forwards,
-                    "images": result.images,
-                    "seconds": round(time.monotonic() - started, 2),
-                },
-                **header,
-                "reproduce": reproduce("main_prune.py"),
-            }
             report.plot_pruning(record, folder / "prune.png")
             save_tower(tower, result.kept, header, folder / "pruned")
-            write_json(folder / "prune.json", record)
+            write_json(folder / "prune.json", {**record, "reproduce": reproduce("main_prune.py")})
         world.barrier()
         say(report.describe_sizes(sizes["params"], sizes["flops"]))
         say(f"widths {tower.widths}; entropy {result.dense_entropy:.4f} -> {result.final_entropy:.4f} nats")
-        say(f"wrote {folder}/prune.json, prune.png and pruned/")
+        say(f"wrote {folder}/prune.json, prune.png and pruned/ in {cost['seconds']:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Scores the hidden neurons of every MLP by one label-free criterion; writes scores.safetensors."""
 
-from amp.config import PruneConfig, parse_args
+from amp.cli import parse_args
+from amp.config import PruneConfig
 from amp.runs import run_script
 
 

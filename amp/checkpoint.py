@@ -39,6 +39,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def is_model_folder(path: str | None) -> bool:
+    """Whether `path` is a folder that this module wrote, by its config.json."""
     return path is not None and (Path(path) / "config.json").is_file()
 
 
@@ -136,11 +137,12 @@ def open_tower(
             read_folder_config(name)
         settings = ModelSettings(frame=frame, name=name, pretrained=pretrained, precision=precision or "fp32")
         return build_tower(settings, device)
+    tower = load_tower(folder, device, precision)
     if folder == pretrained and name is not None and name != pretrained:
-        own = read_folder_config(folder).base.get("name")
-        if own != name:
-            raise UserError(f"--pretrained: {folder} is a pruned {own!r}, not {name!r}; leave --model out or fit it")
-    return load_tower(folder, device, precision)
+        dense = build_tower(ModelSettings(frame=frame, name=name), "meta")
+        if not tower.same_architecture(dense):
+            raise UserError(f"--pretrained: {folder} is a pruned {tower.base['name']!r}, not {name!r}")
+    return tower
 
 
 def load_pruned(folder: str | Path, device: str = "cpu") -> tuple[Any, Any, Any]:

@@ -3,6 +3,7 @@
 B images, C channels, S side in pixels.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +176,7 @@ class Batches:
         loader: DataLoader[Any] = DataLoader(
             _Images(self.paths, self.transform, self.settings.seed),
             batch_sampler=keys,
-            num_workers=self.settings.num_workers,
+            num_workers=min(self.settings.num_workers, os.cpu_count() or 1),
             collate_fn=_collate,
             pin_memory=self.world.device.type == "cuda",
         )
@@ -197,6 +198,4 @@ class Batches:
         """One line with the number of skipped files over all processes, if any."""
         found = set().union(*self.world.gather_objects(set(self.broken)))
         if found:
-            say(
-                f"{len(found)} of {len(self.paths)} image files were broken and skipped, the next readable ones taken"
-            )
+            say(f"{len(found)} of {len(self.paths)} image files were broken and skipped, the next readable ones taken")

@@ -48,8 +48,7 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 def check_pair(teacher: Tower, student: Tower) -> None:
     """Raises UserError unless the student is the teacher's architecture with MLPs as wide or narrower."""
-    keys = ("frame", "model_config", "kwargs")
-    if any(teacher.base.get(key) != student.base.get(key) for key in keys):
+    if not student.same_architecture(teacher):
         raise UserError(
             f"student.pretrained: a pruned {student.base['name']!r}, the teacher is {teacher.base['name']!r}"
         )

@@ -1,11 +1,11 @@
 """The only file that knows torch.distributed. On one process every operation is the identity."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from amp.errors import UserError
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,19 @@ class World:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def from_main(self, function: Callable[[], Value]) -> Value:
+        """What `function` returns on the main process, or the UserError it raises there, on every process."""
+        outcome: Any = None
+        if self.is_main:
+            try:
+                outcome = function()
+            except UserError as error:
+                outcome = error
+        outcome = self.broadcast(outcome)
+        if isinstance(outcome, UserError):
+            raise outcome
+        return outcome
+
     def gather_objects(self, value: Any) -> list[Any]:
         """Picklable values of all processes in rank order, on every process."""
         if self.size == 1:
@@ -97,9 +112,7 @@ def start(device: str | None = None) -> Iterator[World]:
     local_rank = int(os.environ["LOCAL_RANK"])
     if kind == "cuda":
         if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"--nproc_per_node: process {local_rank} has no GPU of {torch.cuda.device_count()}"
-            )
+            raise UserError(f"--nproc_per_node: process {local_rank} has no GPU of {torch.cuda.device_count()}")
         torch.cuda.set_device(local_rank)
         own = torch.device("cuda", local_rank)
     else:

@@ -5,10 +5,12 @@ H hidden width, K kept neurons, L blocks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from amp.config import SearchSettings
 from amp.criteria import information_entropy
 from amp.distributed import World
 from amp.errors import UserError
@@ -22,18 +24,23 @@ Probe = tuple[int, int, float]
 
 @dataclass
 class Pruned:
-    """What a pruning did: kept neurons and widths by block, and every probe as (block, width, entropy in nats)."""
+    """What a pruning did: kept neurons by block, and every probe as (block, width, entropy); entropies in nats."""
 
     kept: list[list[int]]
     dense_entropy: float
     final_entropy: float
     probes: list[Probe] = field(default_factory=list)
-    block_forwards: int = 0
-    images: int = 0
+
+    @property
+    def entropies(self) -> dict[str, Any]:
+        """The part of `prune.json` that the search measured."""
+        return {"dense_entropy": self.dense_entropy, "final_entropy": self.final_entropy, "probes": self.probes}
 
 
 class EntropyMeter:
     """Mean entropy of a tower over fixed held-out batches, in nats; counts what it costs.
+
+    `cost`: `block_forwards` (one block run on one entropy batch counts 1) and `images`, both so far.
 
     Args:
         batches: local shares of the global batches, held in memory: the same ones, in the same order, every time.
@@ -44,8 +51,7 @@ class EntropyMeter:
         self._batches = batches
         self._inverse_temperature = inverse_temperature
         self._world = world
-        self.block_forwards = 0
-        self.images = 0
+        self.cost = {"block_forwards": 0, "images": 0}
 
     @torch.inference_mode()
     def __call__(self) -> float:
@@ -53,8 +59,8 @@ class EntropyMeter:
         for images_BCHW in self._batches:
             feature_BD = self._world.gather(self._tower.feature(images_BCHW.to(self._world.device, self._tower.dtype)))
             entropies.append(information_entropy(feature_BD, self._inverse_temperature).double())
-            self.block_forwards += len(self._tower.slots)
-            self.images += len(feature_BD)
+            self.cost["block_forwards"] += len(self._tower.slots)
+            self.cost["images"] += len(feature_BD)
         # One process decides for all, so that rounding can never part their ways.
         return float(self._world.broadcast(torch.stack(entropies).mean().item()))
 
@@ -62,6 +68,13 @@ class EntropyMeter:
 def top_neurons(score_H: Tensor, width: int) -> Tensor:
     """Indices (K,) of the `width` highest scores, ascending; ties go to the lower index."""
     return score_H.cpu().sort(descending=True, stable=True).indices[:width].sort().values
+
+
+def prune(tower: Tower, scores: Sequence[Tensor], entropy: EntropyMeter, settings: SearchSettings) -> Pruned:
+    """Slices `tower` to the given widths, or to those that a search finds. See the two functions below."""
+    if settings.widths is not None:
+        return prune_to_widths(tower, scores, settings.widths, entropy)
+    return prune_by_search(tower, scores, entropy, settings.entropy_increase, settings.search_steps)
 
 
 def prune_by_search(
@@ -94,7 +107,6 @@ def prune_by_search(
             result.kept[block] = _keep(tower, block, score_H, found.width)
             reference = reference if found.entropy is None else found.entropy
     result.final_entropy = reference
-    result.block_forwards, result.images = entropy.block_forwards, entropy.images
     return result
 
 
@@ -108,7 +120,6 @@ def prune_to_widths(tower: Tower, scores: Sequence[Tensor], widths: Sequence[int
     result = Pruned([], entropy(), 0.0)
     result.kept = [_keep(tower, block, score_H, widths[block]) for block, score_H in enumerate(scores)]
     result.final_entropy = entropy()
-    result.block_forwards, result.images = entropy.block_forwards, entropy.images
     return result
 
 

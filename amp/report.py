@@ -97,6 +97,7 @@ def plot_pruning(record: Mapping[str, Any], path: Path) -> None:
 
 
 def save_figure(figure: Any, path: Path) -> None:
+    """A PNG, written beside and renamed."""
     with atomic(path) as partial:
         figure.savefig(partial, dpi=130, format="png", metadata={"Software": None})
     plt.close(figure)

@@ -37,6 +37,7 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def main_process() -> bool:
+    """Whether this process speaks for the run, as torchrun numbers them."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -84,6 +85,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """A JSON file, written beside and renamed."""
     with atomic(path) as partial:
         partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from amp.checkpoint import load_tower, save_tower
-from amp.config import DistillConfig, ModelSettings, OptimSettings, load_config
+from amp.cli import load_config
+from amp.config import DistillConfig, ModelSettings, OptimSettings
 from amp.data import Batches, list_images
 from amp.distillation import Distiller, check_pair, make_optimizer, rates, share_head
 from amp.distributed import World

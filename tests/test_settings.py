@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from amp.config import DistillConfig, PruneConfig, load_config, parse_args, settings_help
+from amp.cli import load_config, parse_args, settings_help
+from amp.config import DistillConfig, PruneConfig
 from amp.errors import UserError
 from amp.towers import build_tower
 

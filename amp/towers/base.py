@@ -50,6 +50,10 @@ class Tower:
         size = self.preprocess["size"]
         return int(size if isinstance(size, int) else size[0])
 
+    def same_architecture(self, other: "Tower") -> bool:
+        """Whether both are of one dense model, whatever their widths and weights."""
+        return all(self.base.get(key) == other.base.get(key) for key in ("frame", "model_config", "kwargs"))
+
     @property
     def widths(self) -> list[int]:
         """Hidden width of every block, first to last."""

@@ -1,0 +1,148 @@
+"""The command line: YAML and `--set` -> settings. Every error names file, key, value and what is allowed.
+
+Light on purpose: `--help` and mistakes in the settings must answer before torch is imported.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from amp.config import DistillConfig, Frame, PruneConfig
+from amp.errors import UserError, nearest
+
+Config = TypeVar("Config", PruneConfig, DistillConfig)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-2 as a string and keeps the last of two equal keys; users mean neither."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if str(key_node.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} stands twice", key_node.start_mark
+                )
+            seen.add(str(key_node.value))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_args(config_class: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
+    """Reads --config_file, --frame and --set of an entry script. Raises UserError; --help exits with 0."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="settings (YAML, or --set key.path=value):\n" + settings_help(config_class),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config_file", required=True, metavar="YAML", help="settings of the run (required)")
+    parser.add_argument(
+        "--frame", choices=get_args(Frame), help="library of the model (default: the YAML's, else open_clip)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, repeatable"
+    )
+    args: argparse.Namespace = parser.parse_args(argv)
+    base = "teacher" if config_class is DistillConfig else "model"
+    frame: list[str] = [f"{base}.frame={args.frame}"] if args.frame else []
+    return load_config(config_class, args.config_file, [*args.set, *frame])
+
+
+def load_config(config_class: type[Config], config_file: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Settings from a YAML file, with 'key.path=value' overrides. Raises UserError."""
+    raw = _read_yaml(Path(config_file))
+    overridden: set[str] = set()
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {override}: expected key.path=value, for example --set data.batch_size=64")
+        _set_path(raw, key, _parse_value(override, text))
+        overridden.add(key)
+    try:
+        # Through JSON, since strict types accept a list for a tuple only there.
+        return config_class.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise UserError(_explain(error, config_class, str(config_file), overridden)) from None
+
+
+def settings_help(config_class: type[BaseModel], prefix: str = "") -> str:
+    """One line for every setting: key path, default, meaning."""
+    lines = []
+    for key, field in config_class.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            lines.append(settings_help(kind, f"{prefix}{key}."))
+            continue
+        default = "required" if field.is_required() else f"default {_as_yaml(field.default)}"
+        lines.append(f"  {prefix + key:<28} {field.description} ({default})")
+    return "\n".join(lines)
+
+
+def _as_yaml(value: Any) -> str:
+    return json.dumps(value)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        siblings = [str(p) for p in Path("configs").glob("**/*.yaml")]
+        raise UserError(f"{path}: no such file{nearest(str(path), siblings)}")
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}:{where} not a YAML file: {reason}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected settings as 'key: value' lines, found {type(raw).__name__}")
+    return raw
+
+
+def _parse_value(override: str, text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not YAML") from None
+
+
+def _set_path(raw: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        if raw.get(parent) is None:
+            raw[parent] = {}
+        raw = raw[parent]
+        if not isinstance(raw, dict):
+            raise UserError(f"--set {key}: {parent!r} is a value, not a group of settings")
+    raw[last] = value
+
+
+def _explain(error: ValidationError, config_class: type[BaseModel], file: str, overridden: set[str]) -> str:
+    problem, *others = error.errors()
+    key = ".".join(str(part) for part in problem["loc"])
+    own = [o for o in overridden if f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.")]
+    source = f"--set {key}" if own else f"{file}: {key}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        group: Any = config_class
+        for part in problem["loc"][:-1]:
+            group = group.model_fields[part].annotation
+        known = list(group.model_fields)
+        text = f"unknown key{nearest(str(problem['loc'][-1]), known)} (known: {', '.join(known)})"
+    elif problem["type"] == "missing":
+        text = "missing, and it has no default"
+    elif problem["type"] == "value_error":
+        text = message
+    else:
+        text = f"{json.dumps(problem['input'], default=str)} is not allowed: {message[0].lower() + message[1:]}"
+    more = f" (and {len(others)} more mistakes)" if others else ""
+    return f"{source}: {text}{more}"

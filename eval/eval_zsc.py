@@ -1,0 +1,137 @@
+"""Zero-shot classification or retrieval of a dense or a pruned model; writes the metrics as JSON."""
+
+import argparse
+import hashlib
+import json
+import re
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+from amp.config import Frame, Precision
+from amp.errors import UserError
+from amp.runs import file_sha256, first_difference, prepare_output, read_json, run_script, say, write_json
+from eval.benchmarks import NEEDS, Benchmark
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "clip_benchmark")
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line; mistakes in it exit with 2."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--model", metavar="NAME|JSON|FOLDER", help="library's model name, an open_clip model JSON or a pruned/ folder")
+    add("--model_type", choices=get_args(Frame), default="open_clip", help="library of it (default: %(default)s)")
+    add("--pretrained", metavar="CKPT", help="weights: a tag, a file or a pruned/ folder (default: random, seeded)")
+    add("--batch_size", type=int, default=256, help="images in one batch on one process (default: %(default)s)")
+    add("--task", choices=[*NEEDS], default="zeroshot_classification", help="what is measured (default: %(default)s)")
+    add("--dataset", required=True, metavar="NAME", help="clip_benchmark's name of it, or digit_scenes (required)")
+    add("--dataset_root", required=True, metavar="DIR", help="folder of the dataset (required)")
+    add("--language", default="en", help="of the class names or the captions (default: %(default)s)")
+    add("--save_clf", metavar="FILE", help="write the text classifier here, as safetensors (default: nowhere)")
+    add("--load_clfs", nargs="+", default=[], metavar="FILE", help="use the mean of these classifiers (default: none)")
+    add("--precision", choices=("fp32", "bf16"), help="of the encoders (default: bf16 on CUDA, fp32 on CPU)")
+    add("--num_workers", type=int, default=4, help="loader workers per process (default: %(default)s)")
+    add("--output", metavar="JSON", help="the metrics (default: out/eval/DATASET_TASK_MODEL_DIGEST.json)")
+    args = parser.parse_args()
+    for key, least in (("batch_size", 1), ("num_workers", 0)):
+        if getattr(args, key) < least:
+            parser.error(f"argument --{key}: {getattr(args, key)} is less than {least}")
+    if args.task != "zeroshot_classification" and (args.save_clf or args.load_clfs):
+        parser.error("argument --save_clf, --load_clfs: zeroshot_retrieval has no text classifier")
+    if not (args.model or args.pretrained):
+        parser.error("the following arguments are required: --model (or a pruned/ folder as --pretrained)")
+    return args
+
+
+def describe(args: argparse.Namespace, precision: str) -> dict[str, Any]:
+    """What decides the numbers: the options, and the files they name by digest."""
+    keys = ("model", "model_type", "pretrained", "task", "dataset", "dataset_root", "language", "batch_size")
+    settings = {key: getattr(args, key) for key in keys} | {"precision": precision}
+    settings |= {"model_sha256": file_sha256(args.model), "load_clfs_sha256": [*map(file_sha256, args.load_clfs)]}
+    folder = next((path for path in (args.pretrained, args.model) if path and Path(path).is_dir()), None)
+    weights = str(Path(folder) / "model.safetensors") if folder else args.pretrained
+    return {"settings": settings, "pretrained_sha256": file_sha256(weights)}
+
+
+def find_result(args: argparse.Namespace, header: dict[str, Any]) -> tuple[Path, dict[str, Any] | None]:
+    """Where the result goes, and the result if it is there. Raises UserError when another one is."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:8]
+    words = (args.dataset, args.task, Path(args.model or args.pretrained).stem, digest)
+    path = Path(args.output or f"out/eval/{re.sub(r'[^A-Za-z0-9_.-]+', '-', '_'.join(words))}.json")
+    for file in (args.save_clf, path):
+        if file:
+            prepare_output(str(Path(file).parent))
+    record = read_json(path) if path.exists() else None
+    if record and (difference := first_difference(record, header)):
+        key, old, new = difference
+        raise UserError(
+            f"--output: {path}: another measurement: {key} was {old!r}, now {new!r}; name another file or delete it"
+        )
+    return path, record if not args.save_clf or Path(args.save_clf).exists() else None
+
+
+def classifier_for(args: argparse.Namespace, evaluator: Any, dataset: Any) -> Any:
+    """The (D, C) text classifier, from --load_clfs or from the class names; written to --save_clf."""
+    from eval.zeroshot import classifier_header, load_classifiers, save_classifier
+
+    header = classifier_header(evaluator.tower, args.dataset, args.language, dataset)
+    if args.load_clfs:
+        width = evaluator.embed_width()
+        classifier = evaluator.world.from_main(lambda: load_classifiers(args.load_clfs, header, width))
+    else:
+        classifier = evaluator.text_classifier(dataset.classes, dataset.templates)
+    if args.save_clf and evaluator.world.is_main:
+        save_classifier(Path(args.save_clf), classifier, header)
+        say(f"wrote {args.save_clf}")
+    return classifier
+
+
+def show(record: dict[str, Any], path: Path) -> None:
+    """The metrics on the console."""
+    from amp.report import table
+
+    title = f"{record['dataset']}, {record['task']}: {record['num_images']} images in {record['seconds']} s"
+    shares = [[name, "-" if value is None else f"{100 * value:.2f}"] for name, value in record["metrics"].items()]
+    say(f"{title}\n{table(['metric', '%'], shares)}\n{path}")
+
+
+def main() -> None:
+    args = parse_args()
+    benchmark = Benchmark(args.task, args.dataset, args.dataset_root, args.language)
+    benchmark.check()
+
+    import torch
+
+    from amp import distributed
+    from amp.checkpoint import open_tower
+    from eval.zeroshot import Evaluator
+
+    with distributed.start() as world:
+        precision: Precision = args.precision or ("bf16" if world.device.type == "cuda" else "fp32")
+        header = world.from_main(lambda: describe(args, precision))
+        path, record = world.from_main(lambda: find_result(args, header))
+        if record:
+            say("already done")
+        else:
+            torch.manual_seed(0)  # without weights every process must draw the same ones
+            tower = open_tower(args.model, args.model_type, args.pretrained, "fp32", str(world.device))
+            evaluator = Evaluator(tower, world, args.batch_size, precision, args.num_workers)
+            dataset = benchmark.build(tower.transform, world)
+            started = time.monotonic()
+            if args.task == "zeroshot_retrieval":
+                metrics, num_images = evaluator.retrieve(dataset)
+            else:
+                metrics, num_images = evaluator.classify(dataset, classifier_for(args, evaluator, dataset))
+            record = {key: getattr(args, key) for key in ("model", "pretrained", "task", "dataset")}
+            record |= {"metrics": metrics, "num_images": num_images, "seconds": round(time.monotonic() - started, 2)}
+            record |= {**header, "versions": {package: version(package) for package in PACKAGES}}
+            if world.is_main:
+                write_json(path, record)
+            world.barrier()
+        show(record, path)
+
+
+if __name__ == "__main__":
+    run_script(main)
