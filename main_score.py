@@ -6,7 +6,7 @@ from amp.runs import run_script
 
 
 def main() -> None:
-    config = parse_args(PruneConfig, __doc__)
+    config = parse_args(PruneConfig, __doc__).with_frame("open_clip")
 
     from amp import distributed
     from amp.data import Batches, list_images

@@ -90,7 +90,7 @@ class PruneConfig(Settings):
 
 
 class TeacherSettings(Settings):
-    frame: Frame | None = Field(None, description="library the model comes from; also --frame")
+    frame: Frame = Field("open_clip", description="library the model comes from; also --frame")
     name: str = Field(description="the library's model name, or the path of an open_clip model JSON")
     pretrained: str | None = Field(None, description="weights: a tag of the library or a file; null: random")
     kwargs: dict[str, Any] = Field({}, description="passed to the library's factory (img_size, ...)")

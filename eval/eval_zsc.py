@@ -102,8 +102,6 @@ def main() -> None:
     benchmark = Benchmark(args.task, args.dataset, args.dataset_root, args.language)
     benchmark.check()
 
-    import torch
-
     from amp import distributed
     from amp.checkpoint import open_tower
     from eval.zeroshot import Evaluator
@@ -115,7 +113,6 @@ def main() -> None:
         if record:
             say("already done")
         else:
-            torch.manual_seed(0)  # without weights every process must draw the same ones
             tower = open_tower(args.model, args.model_type, args.pretrained, "fp32", str(world.device))
             evaluator = Evaluator(tower, world, args.batch_size, precision, args.num_workers)
             dataset = benchmark.build(tower.transform, world)

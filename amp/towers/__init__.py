@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from amp.config import ModelSettings
 from amp.towers.base import TokenReadout, Tower
 from amp.towers.open_clip import build_open_clip
@@ -21,4 +23,7 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
     Raises:
         UserError: unknown name, missing weights, weights of another architecture, no prunable MLP.
     """
-    return BUILDERS[settings.frame or "open_clip"](settings, device, saved)
+    with torch.random.fork_rng(devices=[]):
+        # Without weights every process and every script must draw the same ones.
+        torch.manual_seed(0)
+        return BUILDERS[settings.frame or "open_clip"](settings, device, saved)

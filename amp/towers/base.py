@@ -71,7 +71,8 @@ class TokenReadout(nn.Module):
         last.register_forward_hook(lambda module, inputs, output: self._tokens.append(output))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        self._tokens.clear()
         self.visual(images_BCHW)
-        tokens_BTD = self._tokens.pop()
-        assert not self._tokens, "the last block ran more than once"
+        (tokens_BTD,) = self._tokens
+        self._tokens.clear()
         return tokens_BTD
