@@ -10,7 +10,6 @@ Shapes: N scenes on disk, U different captions among them, B scenes of a batch, 
 import argparse
 import contextlib
 import io
-import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from amp.checkpoint import write_tensors
 from amp.runs import atomic, progress, run_script
 from amp.scenes import COLOURS, DIGITS, RELATIONS, build_scenes
+from amp.towers.open_clip import quiet
 
 MODEL_JSON = Path("configs/models/digit_scenes.json")
 STEPS = 1500
@@ -60,7 +60,8 @@ def train_dense(scenes_root: Path, model_json: Path, out_file: Path, steps: int 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         open_clip.add_model_config(model_json)
-        model = open_clip.create_model(model_json.stem)
+        with quiet():
+            model = open_clip.create_model(model_json.stem)
         tokens_UC = open_clip.get_tokenizer(model_json.stem)(scenes.captions)
         _fit(model, scenes, tokens_UC, steps)
     with atomic(out_file) as partial:
@@ -149,7 +150,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation and order (default: %(default)s)")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR)  # open_clip warns that a model about to be trained has no weights
     build_scenes(args.scenes)
     train_dense(args.scenes, args.model, args.out, args.steps, args.seed)
 

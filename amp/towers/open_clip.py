@@ -122,7 +122,7 @@ def _create(settings: ModelSettings, name: str, weights: str | None, device: str
             f"{nearest(weights, known_tags)} (tags: {', '.join(known_tags) or 'none'})"
         )
     try:
-        with torch.device(device), _quiet():
+        with torch.device(device), quiet():
             return open_clip.create_model(
                 name, pretrained=weights, precision=settings.precision, device=device, **kwargs
             )
@@ -143,7 +143,7 @@ def _create(settings: ModelSettings, name: str, weights: str | None, device: str
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """open_clip logs that weights are random; without `pretrained` that is what was asked for."""
     logging.disable(logging.ERROR)
     try:
