@@ -77,6 +77,8 @@ def read_folder_config(folder: str | Path) -> FolderConfig:
         raise UserError(f"{path}: {key or 'file'}: {problem['msg'].lower()}") from None
     if config.format != FORMAT:
         raise UserError(f"{path}: format {config.format}; this version reads format {FORMAT}")
+    if list(config.widths) != [len(indices) for indices in config.kept]:
+        raise UserError(f"{path}: widths: {list(config.widths)} are not the numbers of kept neurons")
     return config
 
 
@@ -95,8 +97,9 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
             json.dumps({k: base[k] for k in ("frame", "name", "precision", "kwargs", "transform")})
         )
         tower = build_tower(settings, saved=base)
-    except (ValidationError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}/config.json: base: does not describe a model ({error})") from None
+    except Exception as error:  # The library may raise anything when told to build nonsense.
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}/config.json: base: does not describe a model ({reason})") from None
     if len(config.kept) != len(tower.slots):
         raise UserError(f"{folder}/config.json: kept: {len(config.kept)} blocks, the model has {len(tower.slots)}")
     for slot, indices in zip(tower.slots, config.kept, strict=True):

@@ -51,13 +51,27 @@ def list_images(settings: DataSettings, split: Split) -> list[Path]:
     folder = root if one_folder else root / names[split]
     if not folder.is_dir():
         raise UserError(f"data.root: {root}: has no folder {names[split]!r}, which {settings.name} needs")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    paths = sorted(p for p in _files(folder) if p.suffix.lower() in EXTENSIONS and p.is_file())
     if not paths:
         raise UserError(f"data.root: {folder}: holds no image file")
+    if one_folder and len(paths) < HELD_OUT_EVERY:
+        raise UserError(f"data.root: {root}: {len(paths)} images; to hold out one in {HELD_OUT_EVERY} takes more")
     if not one_folder:
         return paths
     held_out = set(paths[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
     return [p for p in paths if (p in held_out) == (split == "val")]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files at any depth; linked folders too, each folder once, lest links in a circle never end."""
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(parent, name) for name in files)
 
 
 def augmentation(
@@ -112,12 +126,12 @@ class _Images(Dataset[tuple[Tensor, list[tuple[str, str]]]]):
             try:
                 with Image.open(path) as file:
                     image = file.convert("RGB")
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                broken.append((path, str(error).splitlines()[0]))
+            except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                broken.append((path, str(error).splitlines()[0].replace(path, "").strip(" '")))
                 continue
             with torch.random.fork_rng(devices=[]):
                 mixed = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
-                torch.manual_seed(int(mixed[0] >> np.uint64(1)))
+                torch.default_generator.manual_seed(int(mixed[0] >> np.uint64(1)))
                 return self.transform(image), broken
         return torch.empty(0), broken
 
@@ -150,7 +164,7 @@ class Batches:
         if len(self) == 0:
             raise UserError(
                 f"data.batch_size: {self.settings.batch_size} is more than the {len(self.order(0))} images "
-                f"of {Path(self.paths[0]).parent.parent}"
+                f"of {self.settings.root}"
             )
 
     def order(self, epoch: int) -> list[int]:
@@ -176,6 +190,7 @@ class Batches:
         loader: DataLoader[Any] = DataLoader(
             _Images(self.paths, self.transform, self.settings.seed),
             batch_sampler=keys,
+            generator=torch.Generator(),  # its own, since the loader draws a seed from the global one
             num_workers=min(self.settings.num_workers, os.cpu_count() or 1),
             collate_fn=_collate,
             pin_memory=self.world.device.type == "cuda",

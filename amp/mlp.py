@@ -118,7 +118,7 @@ def find_slots(blocks: Mapping[str, nn.Module]) -> tuple[MlpSlot, ...]:
 
 
 def _signature(slot: MlpSlot, module: nn.Module) -> tuple[object, ...]:
-    return type(module), slot.layout, slot.hidden_width, slot.out_projection.out_features
+    return type(module), repr(module), slot.layout  # repr: every child with its sizes, so Sequentials can be told apart
 
 
 def _match(name: str, module: nn.Module) -> MlpSlot | None:
@@ -149,7 +149,8 @@ def _probe(slot: MlpSlot, module: nn.Module) -> bool:
     watched = twin.norm if twin.norm is not None else twin.out_projection
     seen: list[Tensor] = []
     watched.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    x_1TD = torch.randn(1, 3, twin.out_projection.out_features, generator=generator)
+    # Many tokens, lest a rectifier silences the neuron on all of them.
+    x_1TD = torch.randn(1, 64, twin.out_projection.out_features, generator=generator)
     row = twin.hidden_width // 2
     rows = [(linear, r) for linear in twin.in_projections for r in ([row, row + twin.hidden_width][: 1 + twin.packed])]
     try:
@@ -159,7 +160,7 @@ def _probe(slot: MlpSlot, module: nn.Module) -> bool:
             linear.weight[r] += 1.0
             trial(x_1TD)
             linear.weight[r] = before
-    except (RuntimeError, TypeError, ValueError):
+    except Exception:
         return False  # Not a module of one (B, T, D) input, so not an MLP.
     moved = [((now - seen[0]).abs().amax(dim=(0, 1)) > 0).nonzero().flatten().tolist() for now in seen[1:]]
     return len(moved) == len(rows) and all(columns == [row] for columns in moved)

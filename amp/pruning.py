@@ -3,6 +3,7 @@
 H hidden width, K kept neurons, L blocks.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +63,10 @@ class EntropyMeter:
             self.cost["block_forwards"] += len(self._tower.slots)
             self.cost["images"] += len(feature_BD)
         # One process decides for all, so that rounding can never part their ways.
-        return float(self._world.broadcast(torch.stack(entropies).mean().item()))
+        entropy = float(self._world.broadcast(torch.stack(entropies).mean().item()))
+        if not math.isfinite(entropy):
+            raise RuntimeError(f"the entropy of the held-out images is {entropy}; try model.precision: fp32")
+        return entropy
 
 
 def top_neurons(score_H: Tensor, width: int) -> Tensor:

@@ -70,6 +70,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """A name beside `path` to write a file or folder at; renamed to `path` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(partial)  # of a killed run: in a container the next one has the same process id
     try:
         yield partial
         if partial.is_dir() and path.exists():
@@ -79,9 +80,13 @@ def atomic(path: Path) -> Iterator[Path]:
         else:
             partial.replace(path)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -140,11 +140,11 @@ def load_scores(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
     """Scores by block, and their header. Raises UserError when the file holds none."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["amp"])
+            header = dict(json.loads((file.metadata() or {})["amp"]))
             scores = [file.get_tensor(f"score.{block}") for block in range(len(file.keys()))]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run main_score.py with the same --config_file first") from None
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a scores file of main_score.py ({error})") from None
     return scores, header
 

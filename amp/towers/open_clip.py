@@ -5,6 +5,7 @@ the pooling: (B, D) with D the tower's width, for `ViT-*` the normalised CLS tok
 """
 
 import hashlib
+import inspect
 import json
 import logging
 import pickle
@@ -25,12 +26,31 @@ from amp.errors import UserError, nearest
 from amp.mlp import find_slots
 from amp.towers.base import Tower
 
+# What makes the factory read files of its own choice, or run code in them: never from settings, nor from a folder.
+LOADING = frozenset(inspect.signature(open_clip.create_model).parameters) - {
+    "force_quick_gelu",
+    "force_custom_text",
+    "force_patch_dropout",
+    "force_image_size",
+    "force_context_length",
+    "output_dict",
+    "model_kwargs",
+} | {"pretrained_hf"}
+TOKENIZER_KWARGS = frozenset({"clean", "strip_sep_token", "language"})
+
 
 def build_open_clip(settings: ModelSettings, device: str, saved: dict[str, Any] | None) -> Tower:
     """A native open_clip tower (`visual.transformer.resblocks`); see `build_tower`."""
     config = saved["model_config"] if saved else _model_config(settings.name)
     name = _register(settings.name, config)
     kwargs = dict(settings.kwargs)
+    refused = sorted(LOADING & kwargs.keys())
+    if refused:
+        raise UserError(f"model.kwargs: {', '.join(refused)}: not allowed; weights come from model.pretrained alone")
+    tokenizer_kwargs = dict(config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
+    unknown = sorted(tokenizer_kwargs.keys() - TOKENIZER_KWARGS)
+    if unknown:
+        raise UserError(f"{settings.name}: text_cfg.tokenizer_kwargs: {', '.join(unknown)}: not allowed")
     if "img_size" in kwargs:
         kwargs["force_image_size"] = kwargs.pop("img_size")
     if saved:
@@ -132,6 +152,10 @@ def _create(settings: ModelSettings, name: str, weights: str | None, device: str
         ) from None
     except (SafetensorError, EOFError, OSError) as error:
         raise UserError(f"model.pretrained: {weights}: cannot be read ({_first_line(error)})") from None
+    except (AttributeError, KeyError, StopIteration, ValueError) as error:
+        if weights is None:
+            raise
+        raise UserError(f"model.pretrained: {weights}: holds no named tensors ({_first_line(error)})") from None
     except (RuntimeError, AssertionError, TypeError) as error:
         if weights and not isinstance(error, TypeError):
             what = f"model.pretrained: {weights}: not the weights of {settings.name}"
