@@ -13,7 +13,7 @@ def main() -> None:
     from amp.data import Batches, augmentation, list_images
     from amp.distillation import CHECKPOINT, Distiller, check_pair, share_head
     from amp.runs import check_same_run, describe, file_sha256, prepare_output, say
-    from amp.towers import build_tower
+    from amp.towers import after_last_block, build_tower
 
     with distributed.start() as world:
         folder = prepare_output(config.output.dir)
@@ -28,7 +28,7 @@ def main() -> None:
         teacher = build_tower(config.teacher.as_model("fp32" if fp32 else "bf16"), str(world.device))
         student = load_tower(config.student.pretrained, str(world.device), "fp32")
         check_pair(teacher, student)
-        share_head(teacher, student)
+        share_head(teacher, student, after_last_block(build_tower(config.teacher.as_model("fp32"), "meta")))
         if config.optim.precision == "pure_bf16":
             student.visual.bfloat16()
         view = teacher.preprocess

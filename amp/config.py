@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Frame = Literal["open_clip"]
+Frame = Literal["open_clip", "timm", "dinov2", "hf"]
 Precision = Literal["fp32", "bf16"]
 DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes"]
 Count = Annotated[int, Field(ge=1)]

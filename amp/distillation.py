@@ -5,7 +5,7 @@ B images, C channels, S side in pixels, T tokens, D width.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,14 +55,17 @@ def check_pair(teacher: Tower, student: Tower) -> None:
 
 
 @torch.no_grad()
-def share_head(teacher: Tower, student: Tower) -> None:
-    """Gives the student the teacher's final norm and projection or head, frozen; frees all else of its tower."""
-    student.visual.requires_grad_(True)
+def share_head(teacher: Tower, student: Tower, head: Collection[str]) -> None:
+    """Gives the student the teacher's final norm and projection or head, frozen; frees all else of its tower.
+
+    Args:
+        head: paths of those parameters, as `amp.towers.after_last_block` finds them.
+    """
     theirs = dict(teacher.visual.named_parameters())
     for name, parameter in student.visual.named_parameters():
-        if any(name == shared or name.startswith(shared + ".") for shared in student.shared):
+        parameter.requires_grad_(name not in head)
+        if name in head:
             parameter.copy_(theirs[name])
-            parameter.requires_grad_(False)
 
 
 @dataclass

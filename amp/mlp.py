@@ -93,6 +93,34 @@ def _slice(module: nn.Module, key: str, dim: int, indices: Tensor) -> None:
         setattr(module, key, nn.Parameter(sliced, requires_grad=parameter.requires_grad))
 
 
+def find_blocks(visual: nn.Module) -> dict[str, nn.Module]:
+    """The transformer blocks of a plain vision transformer, by path, first to last: its one list of layers with MLPs.
+
+    Raises:
+        UserError: no such list, or several, as hierarchical networks (Swin, ConvNeXt, PVT) have.
+    """
+    lists: list[dict[str, nn.Module]] = []
+    for path, module in visual.named_modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+            layers = {f"{path}.{name}".lstrip("."): layer for name, layer in module.named_children()}
+            kinds = {type(layer) for layer in layers.values()}
+            if len(kinds) == 1 and all(_has_mlp(layer) for layer in layers.values()):
+                lists.append(layers)
+    # A list inside a layer of another (a Sequential MLP, a decoupled head) is part of that layer.
+    outer = [a for a in lists if not any(next(iter(a)).startswith(f"{layer}.") for b in lists for layer in b)]
+    if len(outer) != 1:
+        found = ", ".join(f"{next(iter(layers)).rpartition('.')[0]} ({len(layers)})" for layers in outer) or "none"
+        raise UserError(
+            f"model.name: {type(visual).__name__}: expected one list of transformer blocks, found {found}; "
+            "plain vision transformers can be pruned, hierarchical networks cannot"
+        )
+    return outer[0]
+
+
+def _has_mlp(layer: nn.Module) -> bool:
+    return sum(isinstance(module, nn.Linear) for module in layer.modules()) >= 2
+
+
 def find_slots(blocks: Mapping[str, nn.Module]) -> tuple[MlpSlot, ...]:
     """The one MLP of every block, by structure, its layout proved by a probe.
 

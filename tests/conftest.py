@@ -1,4 +1,4 @@
-"""Shared fixtures: the golden network and its images as a user would have them on disk."""
+"""Shared fixtures: the golden network and its images as a user would have them on disk, model folders, script calls."""
 
 import json
 import os
@@ -11,14 +11,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numbered_images import write_images
 from PIL import Image
+from torch import Tensor
 
-from amp.config import ModelSettings
+from amp.checkpoint import save_tower
+from amp.config import DataSettings, ModelSettings
+from amp.data import Batches, list_images
+from amp.distributed import World
+from amp.errors import UserError
+from amp.pruning import EntropyMeter
 from amp.runs import run_script
 from amp.towers import Tower, build_tower
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
+WORLD = World(0, 1, torch.device("cpu"))
+
+# A saved pruned model: widths of all kinds, and where it says it comes from.
+WIDTHS = [8, 256, 31, 1, 100]
+PROVENANCE = {"settings": {"prune": {"entropy_increase": 0.01}}, "note": "é"}
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    """The one line with which `call` refuses."""
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.strip()
+    return message
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -111,3 +133,77 @@ def launch() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
 
     return launch_script
+
+
+def prune(tower: Tower) -> list[list[int]]:
+    """Slices to widths of all kinds; neurons from anywhere."""
+    generator = torch.Generator().manual_seed(0)
+    kept = [torch.randperm(256, generator=generator)[:width].sort().values for width in WIDTHS]
+    for slot, kept_K in zip(tower.slots, kept, strict=True):
+        slot.keep(kept_K)
+    return [kept_K.tolist() for kept_K in kept]
+
+
+@pytest.fixture
+def kept(tower: Tower) -> list[list[int]]:
+    """The kept neurons of `tower`, which is sliced to WIDTHS."""
+    return prune(tower)
+
+
+@pytest.fixture
+def folder(tower: Tower, kept: list[list[int]], tmp_path: Path) -> Path:
+    """A saved pruned model."""
+    path = tmp_path / "out" / "pruned"
+    save_tower(tower, kept, PROVENANCE, path)
+    return path
+
+
+@pytest.fixture
+def edit(folder: Path) -> Callable[..., None]:
+    """edit(value, *keys) sets, edit(..., *keys) deletes, a value of the folder's config.json."""
+
+    def edit_config(value: Any, *keys: str) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        group = config
+        for key in keys[:-1]:
+            group = group[key]
+        if value is ...:
+            del group[keys[-1]]
+        else:
+            group[keys[-1]] = value
+        path.write_text(json.dumps(config))
+
+    return edit_config
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """23 training images in two folders, 9 held-out ones."""
+    folder = tmp_path / "images"
+    write_images(folder, *(f"train/{'ab'[i % 2]}/{i:03d}.png" for i in range(23)))
+    write_images(folder, *(f"val/{i:03d}.png" for i in range(9)))
+    return folder
+
+
+@pytest.fixture
+def batches(tower: Tower, golden_images: Path) -> Callable[[str], list[Tensor]]:
+    """The golden batches of a split: 2 of 32 images, in file order."""
+    settings = DataSettings(name="imagefolder", root=str(golden_images), batch_size=32, shuffle=False, num_workers=0)
+
+    def of_split(split: Any) -> list[Tensor]:
+        return list(Batches(list_images(settings, split), tower.transform, settings, WORLD))
+
+    return of_split
+
+
+@pytest.fixture
+def scores(golden: dict[str, Any]) -> list[Tensor]:
+    """The golden scores of every block."""
+    return [torch.tensor(score) for score in golden["score"]["scores_abs@15.0"]]
+
+
+@pytest.fixture
+def meter(tower: Tower, batches: Callable[[str], list[Tensor]]) -> EntropyMeter:
+    """The entropy of `tower` on the golden held-out batches."""
+    return EntropyMeter(tower, batches("val"), 15.0, WORLD)

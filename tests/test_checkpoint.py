@@ -1,10 +1,7 @@
-"""Laws of the model folder: it comes back bit for bit, describes itself, runs no code, is whole or not there."""
+"""Laws of the model folder: it comes back bit for bit, describes itself, is whole or not there."""
 
-import contextlib
-import io
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -15,64 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import PROVENANCE, WIDTHS, prune
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import amp
 from amp import checkpoint
-from amp.checkpoint import is_model_folder, load_tower, open_tower, read_folder_config, save_tower
+from amp.checkpoint import load_tower, read_folder_config, save_tower
 from amp.config import ModelSettings
-from amp.errors import UserError
 from amp.towers import Tower, build_tower
-
-WIDTHS = [8, 256, 31, 1, 100]
-PROVENANCE = {"settings": {"prune": {"entropy_increase": 0.01}}, "note": "é"}
 
 
 def images() -> Tensor:
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def prune(tower: Tower) -> list[list[int]]:
-    """Slices to widths of all kinds; neurons from anywhere."""
-    generator = torch.Generator().manual_seed(0)
-    kept = [torch.randperm(256, generator=generator)[:width].sort().values for width in WIDTHS]
-    for slot, kept_K in zip(tower.slots, kept, strict=True):
-        slot.keep(kept_K)
-    return [kept_K.tolist() for kept_K in kept]
-
-
-@pytest.fixture
-def kept(tower: Tower) -> list[list[int]]:
-    return prune(tower)
-
-
-@pytest.fixture
-def folder(tower: Tower, kept: list[list[int]], tmp_path: Path) -> Path:
-    """A saved pruned model."""
-    path = tmp_path / "out" / "pruned"
-    save_tower(tower, kept, PROVENANCE, path)
-    return path
-
-
-@pytest.fixture
-def edit(folder: Path) -> Callable[..., None]:
-    """edit(value, *keys) sets, edit(..., *keys) deletes, a value of the folder's config.json."""
-
-    def edit_config(value: Any, *keys: str) -> None:
-        path = folder / "config.json"
-        config = json.loads(path.read_text())
-        group = config
-        for key in keys[:-1]:
-            group = group[key]
-        if value is ...:
-            del group[keys[-1]]
-        else:
-            group[keys[-1]] = value
-        path.write_text(json.dumps(config))
-
-    return edit_config
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -84,26 +37,6 @@ def same_state(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return first.keys() == second.keys() and all(
         value.dtype == second[key].dtype and torch.equal(value, second[key]) for key, value in first.items()
     )
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    """The one line with which `call` refuses."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.strip()
-    return message
-
-
-class Evil:
-    """Unpickling it creates a file."""
-
-    def __init__(self, sentinel: Path) -> None:
-        self.sentinel = str(sentinel)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (self.sentinel,))
 
 
 # ---------------------------------------------------------------- round trip
@@ -227,264 +160,6 @@ def test_a_folder_describes_itself(golden_model: ModelSettings, tmp_path: Path) 
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "elsewhere", env=environment, check=True, timeout=120)
     found_BD = torch.load(tmp_path / "elsewhere" / "features.pt", weights_only=True)
     torch.testing.assert_close(found_BD, tower.model.encode_image(images()), rtol=0, atol=1e-6)
-
-
-# ---------------------------------------------------------------- no code runs
-
-
-@pytest.mark.parametrize("kind", ["pickle", "torch file", "legacy torch file"])
-def test_weights_that_are_a_pickle_do_not_run(folder: Path, tmp_path: Path, kind: str) -> None:
-    evil = Evil(tmp_path / "sentinel")
-    buffer = io.BytesIO()
-    if kind == "pickle":
-        pickle.dump(evil, buffer)
-    else:
-        torch.save({"visual.proj": evil}, buffer, _use_new_zipfile_serialization=kind == "torch file")
-    (folder / "model.safetensors").write_bytes(buffer.getvalue())
-    assert str(folder / "model.safetensors") in refusal(lambda: load_tower(folder))
-    assert not (tmp_path / "sentinel").exists()
-
-
-@pytest.mark.parametrize("name", ["evil.pt", "evil.bin", "evil.pth", "evil.safetensors"])
-@pytest.mark.parametrize("kind", ["pickle", "torch file", "legacy torch file"])
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning:torch._weights_only_unpickler")
-def test_a_checkpoint_that_wants_to_run_code_is_refused(
-    golden_model: ModelSettings, tmp_path: Path, name: str, kind: str
-) -> None:
-    evil, path = Evil(tmp_path / "sentinel"), tmp_path / name
-    if kind == "pickle":
-        path.write_bytes(pickle.dumps(evil))
-    else:
-        torch.save({"state_dict": evil}, path, _use_new_zipfile_serialization=kind == "torch file")
-    message = refusal(lambda: open_tower(golden_model.name, "open_clip", str(path)))
-    assert str(path) in message
-    assert "pretrained" in message
-    assert not (tmp_path / "sentinel").exists()
-
-
-@pytest.mark.parametrize("key", ["pretrained_image_path", "pretrained_text_path"])
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning:torch._weights_only_unpickler")
-def test_a_config_cannot_make_the_library_unpickle(
-    folder: Path, tmp_path: Path, edit: Callable[..., None], key: str
-) -> None:
-    """The library's factory takes a file to load and a switch that lets it run: a folder must reach neither."""
-    evil = folder / "evil.pt"
-    evil.write_bytes(pickle.dumps(Evil(tmp_path / "sentinel")))
-    edit({key: str(evil), "weights_only": False}, "base", "kwargs")
-    message = refusal(lambda: load_tower(folder))
-    assert not (tmp_path / "sentinel").exists()
-    assert "config.json" in message
-
-
-def test_a_config_cannot_make_the_tokenizer_run_code(
-    folder: Path, tmp_path: Path, edit: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """transformers runs a tokenizer's own Python file if told to trust it; a folder must not be able to tell it."""
-    dynamic = pytest.importorskip("transformers.dynamic_module_utils")
-    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    (folder / "config.json").with_name("tokenizer.py").write_text(
-        f"import os\nos.mkdir({str(tmp_path / 'sentinel')!r})\n"
-        "from transformers import PreTrainedTokenizer\nclass Evil(PreTrainedTokenizer): pass\n"
-    )
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["tokenizer.Evil", None]}})
-    )
-    edit(str(folder), "base", "model_config", "text_cfg", "hf_tokenizer_name")
-    edit({"trust_remote_code": True}, "base", "model_config", "text_cfg", "tokenizer_kwargs")
-    with contextlib.suppress(Exception):
-        amp.load_pruned(folder)
-    assert not (tmp_path / "sentinel").exists()
-
-
-def test_a_config_that_is_a_pickle_is_refused(folder: Path, tmp_path: Path) -> None:
-    (folder / "config.json").write_bytes(pickle.dumps(Evil(tmp_path / "sentinel")))
-    assert str(folder / "config.json") in refusal(lambda: load_tower(folder))
-    assert not (tmp_path / "sentinel").exists()
-
-
-# ---------------------------------------------------------------- damaged folders
-
-
-@pytest.mark.parametrize("share", [0.0, 1e-5, 0.001, 0.5, 0.999999])
-def test_truncated_weights_are_refused(folder: Path, share: float) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    message = refusal(lambda: load_tower(folder))
-    assert str(path) in message
-    assert "cannot be read" in message
-
-
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_a_missing_file_is_named(folder: Path, missing: str) -> None:
-    (folder / missing).unlink()
-    message = refusal(lambda: load_tower(folder))
-    assert str(folder) in message
-    assert missing in message
-    assert is_model_folder(str(folder)) == (missing != "config.json")
-
-
-def test_what_is_no_folder_is_refused(tmp_path: Path, golden_model: ModelSettings) -> None:
-    for path in (tmp_path / "none", Path(golden_model.name)):
-        assert str(path) in refusal(lambda path=path: load_tower(path))
-    assert "config.json" in refusal(lambda: open_tower(str(tmp_path)))
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "3", '{"format": 1}', '{"a": 1}', "\x00", "not json", '{"format": NaN}']
-)
-def test_a_config_that_is_none_is_refused(folder: Path, text: str) -> None:
-    (folder / "config.json").write_text(text)
-    assert str(folder / "config.json") in refusal(lambda: load_tower(folder))
-
-
-@pytest.mark.parametrize("value", [0, 2, "1", None])
-def test_another_format_is_refused(folder: Path, edit: Callable[..., None], value: Any) -> None:
-    edit(value, "format")
-    message = refusal(lambda: load_tower(folder))
-    assert str(folder / "config.json") in message
-    assert "format" in message
-
-
-KEPT: dict[str, Callable[[list[list[int]]], Any]] = {
-    "a repeated neuron": lambda kept: [*kept[:4], [*kept[4][:-1], kept[4][0]]],
-    "a neuron too high": lambda kept: [*kept[:4], [*kept[4][:-1], 256]],
-    "a negative neuron": lambda kept: [*kept[:4], [-1, *kept[4][1:]]],
-    "no neuron": lambda kept: [*kept[:4], []],
-    "one block too few": lambda kept: kept[:4],
-    "one block too many": lambda kept: [*kept, [0]],
-    "one neuron too few": lambda kept: [*kept[:4], kept[4][:-1]],
-    "one neuron too many": lambda kept: [[*kept[0], next(i for i in range(256) if i not in kept[0])], *kept[1:]],
-    "a fraction": lambda kept: [*kept[:4], [0.5, *kept[4][1:]]],
-    "a text": lambda kept: [*kept[:4], "all"],
-    "nothing": lambda kept: None,
-}
-
-
-@pytest.mark.parametrize("damage", KEPT)
-def test_wrong_kept_indices_are_refused(
-    folder: Path, kept: list[list[int]], edit: Callable[..., None], damage: str
-) -> None:
-    edit(KEPT[damage](kept), "kept")
-    assert str(folder) in refusal(lambda: load_tower(folder))
-
-
-@pytest.mark.parametrize("widths", [[8, 256, 31, 1, 99], [8, 256, 31, 1], []])
-def test_widths_that_are_not_those_of_the_kept_neurons_are_refused(
-    folder: Path, edit: Callable[..., None], widths: list[int]
-) -> None:
-    edit(widths, "widths")
-    message = refusal(lambda: load_tower(folder))
-    assert str(folder / "config.json") in message
-    assert "widths" in message
-
-
-def paths_of(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Every key path below a JSON object."""
-    found = [path] if path else []
-    for key, below in value.items() if isinstance(value, dict) else ():
-        found += paths_of(below, (*path, key))
-    return found
-
-
-@pytest.mark.parametrize("value", [..., None, "text", -1, [], {}, {"x": 1}], ids=repr)
-def test_no_damage_to_the_base_model_gives_a_traceback(
-    folder: Path, edit: Callable[..., None], value: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Deleting or replacing any one value gives a tower or one line, never another exception."""
-    original = (folder / "config.json").read_bytes()
-    surprises = {}
-    for keys in paths_of(json.loads(original)["base"], ("base",)):
-        (folder / "config.json").write_bytes(original)
-        edit(value, *keys)
-        try:
-            load_tower(folder)
-        except UserError as error:
-            if "\n" in str(error) or str(folder) not in str(error):
-                surprises[".".join(keys)] = str(error)
-        except Exception as error:
-            surprises[".".join(keys)] = repr(error)[:200]
-    assert not surprises, "\n".join(f"{key}: {what}" for key, what in surprises.items())
-
-
-@pytest.mark.parametrize("weights", ["dense", "another model", "part of it", "more of it", "nothing"])
-def test_weights_that_do_not_fit_the_config_are_refused(
-    folder: Path, golden_model: ModelSettings, weights: str
-) -> None:
-    path = folder / "model.safetensors"
-    own = load_file(path)
-    tensors = {
-        "dense": load_file(str(golden_model.pretrained)),
-        "another model": {"features.0.weight": torch.ones(2, 2)},
-        "part of it": {key: value for key, value in own.items() if "ln_post" not in key},
-        "more of it": own | {"visual.head.weight": torch.ones(2)},
-        "nothing": {},
-    }[weights]
-    save_file(tensors, path)
-    message = refusal(lambda: load_tower(folder))
-    assert str(path) in message
-    assert "does not fit" in message
-
-
-def checkpoint_of(kind: str, tower: Tower, path: Path) -> None:
-    """Writes a --pretrained file that holds no weights of the tower's model."""
-    values: dict[str, Any] = {
-        "a list": [1, 2],
-        "an empty dict": {},
-        "a tensor": torch.zeros(3),
-        "a dict of numbers": {1: 2},
-        "a state_dict of None": {"state_dict": None},
-        "another model": {"features.0.weight": torch.ones(2, 2)},
-        "other shapes": {key: torch.ones(*value.shape, 2) for key, value in tower.model.state_dict().items()},
-    }
-    raw: dict[str, bytes] = {"no bytes": b"", "text": b"hello", "noise": bytes(range(256)) * 9}
-    if kind in values:
-        torch.save(values[kind], path)
-    elif kind in raw:
-        path.write_bytes(raw[kind])
-    elif kind == "half a file":
-        torch.save(tower.model.state_dict(), path)
-        path.write_bytes(path.read_bytes()[:100_000])
-    elif kind == "a folder":
-        path.mkdir()
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "a list",
-        "an empty dict",
-        "a tensor",
-        "a dict of numbers",
-        "a state_dict of None",
-        "another model",
-        "other shapes",
-        "no bytes",
-        "text",
-        "noise",
-        "half a file",
-        "a folder",
-        "no file",
-    ],
-)
-def test_a_checkpoint_of_something_else_is_refused(
-    golden_model: ModelSettings, tower: Tower, tmp_path: Path, kind: str
-) -> None:
-    path = tmp_path / "checkpoint.pt"
-    checkpoint_of(kind, tower, path)
-    message = refusal(lambda: open_tower(golden_model.name, "open_clip", str(path)))
-    assert str(path) in message
-    assert "pretrained" in message
-
-
-def test_a_pruned_folder_does_not_pass_for_another_model(folder: Path, golden_model: ModelSettings) -> None:
-    assert open_tower(golden_model.name, pretrained=str(folder)).widths == WIDTHS
-    assert open_tower(None, pretrained=str(folder)).widths == WIDTHS
-    assert open_tower(str(folder)).widths == WIDTHS
-    message = refusal(lambda: open_tower("ViT-B-32", pretrained=str(folder)))
-    assert str(folder) in message
-    assert "'ViT-B-32'" in message
-    assert "--model" in refusal(lambda: open_tower(None))
 
 
 # ---------------------------------------------------------------- atomic

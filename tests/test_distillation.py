@@ -19,8 +19,9 @@ from amp.distillation import Distiller, check_pair, make_optimizer, rates, share
 from amp.distributed import World
 from amp.errors import UserError
 from amp.pruning import top_neurons
-from amp.towers import Tower, build_tower
+from amp.towers import Tower, after_last_block, build_tower
 
+HEAD = {"ln_post.weight", "ln_post.bias", "proj"}
 WORLD = World(0, 1, torch.device("cpu"))
 
 
@@ -171,13 +172,14 @@ def _pair(distill_yaml: Path) -> tuple[DistillConfig, Tower, Tower]:
 
 
 def test_student_keeps_the_teachers_head(distill_yaml: Path) -> None:
-    _, teacher, student = _pair(distill_yaml)
+    config, teacher, student = _pair(distill_yaml)
     with torch.no_grad():
         for parameter in student.visual.ln_post.parameters():
             parameter.add_(1)
-    share_head(teacher, student)
+    share_head(teacher, student, HEAD)
+    assert after_last_block(build_tower(config.teacher.as_model("fp32"), "meta")) == HEAD
     frozen = {name for name, p in student.visual.named_parameters() if not p.requires_grad}
-    assert frozen == {"ln_post.weight", "ln_post.bias", "proj"}
+    assert frozen == HEAD
     for name in frozen:
         assert torch.equal(student.visual.get_parameter(name), teacher.visual.get_parameter(name))
     assert not any(p.requires_grad for n, p in student.model.named_parameters() if not n.startswith("visual."))
@@ -213,7 +215,7 @@ def test_pair_of_two_architectures_is_refused(distill_yaml: Path, tmp_path: Path
 
 def test_nan_stops_the_run_and_says_where(distill_yaml: Path) -> None:
     config, teacher, student = _pair(distill_yaml)
-    share_head(teacher, student)
+    share_head(teacher, student, HEAD)
     batches = Batches(
         list_images(config.data, "train"), lambda _: torch.full((3, 32, 32), torch.nan), config.data, WORLD
     )

@@ -1,10 +1,8 @@
-"""Laws of the Taylor scores and of their file.
+"""Laws of the Taylor scores.
 
 B images, T tokens, D width, H hidden width.
 """
 
-import json
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,24 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from timm.layers import Mlp, SwiGLUPacked
+from conftest import WORLD
+from timm.layers import SwiGLUPacked
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from toy_blocks import D, Toy, toy_input
 
-from amp.cli import load_config
-from amp.config import DataSettings, PruneConfig
+from amp.config import DataSettings
 from amp.criteria import information_entropy
 from amp.data import Batches, list_images
-from amp.distributed import World
-from amp.errors import UserError
 from amp.mlp import MlpSlot, find_slots
-from amp.runs import describe
-from amp.scoring import TaylorScorer, check_scores, load_scores, save_scores, score_entropy, score_random
+from amp.scoring import TaylorScorer, score_entropy, score_random
 from amp.towers import Tower
-
-WORLD = World(0, 1, torch.device("cpu"))
-D = 8
 
 
 def random_batches(num_batches: int = 2, batch_size: int = 6) -> list[Tensor]:
@@ -65,31 +56,6 @@ def scores_by_masks(tower: Tower, batches: list[Tensor], inverse_temperature: fl
             gradient_BH = one_B1H.grad.squeeze(1)
             total_H += (gradient_BH.abs() if absolute else gradient_BH).mean(dim=0)
     return [total_H / len(batches) for total_H in sums]
-
-
-class Toy(nn.Module):
-    """Blocks of MLPs; `order` is the order in which they run."""
-
-    def __init__(self, *order: int, num_blocks: int = 3) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(Mlp(D, 16)) for _ in range(num_blocks))
-        self.order = order
-        generator = torch.Generator().manual_seed(0)
-        for parameter in self.requires_grad_(False).parameters():
-            parameter.normal_(std=0.3, generator=generator)
-
-    @property
-    def slots(self) -> tuple[MlpSlot, ...]:
-        return find_slots({f"blocks.{index}": block for index, block in enumerate(self.blocks)})
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        for index in self.order:
-            x_BTD = x_BTD + self.blocks[index](x_BTD)
-        return x_BTD
-
-
-def toy_input() -> Tensor:
-    return torch.randn(4, 3, D, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("absolute", [True, False])
@@ -230,74 +196,6 @@ def test_bf16_towers_are_scored_in_fp32() -> None:
     torch.testing.assert_close(found_H, expected_H, rtol=1e-4, atol=1e-5 * expected_H.max().item())
 
 
-@pytest.mark.parametrize(("order", "ran"), [((0, 1, 1, 2), "ran 2 times and got 2"), ((0, 2), "ran 0 times and got 0")])
-def test_a_block_that_does_not_run_exactly_once_is_named(order: tuple[int, ...], ran: str) -> None:
-    toy = Toy(*order)
-    with TaylorScorer(toy.slots) as scorer, pytest.raises(RuntimeError, match=rf"block blocks\.1: its MLP {ran}"):
-        scorer.step(toy(toy_input()).square().mean(), 4)
-
-
-def test_a_block_without_gradient_is_named() -> None:
-    toy = Toy(0, 1, 2)
-    with TaylorScorer(toy.slots) as scorer:
-        loss = toy.blocks[0](toy_input()).square().mean()
-        with torch.no_grad():
-            toy.blocks[1](toy_input())
-            toy.blocks[2](toy_input())
-        with pytest.raises(RuntimeError, match=r"block blocks\.1: its MLP ran 1 times and got 0"):
-            scorer.step(loss, 4)
-
-
-def test_a_loss_without_a_graph_is_refused() -> None:
-    toy = Toy(0, 1, 2)
-    with TaylorScorer(toy.slots) as scorer:
-        toy(toy_input())
-        with pytest.raises(RuntimeError, match=r"block blocks\.0: .*got 0 gradients"):
-            scorer.step(torch.tensor(1.0), 4)
-
-
-def test_activation_checkpointing_is_refused() -> None:
-    toy = Toy(0, 1, 2)
-    with TaylorScorer(toy.slots) as scorer:
-        x_BTD = toy.blocks[0](toy_input())
-        x_BTD = checkpoint(toy.blocks[1], x_BTD, use_reentrant=False)
-        loss = toy.blocks[2](x_BTD).square().mean()
-        with pytest.raises(RuntimeError, match=r"block blocks\.1: its MLP ran 2 times"):
-            scorer.step(loss, 4)
-
-
-@pytest.mark.parametrize("loss", [torch.nan, torch.inf])
-def test_a_criterion_that_is_not_finite_is_refused(loss: float) -> None:
-    toy = Toy(0, 1, 2)
-    with TaylorScorer(toy.slots) as scorer, pytest.raises(RuntimeError, match=r"criterion is (nan|inf) "):
-        scorer.step(toy(toy_input()).square().sum() * loss, 4)
-
-
-def test_scores_that_are_not_finite_are_refused() -> None:
-    toy = Toy(0, 1, 2)
-    with TaylorScorer(toy.slots) as scorer:
-        # sqrt at 0: a finite loss whose gradient is infinity * 0.
-        x_BTD = toy.blocks[1](toy.blocks[0](toy_input()))
-        scorer.step((x_BTD * 0).sum().sqrt() + toy.blocks[2](toy_input()).sum(), 4)
-        with pytest.raises(RuntimeError, match=r"block blocks\.0: a score is not finite"):
-            scorer.scores(WORLD)
-
-
-def test_scores_that_are_all_zero_are_refused() -> None:
-    toy = Toy(0, 1, 2)
-    toy.slots[1].out_projection.weight.zero_()
-    with TaylorScorer(toy.slots) as scorer:
-        scorer.step(toy(toy_input()).square().mean(), 4)
-        with pytest.raises(RuntimeError, match=r"block blocks\.1: all scores are zero"):
-            scorer.scores(WORLD)
-
-
-def test_scores_of_no_batch_are_refused() -> None:
-    toy = Toy(0, 1, 2)
-    with TaylorScorer(toy.slots) as scorer, pytest.raises(RuntimeError):
-        scorer.scores(WORLD)
-
-
 def test_random_scores_are_a_function_of_the_seed() -> None:
     slots = Toy(0).slots
     state = torch.get_rng_state()
@@ -307,122 +205,3 @@ def test_random_scores_are_a_function_of_the_seed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert not torch.equal(first[0], first[1])
-
-
-def some_scores(num_blocks: int = 12) -> list[Tensor]:
-    """More blocks than ten, of different widths: names must not be sorted as text."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.rand(4 + block, generator=generator) for block in range(num_blocks)]
-
-
-def test_scores_come_back_from_their_file(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "scores.safetensors"
-    header = {"settings": {"model": {"name": "é"}}, "pretrained_sha256": None}
-    save_scores(some_scores(), header, path)
-    scores, found = load_scores(path)
-    assert found == header
-    assert [score_H.dtype for score_H in scores] == [torch.float32] * 12
-    assert all(torch.equal(a, b) for a, b in zip(scores, some_scores(), strict=True))
-    first = path.read_bytes()
-    save_scores(some_scores(), header, path)
-    assert path.read_bytes() == first
-    assert [p.name for p in path.parent.iterdir()] == ["scores.safetensors"], "a partial file stayed behind"
-
-
-def foreign(path: Path, kind: str) -> None:
-    """Writes a file, or a folder, that holds no scores."""
-    save_scores(some_scores(), {}, path)
-    whole = path.read_bytes()
-    path.unlink()
-    if kind == "a folder":
-        path.mkdir()
-    elif kind == "tensors without header":
-        save_file({"score.0": torch.ones(3)}, path)
-    elif kind == "header that is no JSON":
-        save_file({"score.0": torch.ones(3)}, path, {"amp": "{"})
-    elif kind == "header that is no object":
-        save_file({"score.0": torch.ones(3)}, path, {"amp": "[1]"})
-    elif kind == "a missing block":
-        save_file({"score.0": torch.ones(3), "score.2": torch.ones(3)}, path, {"amp": json.dumps({})})
-    else:
-        contents = {
-            "nothing": b"",
-            "text": b"hello, this is no tensor file\n" * 9,
-            "a pickle": pickle.dumps([1, 2, 3]),
-            "half a file": whole[: len(whole) // 2],
-            "half a header": whole[:100],
-        }
-        path.write_bytes(contents[kind])
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "nothing",
-        "text",
-        "a pickle",
-        "half a file",
-        "half a header",
-        "tensors without header",
-        "header that is no JSON",
-        "header that is no object",
-        "a missing block",
-        "a folder",
-    ],
-)
-def test_a_foreign_file_is_refused(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "scores.safetensors"
-    foreign(path, kind)
-    with pytest.raises(UserError) as caught:
-        load_scores(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no such file; run main_score\.py") as caught:
-        load_scores(tmp_path / "scores.safetensors")
-    assert str(tmp_path / "scores.safetensors") in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("override", "key"),
-    [
-        ("model.precision=bf16", "model.precision"),
-        ("model.kwargs={img_size: 48}", "model.kwargs.img_size"),
-        ("model.transform.crop_pct=0.9", "model.transform.crop_pct"),
-        ("data.batch_size=16", "data.batch_size"),
-        ("data.seed=1", "data.seed"),
-        ("data.num_samples=32", "data.num_samples"),
-        ("score.inverse_temperature=20.0", "score.inverse_temperature"),
-        ("score.absolute=false", "score.absolute"),
-    ],
-)
-def test_check_scores_names_what_differs(prune_yaml: Path, override: str, key: str) -> None:
-    plain, changed = load_config(PruneConfig, prune_yaml), load_config(PruneConfig, prune_yaml, [override])
-    scored = describe(plain, plain.model.pretrained, leave_out=["prune"])
-    with pytest.raises(UserError) as caught:
-        check_scores(scored, describe(changed, changed.model.pretrained))
-    message = str(caught.value)
-    assert message.startswith(f"scores.safetensors: made with {key} = ")
-    assert "\n" not in message
-    value = override.partition("=")[2]
-    assert value in message.lower() or key == "model.kwargs.img_size"
-
-
-def test_check_scores_notices_other_weights_of_the_same_name(prune_yaml: Path, tmp_path: Path) -> None:
-    plain = load_config(PruneConfig, prune_yaml)
-    scored = describe(plain, plain.model.pretrained, leave_out=["prune"])
-    other = tmp_path / "other.safetensors"
-    save_file({"a": torch.ones(1)}, other)
-    with pytest.raises(UserError, match="pretrained_sha256"):
-        check_scores(scored, describe(plain, str(other)))
-
-
-@pytest.mark.parametrize(
-    "override", ["prune.search_steps=3", "prune.entropy_increase=0.5", "data.num_workers=2", "output.dir=elsewhere"]
-)
-def test_check_scores_ignores_what_does_not_decide_scores(prune_yaml: Path, override: str) -> None:
-    plain, changed = load_config(PruneConfig, prune_yaml), load_config(PruneConfig, prune_yaml, [override])
-    scored = json.loads(json.dumps(describe(plain, plain.model.pretrained, leave_out=["prune"])))
-    check_scores(scored, describe(changed, changed.model.pretrained))

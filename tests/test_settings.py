@@ -75,7 +75,7 @@ def test_settings_are_frozen() -> None:
         ("data.batch_size=1", ["data.batch_size", "1", "greater than or equal to 2"]),
         ("data.shuffle=1", ["data.shuffle", "boolean"]),
         ("model.precision=bf17", ["model.precision", '"bf17"', "'fp32' or 'bf16'"]),
-        ("model.frame=tim", ["model.frame", '"tim"', "'open_clip'"]),
+        ("model.frame=tim", ["model.frame", '"tim"', "'open_clip', 'timm', 'dinov2' or 'hf'"]),
         ("score.criterion=entropi", ["score.criterion", '"entropi"', "'entropy'"]),
         ("score.inverse_temperature=0", ["score.inverse_temperature", "greater than 0"]),
         ("prune.entropy_increase=-1", ["prune.entropy_increase", "-1", "greater than or equal to 0"]),

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from amp.checkpoint import write_tensors
 from amp.runs import atomic, progress, run_script
 from amp.scenes import COLOURS, DIGITS, RELATIONS, build_scenes
-from amp.towers.open_clip import quiet
+from amp.towers.base import quiet
 
 MODEL_JSON = Path("configs/models/digit_scenes.json")
 STEPS = 1500

@@ -1,16 +1,17 @@
 """Vision towers, one file a library. `build_tower` is the one way to a model."""
 
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from amp.config import ModelSettings
-from amp.towers.base import TokenReadout, Tower
-from amp.towers.open_clip import build_open_clip
+from amp.towers.base import TokenReadout, Tower, after_last_block
 
-BUILDERS = {"open_clip": build_open_clip}
+# Imported when asked for: nobody waits for a library that they do not use.
+BUILDERS = {"open_clip": "open_clip", "timm": "timm", "dinov2": "timm", "hf": "hf"}
 
-__all__ = ["TokenReadout", "Tower", "build_tower"]
+__all__ = ["TokenReadout", "Tower", "after_last_block", "build_tower"]
 
 
 def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, Any] | None = None) -> Tower:
@@ -26,4 +27,6 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
     with torch.random.fork_rng(devices=[]):
         # Without weights every process and every script must draw the same ones.
         torch.manual_seed(0)
-        return BUILDERS[settings.frame or "open_clip"](settings, device, saved)
+        library = import_module(f"amp.towers.{BUILDERS[settings.frame or 'open_clip']}")
+        tower: Tower = library.build(settings, device, saved)
+        return tower

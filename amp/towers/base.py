@@ -1,12 +1,20 @@
 """What every library's vision tower gives to the method."""
 
-from collections.abc import Callable, Mapping
+import logging
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from amp.config import ModelSettings
+from amp.errors import UserError, nearest
 from amp.mlp import MlpSlot
 
 
@@ -28,7 +36,6 @@ class Tower:
         dtype: images are cast to it.
         transform: evaluation transform, PIL image -> (C, S, S) fp32.
         make_tokenizer: builds the text tokenizer; raises where the model has none.
-        shared: modules and parameters after the last block (final norm, projection or head), paths in `visual`.
     """
 
     base: Mapping[str, Any]
@@ -42,7 +49,6 @@ class Tower:
     dtype: torch.dtype
     transform: Callable[[Any], Tensor]
     make_tokenizer: Callable[[], Any]
-    shared: tuple[str, ...]
 
     @property
     def image_size(self) -> int:
@@ -76,3 +82,76 @@ class TokenReadout(nn.Module):
         (tokens_BTD,) = self._tokens
         self._tokens.clear()
         return tokens_BTD
+
+
+def after_last_block(tower: Tower) -> frozenset[str]:
+    """Paths in `visual` of the parameters that the last block's output does not depend on: final norm, pool, head.
+
+    Args:
+        tower: on the meta device; its parameters are left requiring gradients.
+    """
+    parameters = dict(tower.visual.requires_grad_(True).named_parameters())
+    images_1CSS = torch.empty(1, 3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta")
+    tokens_1TD = TokenReadout(tower)(images_1CSS)
+    gradients = torch.autograd.grad(tokens_1TD.sum(), list(parameters.values()), allow_unused=True)
+    return frozenset(name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Libraries log that weights are random; without `pretrained` that is what was asked for."""
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@contextmanager
+def building(settings: ModelSettings, weights: str | None, library: str) -> Iterator[None]:
+    """Around a library's factory: what it says of wrong weights and arguments becomes a UserError of one line."""
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, message="Detected pickle protocol")
+            yield
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"model.pretrained: {weights}: holds more than tensors; refused, since loading it could run code"
+        ) from None
+    except (SafetensorError, EOFError, OSError) as error:
+        raise UserError(f"model.pretrained: {weights}: cannot be read ({first_line(error)})") from None
+    except (AttributeError, KeyError, StopIteration, ValueError) as error:
+        if weights is None:
+            raise
+        raise UserError(f"model.pretrained: {weights}: holds no named tensors ({first_line(error)})") from None
+    except (RuntimeError, AssertionError, TypeError) as error:
+        if weights and not isinstance(error, TypeError):
+            what = f"model.pretrained: {weights}: not the weights of {settings.name}"
+        elif settings.kwargs:
+            what = f"model.kwargs: {settings.kwargs}: {library} refuses them"
+        else:
+            raise
+        raise UserError(f"{what} ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    """The start of a library's message, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:200]
+
+
+def refuse_loading(kwargs: Mapping[str, Any], loading: frozenset[str]) -> None:
+    """Raises UserError when factory arguments would read files of their own choice, or run code in them."""
+    refused = sorted(loading & kwargs.keys())
+    if refused:
+        raise UserError(f"model.kwargs: {', '.join(refused)}: not allowed; weights come from model.pretrained alone")
+
+
+def check_weights(settings: ModelSettings, known_tags: list[str]) -> None:
+    """Raises UserError unless `pretrained` is a file, a known tag or nothing."""
+    weights = settings.pretrained
+    if weights and weights not in known_tags and not Path(weights).is_file():
+        raise UserError(
+            f"model.pretrained: {weights!r} is neither a file nor a tag of {settings.name}"
+            f"{nearest(weights, known_tags)} (tags: {', '.join(known_tags) or 'none'})"
+        )

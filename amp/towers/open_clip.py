@@ -1,30 +1,28 @@
-"""Towers of open_clip.
+"""Towers of open_clip: native ones, CoCa, and trunks of timm (EVA, SigLIP, PE, ViTamin).
 
-Feature of the criterion: what `visual(images)` returns with the projection left out, so after `ln_post` and
-the pooling: (B, D) with D the tower's width, for `ViT-*` the normalised CLS token.
+Feature of the criterion: (B, D), D the tower's width. Native: what `visual(images)` returns with the projection left
+out, so after `ln_post` and the pooling; for `ViT-*` the normalised CLS token. Trunks of timm: after the final norm and
+the pooling, before the trunk's head and open_clip's projection.
 """
 
 import hashlib
 import inspect
 import json
-import logging
-import pickle
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from amp.config import ModelSettings, TransformSettings
 from amp.errors import UserError, nearest
-from amp.mlp import find_slots
-from amp.towers.base import Tower
+from amp.mlp import find_blocks, find_slots
+from amp.towers.base import Tower, building, check_weights, refuse_loading
 
 # What makes the factory read files of its own choice, or run code in them: never from settings, nor from a folder.
 LOADING = frozenset(inspect.signature(open_clip.create_model).parameters) - {
@@ -39,14 +37,12 @@ LOADING = frozenset(inspect.signature(open_clip.create_model).parameters) - {
 TOKENIZER_KWARGS = frozenset({"clean", "strip_sep_token", "language"})
 
 
-def build_open_clip(settings: ModelSettings, device: str, saved: dict[str, Any] | None) -> Tower:
-    """A native open_clip tower (`visual.transformer.resblocks`); see `build_tower`."""
+def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) -> Tower:
+    """An open_clip tower; see `build_tower`."""
     config = saved["model_config"] if saved else _model_config(settings.name)
     name = _register(settings.name, config)
     kwargs = dict(settings.kwargs)
-    refused = sorted(LOADING & kwargs.keys())
-    if refused:
-        raise UserError(f"model.kwargs: {', '.join(refused)}: not allowed; weights come from model.pretrained alone")
+    refuse_loading(kwargs, LOADING)
     tokenizer_kwargs = dict(config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
     unknown = sorted(tokenizer_kwargs.keys() - TOKENIZER_KWARGS)
     if unknown:
@@ -56,16 +52,22 @@ def build_open_clip(settings: ModelSettings, device: str, saved: dict[str, Any] 
     if saved:
         kwargs["force_preprocess_cfg"] = saved["preprocess"]
     weights = None if saved or device == "meta" else settings.pretrained
-    model = _create(settings, name, weights, device, kwargs)
-    visual: Any = model.visual
-    if not isinstance(visual, open_clip.transformer.VisionTransformer):
+    if weights:
+        check_weights(settings, open_clip.list_pretrained_tags_by_model(settings.name))
+    with building(settings, weights, "open_clip"), torch.device(device):
+        model: Any = open_clip.create_model(
+            name, pretrained=weights, precision=settings.precision, device=device, **kwargs
+        )
+    visual = model.visual
+    native = isinstance(visual, open_clip.transformer.VisionTransformer)
+    if not native and not isinstance(visual, TimmModel):
         raise UserError(
             f"model.name: {settings.name!r} has a {type(visual).__name__} vision tower; "
-            "of open_clip, native vision transformers can be pruned"
+            "of open_clip, native vision transformers and those of timm can be pruned"
         )
     preprocess = dict(visual.preprocess_cfg)
     transform, preprocess = _transform(preprocess, settings.transform)
-    blocks = {f"transformer.resblocks.{i}": b for i, b in enumerate(visual.transformer.resblocks)}
+    blocks = find_blocks(visual)
     base = {
         "frame": "open_clip",
         "name": settings.name,
@@ -81,22 +83,27 @@ def build_open_clip(settings: ModelSettings, device: str, saved: dict[str, Any] 
         visual=visual,
         blocks=blocks,
         slots=find_slots(blocks),
-        feature=lambda images: _feature(visual, images),
-        num_prefix_tokens=1,
+        feature=partial(_native_feature if native else _trunk_feature, visual),
+        num_prefix_tokens=1 if native else visual.trunk.num_prefix_tokens,
         preprocess=preprocess,
         dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
         transform=transform,
         make_tokenizer=lambda: open_clip.get_tokenizer(name),
-        shared=("ln_post", "proj"),
     )
 
 
-def _feature(visual: Any, images_BCHW: Tensor) -> Tensor:
+def _native_feature(visual: Any, images_BCHW: Tensor) -> Tensor:
     projection, visual.proj = visual.proj, None
     try:
         pooled_BD: Tensor = visual(images_BCHW)
     finally:
         visual.proj = projection
+    return pooled_BD
+
+
+def _trunk_feature(visual: Any, images_BCHW: Tensor) -> Tensor:
+    trunk = visual.trunk
+    pooled_BD: Tensor = trunk.forward_head(trunk.forward_features(images_BCHW), pre_logits=True)
     return pooled_BD
 
 
@@ -132,53 +139,6 @@ def _register(name: str, config: dict[str, Any]) -> str:
             path.write_text(text, encoding="utf-8")
             open_clip.add_model_config(path)
     return registered
-
-
-def _create(settings: ModelSettings, name: str, weights: str | None, device: str, kwargs: dict[str, Any]) -> nn.Module:
-    known_tags = open_clip.list_pretrained_tags_by_model(settings.name)
-    if weights and weights not in known_tags and not Path(weights).is_file():
-        raise UserError(
-            f"model.pretrained: {weights!r} is neither a file nor a tag of {settings.name}"
-            f"{nearest(weights, known_tags)} (tags: {', '.join(known_tags) or 'none'})"
-        )
-    try:
-        with torch.device(device), quiet():
-            return open_clip.create_model(
-                name, pretrained=weights, precision=settings.precision, device=device, **kwargs
-            )
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"model.pretrained: {weights}: holds more than tensors; refused, since loading it could run code"
-        ) from None
-    except (SafetensorError, EOFError, OSError) as error:
-        raise UserError(f"model.pretrained: {weights}: cannot be read ({_first_line(error)})") from None
-    except (AttributeError, KeyError, StopIteration, ValueError) as error:
-        if weights is None:
-            raise
-        raise UserError(f"model.pretrained: {weights}: holds no named tensors ({_first_line(error)})") from None
-    except (RuntimeError, AssertionError, TypeError) as error:
-        if weights and not isinstance(error, TypeError):
-            what = f"model.pretrained: {weights}: not the weights of {settings.name}"
-        elif settings.kwargs:
-            what = f"model.kwargs: {settings.kwargs}: open_clip refuses them"
-        else:
-            raise
-        raise UserError(f"{what} ({_first_line(error)})") from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """open_clip logs that weights are random; without `pretrained` that is what was asked for."""
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:200]
 
 
 def _transform(preprocess: dict[str, Any], own: TransformSettings) -> tuple[Any, dict[str, Any]]:
