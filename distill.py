@@ -16,10 +16,10 @@ def main() -> None:
     from amp.towers import after_last_block, build_tower
 
     with distributed.start() as world:
-        folder = prepare_output(config.output.dir)
+        folder = world.from_main(lambda: prepare_output(config.output.dir))
         student_config = read_folder_config(config.student.pretrained)
         digest = file_sha256(f"{config.student.pretrained}/model.safetensors")
-        header = describe(config, config.teacher.pretrained, student_sha256=digest)
+        header = describe(config, config.teacher.as_model("fp32").weights, student_sha256=digest)
         if world.broadcast((folder / "distilled").is_dir()):
             check_same_run(folder / "distilled", read_folder_config(folder / "distilled").provenance, header)
             say(f"already done: {folder / 'distilled'}")

@@ -13,26 +13,29 @@ def main() -> None:
     from amp import distributed, report
     from amp.checkpoint import save_tower
     from amp.data import Batches, list_images
-    from amp.pruning import EntropyMeter, prune
+    from amp.pruning import EntropyMeter, check_widths, prune
     from amp.runs import check_same_run, describe, prepare_output, progress, read_json, reproduce, say, write_json
     from amp.scoring import check_scores, load_scores
     from amp.towers import build_tower
     from eval.efficiency import measure_sizes
 
     with distributed.start() as world:
-        folder = prepare_output(config.output.dir)
-        scores, scored = load_scores(folder / "scores.safetensors")
-        config = config.with_frame(scored["settings"]["model"]["frame"])
-        header = describe(config, config.model.pretrained)
-        check_scores(scored, header)
+        folder = world.from_main(lambda: prepare_output(config.output.dir))
         if world.broadcast((folder / "prune.json").exists() and (folder / "pruned").is_dir()):
-            check_same_run(folder / "prune.json", read_json(folder / "prune.json"), header)
+            record = read_json(folder / "prune.json")
+            config = config.with_frame(record["settings"]["model"]["frame"])
+            check_same_run(folder / "prune.json", record, describe(config, config.model.weights))
             say(f"already done: {folder / 'prune.json'} and {folder / 'pruned'}")
             return
+        scores, scored = load_scores(folder / "scores.safetensors")
+        config = config.with_frame(scored["settings"]["model"]["frame"])
+        header = describe(config, config.model.weights)
+        check_scores(scored, header)
         started = time.monotonic()
+        paths = list_images(config.data, "val")
         tower = build_tower(config.model, str(world.device))
         dense_widths = tower.widths
-        paths = list_images(config.data, "val")
+        check_widths(tower, config.prune.widths)
         batches = Batches(paths, tower.transform, config.data, world, config.data.num_val_samples)
         held = [b.to(tower.dtype) for b in progress(batches, "read held-out images", "batch", total=len(batches))]
         batches.say_broken()
@@ -54,6 +57,8 @@ def main() -> None:
             write_json(folder / "prune.json", {**record, "reproduce": reproduce("main_prune.py")})
         world.barrier()
         say(report.describe_sizes(sizes["params"], sizes["flops"]))
+        if result.final_entropy < result.dense_entropy:
+            say("note: the entropy fell; the criterion is signed, so compare the features before you trust this model")
         say(f"widths {tower.widths}; entropy {result.dense_entropy:.4f} -> {result.final_entropy:.4f} nats")
         say(f"wrote {folder}/prune.json, prune.png and pruned/ in {cost['seconds']:.0f} s")
 

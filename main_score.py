@@ -15,20 +15,20 @@ def main() -> None:
     from amp.towers import build_tower
 
     with distributed.start() as world:
-        path = prepare_output(config.output.dir) / "scores.safetensors"
-        header = describe(config, config.model.pretrained, leave_out=["prune"])
+        path = world.from_main(lambda: prepare_output(config.output.dir)) / "scores.safetensors"
+        header = describe(config, config.model.weights, leave_out=["prune"])
         if world.broadcast(path.exists()):
             check_same_run(path, load_scores(path)[1], header)
             say(f"already done: {path}")
             return
+        paths = list_images(config.data, "train")
+        list_images(config.data, "val")  # What the search will need is better missed now than after the scoring.
         tower = build_tower(config.model, str(world.device))
-        say(
-            f"{config.model.name}: {len(tower.slots)} blocks of {tower.widths[0]} neurons, {tower.slots[0].layout} MLPs"
-        )
+        blocks, widths = len(tower.slots), sorted(set(tower.widths))
+        say(f"{config.model.name}: {blocks} blocks of {widths} neurons, {tower.slots[0].layout} MLPs")
         if config.score.criterion == "random":
             scores = score_random(tower.slots, config.score.seed)
         else:
-            paths = list_images(config.data, "train")
             batches = Batches(paths, tower.transform, config.data, world, config.data.num_samples)
             bar = progress(batches, "score", "batch", total=len(batches))
             scores = score_entropy(tower, bar, config.score.inverse_temperature, config.score.absolute, world)

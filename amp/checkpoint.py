@@ -40,7 +40,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def is_model_folder(path: str | None) -> bool:
     """Whether `path` is a folder that this module wrote, by its config.json."""
-    return path is not None and (Path(path) / "config.json").is_file()
+    config = Path(path or "") / "config.json"
+    try:
+        return path is not None and {"format", "base", "kept"} <= json.loads(config.read_text("utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def save_tower(tower: Tower, kept: Sequence[Sequence[int]], provenance: Mapping[str, Any], folder: Path) -> None:
@@ -136,11 +140,15 @@ def open_tower(
     if folder is None:
         if name is None:
             raise UserError("--model: missing; give a model name, an open_clip model JSON or a pruned/ folder")
-        if Path(name).is_dir():
+        if Path(name).is_dir() and frame != "hf":
             read_folder_config(name)
         settings = ModelSettings(frame=frame, name=name, pretrained=pretrained, precision=precision or "fp32")
         return build_tower(settings, device)
+    if folder == name and pretrained not in (None, name):
+        raise UserError(f"--pretrained: {pretrained}: {name} is a pruned model with weights of its own")
     tower = load_tower(folder, device, precision)
+    if frame not in (None, tower.base["frame"]):
+        raise UserError(f"--model_type: {frame}: {folder} is of {tower.base['frame']}")
     if folder == pretrained and name is not None and name != pretrained:
         dense = build_tower(ModelSettings(frame=frame, name=name), "meta")
         if not tower.same_architecture(dense):

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,7 @@ from amp.config import DistillConfig, Frame, PruneConfig
 from amp.errors import UserError, nearest
 
 Config = TypeVar("Config", PruneConfig, DistillConfig)
+CONFIGS: dict[str, type[BaseModel]] = {"main_score.py and main_prune.py": PruneConfig, "distill.py": DistillConfig}
 
 
 class _Loader(yaml.SafeLoader):
@@ -83,16 +84,22 @@ def settings_help(config_class: type[BaseModel], prefix: str = "") -> str:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             lines.append(settings_help(kind, f"{prefix}{key}."))
             continue
-        default = "required" if field.is_required() else f"default {_as_yaml(field.default)}"
-        lines.append(f"  {prefix + key:<28} {field.description} ({default})")
+        default = "required" if field.is_required() else f"default {json.dumps(field.default)}"
+        choices = f": {', '.join(_choices(kind))}" if _choices(kind) else ""
+        lines.append(f"  {prefix + key:<28} {field.description}{choices} ({default})")
     return "\n".join(lines)
 
 
-def _as_yaml(value: Any) -> str:
-    return json.dumps(value)
+def _choices(kind: Any) -> list[str]:
+    """The words that a setting allows, if it is one of few."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return next((words for part in get_args(kind) if (words := _choices(part))), [])
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give one of its YAML files")
     if not path.is_file():
         siblings = [str(p) for p in Path("configs").glob("**/*.yaml")]
         raise UserError(f"{path}: no such file{nearest(str(path), siblings)}")
@@ -103,6 +110,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}:{where} not a YAML file: {reason}") from None
+    if raw is None:
+        raise UserError(f"{path}: is empty")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected settings as 'key: value' lines, found {type(raw).__name__}")
     return raw
@@ -127,7 +136,16 @@ def _set_path(raw: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _explain(error: ValidationError, config_class: type[BaseModel], file: str, overridden: set[str]) -> str:
-    problem, *others = error.errors()
+    """All mistakes in one line, unknown keys first: a misspelt one makes another look missing."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    lines = [_explain_one(problem, config_class, file, overridden) for problem in problems[:3]]
+    rest = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+    known = [name for name, other in CONFIGS.items() if other is not config_class]
+    other = f" (a config of {known[0]}?)" if sum(p["type"] == "missing" for p in problems) > 1 else ""
+    return "; ".join(lines) + rest + other
+
+
+def _explain_one(problem: Any, config_class: type[BaseModel], file: str, overridden: set[str]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     own = [o for o in overridden if f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.")]
     source = f"--set {key}" if own else f"{file}: {key}"
@@ -143,6 +161,6 @@ def _explain(error: ValidationError, config_class: type[BaseModel], file: str, o
     elif problem["type"] == "value_error":
         text = message
     else:
+        message = message.replace("a valid array", "a list, for example [1, 2]")
         text = f"{json.dumps(problem['input'], default=str)} is not allowed: {message[0].lower() + message[1:]}"
-    more = f" (and {len(others)} more mistakes)" if others else ""
-    return f"{source}: {text}{more}"
+    return f"{source}: {text}"

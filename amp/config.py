@@ -1,15 +1,18 @@
 """Typed, frozen settings of every script: names, types, bounds, defaults, and what each means."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Frame = Literal["open_clip", "timm", "dinov2", "hf"]
+Frame = Literal["open_clip", "eva_clip", "dinov2", "timm", "hf"]
 Precision = Literal["fp32", "bf16"]
 DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
+MODEL_NAME = "the library's model name, an open_clip model JSON, or for hf a folder or hub id"
+MODEL_WEIGHTS = "weights: a tag of the library or a file; null: random, for hf those of the name"
 
 
 class Settings(BaseModel):
@@ -28,11 +31,16 @@ class TransformSettings(Settings):
 
 class ModelSettings(Settings):
     frame: Frame | None = Field(None, description="library the model comes from; also --frame")
-    name: str = Field(description="the library's model name, or the path of an open_clip model JSON")
-    pretrained: str | None = Field(None, description="weights: a tag of the library or a file; null: random")
+    name: str = Field(description=MODEL_NAME)
+    pretrained: str | None = Field(None, description=MODEL_WEIGHTS)
     precision: Precision = Field("fp32", description="precision of the frozen weights")
     kwargs: dict[str, Any] = Field({}, description="passed to the library's factory (img_size, ...)")
     transform: TransformSettings = TransformSettings()
+
+    @property
+    def weights(self) -> str | None:
+        """Where the weights come from; a folder as a name holds its own."""
+        return self.pretrained or (self.name if Path(self.name).is_dir() else None)
 
 
 class DataSettings(Settings):
@@ -91,8 +99,8 @@ class PruneConfig(Settings):
 
 class TeacherSettings(Settings):
     frame: Frame = Field("open_clip", description="library the model comes from; also --frame")
-    name: str = Field(description="the library's model name, or the path of an open_clip model JSON")
-    pretrained: str | None = Field(None, description="weights: a tag of the library or a file; null: random")
+    name: str = Field(description=MODEL_NAME)
+    pretrained: str | None = Field(None, description=MODEL_WEIGHTS)
     kwargs: dict[str, Any] = Field({}, description="passed to the library's factory (img_size, ...)")
 
     def as_model(self, precision: Precision) -> ModelSettings:

@@ -164,7 +164,7 @@ class Batches:
         if len(self) == 0:
             raise UserError(
                 f"data.batch_size: {self.settings.batch_size} is more than the {len(self.order(0))} images "
-                f"of {self.settings.root}"
+                f"of this split of {self.settings.root}"
             )
 
     def order(self, epoch: int) -> list[int]:

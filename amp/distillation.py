@@ -99,8 +99,7 @@ class Distiller:
         """Trains to the end. Returns the last step's losses."""
         last: dict[str, float] = {}
         writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) if self.world.is_main else None
-        bar = progress(self._remaining(), "distil", "step", total=self.total_steps)
-        bar.update(self.step)
+        bar = progress(self._remaining(), "distil", "step", total=self.total_steps, initial=self.step)
         with self._open_log() as log:
             for images_BCHW in bar:
                 last = self._train_step(images_BCHW)

@@ -41,6 +41,11 @@ class MlpSlot:
         return self.out_projection.in_features
 
     @property
+    def modules(self) -> list[nn.Module]:
+        """All that a slice changes."""
+        return [*self.in_projections, self.out_projection, *([self.norm] if self.norm is not None else [])]
+
+    @property
     def layout(self) -> str:
         gate = "packed gate" if self.packed else "split gate" if len(self.in_projections) == 2 else "plain"
         return gate + (" + norm" if self.norm is not None else "")
@@ -71,7 +76,7 @@ class MlpSlot:
     @contextmanager
     def narrowed(self, indices_K: Tensor) -> Iterator[None]:
         """The sliced MLP inside the block, the whole one again after it."""
-        modules = [*self.in_projections, self.out_projection, *([self.norm] if self.norm is not None else [])]
+        modules = self.modules
         parameters = [dict(m.named_parameters(recurse=False)) for m in modules]
         shapes = [
             {k: getattr(m, k) for k in ("in_features", "out_features", "normalized_shape") if hasattr(m, k)}

@@ -114,13 +114,20 @@ def prune_by_search(
     return result
 
 
-def prune_to_widths(tower: Tower, scores: Sequence[Tensor], widths: Sequence[int], entropy: EntropyMeter) -> Pruned:
-    """Keeps the top neurons at given widths, one a block; measures the entropy before and after. Raises UserError."""
+def check_widths(tower: Tower, widths: Sequence[int] | None) -> None:
+    """Raises UserError unless `widths` has one width a block, none wider than the block."""
+    if widths is None:
+        return
     if len(widths) != len(tower.slots):
         raise UserError(f"prune.widths: {len(widths)} widths, the tower has {len(tower.slots)} blocks")
     for block, (width, slot) in enumerate(zip(widths, tower.slots, strict=True)):
         if width > slot.hidden_width:
             raise UserError(f"prune.widths: {width} at block {block}, which has {slot.hidden_width} neurons")
+
+
+def prune_to_widths(tower: Tower, scores: Sequence[Tensor], widths: Sequence[int], entropy: EntropyMeter) -> Pruned:
+    """Keeps the top neurons at given widths, one a block; measures the entropy before and after. Raises UserError."""
+    check_widths(tower, widths)
     result = Pruned([], entropy(), 0.0)
     result.kept = [_keep(tower, block, score_H, widths[block]) for block, score_H in enumerate(scores)]
     result.final_entropy = entropy()

@@ -71,7 +71,7 @@ def draw_probes(axes: Axes, probes: Sequence[tuple[int, int, float]], dense_widt
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.2, color=colour, label=label)
     axes.set(xlabel="width probed / dense width", ylabel="entropy (nats)", title="Entropy at each probed width")
     if few and blocks:
-        axes.legend(frameon=False, fontsize=8, ncols=2)
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     elif blocks:
         scale = plt.cm.ScalarMappable(plt.Normalize(0, len(dense_widths) - 1), colours)
         axes.figure.colorbar(scale, ax=axes, label="block")

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from amp.errors import UserError
 
 Item = TypeVar("Item")
+SPEAK_SECONDS = 3.0
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -26,9 +28,12 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        # All processes of a run read the same settings; one of them says what is wrong with them.
+        # All processes of a run read the same settings; one of them says what is wrong with them. The others give it
+        # time: torchrun ends all as soon as one has ended.
         if main_process() or error.rank_local:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(SPEAK_SECONDS)
         sys.exit(2)
     except KeyboardInterrupt:
         if main_process():
@@ -52,13 +57,16 @@ def warn_here(message: str) -> None:
     tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
-def progress(items: Iterable[Item] | None, description: str, unit: str, total: int | None = None) -> Any:
+def progress(
+    items: Iterable[Item] | None, description: str, unit: str, total: int | None = None, initial: int = 0
+) -> Any:
     """A progress bar with rate and remaining time, shown by the main process. Without items, `update` moves it."""
     return tqdm(
         items,
         desc=description,
         unit=unit,
         total=total,
+        initial=initial,
         disable=not main_process(),
         dynamic_ncols=True,
         leave=True,
@@ -96,13 +104,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def prepare_output(folder: str) -> Path:
-    """The run's folder, which may not exist yet. Raises UserError when nothing could be written there."""
+    """The run's folder, not left behind where it is new. Raises UserError when it cannot be written to."""
     path = Path(folder)
-    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise UserError(f"output.dir: {folder}: {existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"output.dir: {folder}: {existing} cannot be written to")
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"output.dir: {folder}: cannot be written to ({error.strerror})") from None
+    finally:
+        for parent in missing:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
     return path
 
 
@@ -141,7 +155,9 @@ def describe(config: BaseModel, pretrained: str | None, leave_out: Sequence[str]
         "settings": settings,
         "pretrained_sha256": file_sha256(pretrained),
         **more,
-        "versions": {name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm")},
+        "versions": {
+            name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm", "transformers")
+        },
     }
 
 
@@ -162,11 +178,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_sha256(path: str | None) -> str | None:
-    """Hex digest of a local file's bytes; None for a library's tag or no weights at all."""
-    if path is None or not Path(path).is_file():
+    """Hex digest of a local file's bytes, or of a folder's safetensors; None for a library's tag or no weights."""
+    if path is None or not Path(path).exists():
         return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
+    digests = []
+    for file in files:
+        with file.open("rb") as opened:
+            digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    return "+".join(digests) or None
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,29 +1,25 @@
 """Zero-shot classification or retrieval of a dense or a pruned model; writes the metrics as JSON."""
 
 import argparse
-import hashlib
-import json
-import re
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from amp.config import Frame, Precision
-from amp.errors import UserError
-from amp.runs import file_sha256, first_difference, prepare_output, read_json, run_script, say, write_json
+from amp.config import Precision
+from amp.runs import file_sha256, run_script, say, write_json
+from eval import results
 from eval.benchmarks import NEEDS, Benchmark
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "clip_benchmark")
+KEYS = ("model", "model_type", "pretrained", "task", "dataset", "dataset_root", "language", "batch_size")
 
 
 def parse_args() -> argparse.Namespace:
     """The command line; mistakes in it exit with 2."""
     parser = argparse.ArgumentParser(description=__doc__)
+    results.add_model_options(parser)
     add = parser.add_argument
-    add("--model", metavar="NAME|JSON|FOLDER", help="library's model name, an open_clip model JSON or a pruned/ folder")
-    add("--model_type", choices=get_args(Frame), default="open_clip", help="library of it (default: %(default)s)")
-    add("--pretrained", metavar="CKPT", help="weights: a tag, a file or a pruned/ folder (default: random, seeded)")
     add("--batch_size", type=int, default=256, help="images in one batch on one process (default: %(default)s)")
     add("--task", choices=[*NEEDS], default="zeroshot_classification", help="what is measured (default: %(default)s)")
     add("--dataset", required=True, metavar="NAME", help="clip_benchmark's name of it, or digit_scenes (required)")
@@ -35,41 +31,24 @@ def parse_args() -> argparse.Namespace:
     add("--num_workers", type=int, default=4, help="loader workers per process (default: %(default)s)")
     add("--output", metavar="JSON", help="the metrics (default: out/eval/DATASET_TASK_MODEL_DIGEST.json)")
     args = parser.parse_args()
-    for key, least in (("batch_size", 1), ("num_workers", 0)):
-        if getattr(args, key) < least:
-            parser.error(f"argument --{key}: {getattr(args, key)} is less than {least}")
+    results.check_options(parser, args, {"batch_size": 1, "num_workers": 0})
     if args.task != "zeroshot_classification" and (args.save_clf or args.load_clfs):
         parser.error("argument --save_clf, --load_clfs: zeroshot_retrieval has no text classifier")
-    if not (args.model or args.pretrained):
-        parser.error("the following arguments are required: --model (or a pruned/ folder as --pretrained)")
     return args
 
 
 def describe(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     """What decides the numbers: the options, and the files they name by digest."""
-    keys = ("model", "model_type", "pretrained", "task", "dataset", "dataset_root", "language", "batch_size")
-    settings = {key: getattr(args, key) for key in keys} | {"precision": precision}
-    settings |= {"model_sha256": file_sha256(args.model), "load_clfs_sha256": [*map(file_sha256, args.load_clfs)]}
-    folder = next((path for path in (args.pretrained, args.model) if path and Path(path).is_dir()), None)
-    weights = str(Path(folder) / "model.safetensors") if folder else args.pretrained
-    return {"settings": settings, "pretrained_sha256": file_sha256(weights)}
+    digests = [*map(file_sha256, args.load_clfs)]
+    return results.describe(args, KEYS, precision=precision, load_clfs_sha256=digests)
 
 
 def find_result(args: argparse.Namespace, header: dict[str, Any]) -> tuple[Path, dict[str, Any] | None]:
-    """Where the result goes, and the result if it is there. Raises UserError when another one is."""
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:8]
-    words = (args.dataset, args.task, Path(args.model or args.pretrained).stem, digest)
-    path = Path(args.output or f"out/eval/{re.sub(r'[^A-Za-z0-9_.-]+', '-', '_'.join(words))}.json")
-    for file in (args.save_clf, path):
-        if file:
-            prepare_output(str(Path(file).parent))
-    record = read_json(path) if path.exists() else None
-    if record and (difference := first_difference(record, header)):
-        key, old, new = difference
-        raise UserError(
-            f"--output: {path}: another measurement: {key} was {old!r}, now {new!r}; name another file or delete it"
-        )
-    return path, record if not args.save_clf or Path(args.save_clf).exists() else None
+    """Where the result goes, and the result if it and the classifier to save are there. Raises UserError."""
+    path, record = results.find_result(args, (args.dataset, args.task), header)
+    if args.save_clf and not results.check_writable("--save_clf", args.save_clf).exists():
+        return path, None
+    return path, record
 
 
 def classifier_for(args: argparse.Namespace, evaluator: Any, dataset: Any) -> Any:

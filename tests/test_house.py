@@ -12,11 +12,22 @@ ROWS = [
     ["amp", "amp.errors", "amp.config"],
     ["amp.cli", "amp.criteria", "amp.distributed", "amp.runs", "amp.scenes"],
     ["amp.search", "amp.mlp", "amp.data"],
-    ["amp.towers.base", "amp.towers.open_clip", "amp.towers"],
+    [
+        "amp.towers.base",
+        "amp.towers.open_clip",
+        "amp.towers.eva_clip",
+        "amp.towers.timm",
+        "amp.towers.hf",
+        "amp.towers",
+    ],
     ["amp.checkpoint"],
     ["amp.scoring", "amp.pruning", "amp.distillation", "amp.report"],
-    ["eval", "eval.benchmarks", "eval.efficiency", "eval.zeroshot"],
-    ["main_score", "main_prune", "distill", "eval.eval_zsc", "amp.demo", "amp.demo.__main__", "amp.demo.dense"],
+    ["eval", "eval.benchmarks", "eval.efficiency", "eval.knn", "eval.results", "eval.zeroshot"],
+    [
+        *("main_score", "main_prune", "distill", "amp.towers.__main__"),
+        *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency"),
+        *("amp.demo", "amp.demo.__main__", "amp.demo.dense"),
+    ],
 ]
 # Inside the towers' room a library's file stands on the base, and the door on both.
 TOWERS = ROWS[3]

@@ -184,7 +184,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
         ["model.name", "'RN50'", "native vision transformers"],
     ),
     "bad kwargs": ("model.kwargs.depht=3", ["model.kwargs", "depht"]),
-    "weights missing": ("model.pretrained={tmp}/no.pt", ["model.pretrained", "no.pt", "neither a file nor a tag"]),
+    "weights missing": ("model.pretrained={tmp}/no.pt", ["model.pretrained", "no.pt", "no file that exists"]),
     "weights of another architecture": ("model.name=ViT-B-32", ["model.pretrained", "not the weights of ViT-B-32"]),
     "weights cut off": (
         "model.pretrained={tmp}/cut.safetensors",
@@ -193,7 +193,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "pickle with code": ("model.pretrained={tmp}/malice.pt", ["model.pretrained", "malice.pt", "run code"]),
     "unknown key": ("data.batchsize=32", ["data.batchsize", "did you mean 'batch_size'"]),
     "wrong type": ("data.batch_size=32.5", ["data.batch_size", "32.5", "integer"]),
-    "output is a file": ("output.dir={tmp}/prune.yaml/out", ["output.dir", "prune.yaml is a file"]),
+    "output is a file": ("output.dir={tmp}/prune.yaml/out", ["output.dir", "cannot be written to"]),
     "wrong widths": ("prune.widths=[3]", ["prune.widths", "1 widths", "5 blocks"]),
 }
 

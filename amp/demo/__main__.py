@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from amp.errors import UserError
-from amp.runs import read_json, run_script, write_json
+from amp.runs import prepare_output, read_json, run_script, write_json
 
 HOME = Path("out/demo")
 MODEL = "configs/models/digit_scenes.json"
@@ -45,7 +45,7 @@ class Demo:
         code = subprocess.run([sys.executable, *module, *words], check=False, env=environment).returncode
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
         if code:
-            raise UserError(f"demo: {words[0]} ended with exit code {code}, see above")
+            raise UserError(f"demo: {words[words[0] == '-m']} ended with exit code {code}, see above")
 
     def overrides(self, **settings: str | Path) -> list[str]:
         """`--set` for what differs from the configs."""
@@ -142,6 +142,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HOME, help="folder of the demo (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1500, help="training steps of the dense model (default: 1500)")
     args = parser.parse_args()
+    if args.steps < 1:
+        parser.error(f"argument --steps: {args.steps} is less than 1")
+    prepare_output(str(args.out))
     if not Path(PRUNE).is_file():
         raise UserError(f"demo: {PRUNE} is not here; run it in the repository's root")
     started = time.monotonic()

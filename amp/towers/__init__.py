@@ -9,7 +9,7 @@ from amp.config import ModelSettings
 from amp.towers.base import TokenReadout, Tower, after_last_block
 
 # Imported when asked for: nobody waits for a library that they do not use.
-BUILDERS = {"open_clip": "open_clip", "timm": "timm", "dinov2": "timm", "hf": "hf"}
+BUILDERS = {"open_clip": "open_clip", "eva_clip": "eva_clip", "dinov2": "timm", "timm": "timm", "hf": "hf"}
 
 __all__ = ["TokenReadout", "Tower", "after_last_block", "build_tower"]
 

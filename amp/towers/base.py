@@ -114,10 +114,10 @@ def building(settings: ModelSettings, weights: str | None, library: str) -> Iter
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, message="Detected pickle protocol")
             yield
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"model.pretrained: {weights}: holds more than tensors; refused, since loading it could run code"
-        ) from None
+    except pickle.UnpicklingError as error:
+        code = "Unsupported" in str(error) or "GLOBAL" in str(error)
+        reason = "holds more than tensors; refused, since loading it could run code" if code else "no weights file"
+        raise UserError(f"model.pretrained: {weights}: {reason}") from None
     except (SafetensorError, EOFError, OSError) as error:
         raise UserError(f"model.pretrained: {weights}: cannot be read ({first_line(error)})") from None
     except (AttributeError, KeyError, StopIteration, ValueError) as error:
@@ -125,7 +125,9 @@ def building(settings: ModelSettings, weights: str | None, library: str) -> Iter
             raise
         raise UserError(f"model.pretrained: {weights}: holds no named tensors ({first_line(error)})") from None
     except (RuntimeError, AssertionError, TypeError) as error:
-        if weights and not isinstance(error, TypeError):
+        if "download" in str(error):
+            what = f"model.pretrained: {weights}: could not be downloaded; without internet, give a file"
+        elif weights and not isinstance(error, TypeError):
             what = f"model.pretrained: {weights}: not the weights of {settings.name}"
         elif settings.kwargs:
             what = f"model.kwargs: {settings.kwargs}: {library} refuses them"
@@ -152,6 +154,6 @@ def check_weights(settings: ModelSettings, known_tags: list[str]) -> None:
     weights = settings.pretrained
     if weights and weights not in known_tags and not Path(weights).is_file():
         raise UserError(
-            f"model.pretrained: {weights!r} is neither a file nor a tag of {settings.name}"
+            f"model.pretrained: {weights!r} is no file that exists, nor a tag of {settings.name}"
             f"{nearest(weights, known_tags)} (tags: {', '.join(known_tags) or 'none'})"
         )

@@ -9,12 +9,14 @@ import hashlib
 import inspect
 import json
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.factory import load_state_dict
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
@@ -37,27 +39,37 @@ LOADING = frozenset(inspect.signature(open_clip.create_model).parameters) - {
 TOKENIZER_KWARGS = frozenset({"clean", "strip_sep_token", "language"})
 
 
-def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) -> Tower:
-    """An open_clip tower; see `build_tower`."""
-    config = saved["model_config"] if saved else _model_config(settings.name)
+State = dict[str, Tensor]
+
+
+def build(
+    settings: ModelSettings,
+    device: str,
+    saved: dict[str, Any] | None,
+    config: dict[str, Any] | None = None,
+    convert: Callable[[State], State] | None = None,
+) -> Tower:
+    """An open_clip tower; see `amp.towers.build_tower`.
+
+    Args:
+        config: the model's JSON, where its name does not tell.
+        convert: from a weights file's names to open_clip's, where open_clip does not know them.
+    """
+    config = saved["model_config"] if saved else config or _model_config(settings.name)
     name = _register(settings.name, config)
-    kwargs = dict(settings.kwargs)
-    refuse_loading(kwargs, LOADING)
-    tokenizer_kwargs = dict(config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
-    unknown = sorted(tokenizer_kwargs.keys() - TOKENIZER_KWARGS)
-    if unknown:
-        raise UserError(f"{settings.name}: text_cfg.tokenizer_kwargs: {', '.join(unknown)}: not allowed")
-    if "img_size" in kwargs:
-        kwargs["force_image_size"] = kwargs.pop("img_size")
+    kwargs = _kwargs(settings, config)
     if saved:
         kwargs["force_preprocess_cfg"] = saved["preprocess"]
     weights = None if saved or device == "meta" else settings.pretrained
     if weights:
         check_weights(settings, open_clip.list_pretrained_tags_by_model(settings.name))
     with building(settings, weights, "open_clip"), torch.device(device):
+        given = None if convert else weights
         model: Any = open_clip.create_model(
-            name, pretrained=weights, precision=settings.precision, device=device, **kwargs
+            name, pretrained=given, precision=settings.precision, device=device, **kwargs
         )
+        if convert and weights:
+            model.load_state_dict(convert(load_state_dict(weights)))
     visual = model.visual
     native = isinstance(visual, open_clip.transformer.VisionTransformer)
     if not native and not isinstance(visual, TimmModel):
@@ -69,7 +81,7 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     transform, preprocess = _transform(preprocess, settings.transform)
     blocks = find_blocks(visual)
     base = {
-        "frame": "open_clip",
+        "frame": settings.frame or "open_clip",
         "name": settings.name,
         "kwargs": settings.kwargs,
         "precision": settings.precision,
@@ -92,12 +104,27 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     )
 
 
+def _kwargs(settings: ModelSettings, config: dict[str, Any]) -> dict[str, Any]:
+    """The factory's arguments; those that could load a file or run code are refused."""
+    refuse_loading(settings.kwargs, LOADING)
+    tokenizer_kwargs = dict(config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
+    unknown = sorted(tokenizer_kwargs.keys() - TOKENIZER_KWARGS)
+    if unknown:
+        raise UserError(f"{settings.name}: text_cfg.tokenizer_kwargs: {', '.join(unknown)}: not allowed")
+    kwargs = dict(settings.kwargs)
+    if "img_size" in kwargs:
+        kwargs["force_image_size"] = kwargs.pop("img_size")
+    return kwargs
+
+
 def _native_feature(visual: Any, images_BCHW: Tensor) -> Tensor:
     projection, visual.proj = visual.proj, None
     try:
-        pooled_BD: Tensor = visual(images_BCHW)
+        output = visual(images_BCHW)
     finally:
         visual.proj = projection
+    # CoCa's tower gives its tokens too.
+    pooled_BD: Tensor = output[0] if isinstance(output, tuple) else output
     return pooled_BD
 
 
@@ -113,7 +140,10 @@ def _model_config(name: str) -> dict[str, Any]:
         config = open_clip.get_model_config(name.replace("/", "-"))
         if config is None:
             known = open_clip.list_models()
-            raise UserError(f"model.name: open_clip knows no {name!r}{nearest(name, known)}, nor is it a .json file")
+            raise UserError(
+                f"model.name: open_clip knows no {name!r}{nearest(name, known)}; "
+                "it may also be a model JSON or a pruned/ folder"
+            )
         return config
     try:
         config = json.loads(Path(name).read_text(encoding="utf-8"))

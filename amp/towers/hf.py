@@ -1,0 +1,300 @@
+"""Towers of Hugging Face transformers: vision models and dual encoders, from a local folder or a hub id.
+
+Feature of the criterion: (B, D), D the tower's width, after the final norm, before any projection or classifier.
+
+| family | feature |
+|---|---|
+| CLIP, MetaCLIP 2, MLCD | `pooler_output`: the CLS token after `post_layernorm` |
+| SigLIP, AIMv2 | `pooler_output`: the attention pool; without that head: the mean of the normalised tokens |
+| BEiT | `pooler_output`: the mean of the patch tokens, normalised, or the CLS token, as the config says |
+| ViT, DeiT, ViT-MSN, DINOv2 (registers too), DINOv3 | the normalised CLS token; never ViT's dense + tanh pooler |
+| I-JEPA | the mean of the normalised tokens |
+
+Only classes that transformers ships are built, from JSON; weights are safetensors, or pickles of nothing but tensors.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL.Image import Resampling
+from torch import Tensor, nn
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambda, Normalize, Resize, ToTensor
+from transformers.utils import constants
+from transformers.utils.logging import disable_progress_bar
+
+from amp.config import ModelSettings, TransformSettings
+from amp.errors import UserError, nearest
+from amp.mlp import find_blocks, find_slots
+from amp.towers.base import Tower, building, first_line, quiet
+
+disable_progress_bar()  # The console is the run's.
+CLIP_STATISTICS = (constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD)
+HALF_STATISTICS = (constants.IMAGENET_STANDARD_MEAN, constants.IMAGENET_STANDARD_STD)
+IMAGENET_STATISTICS = (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the method must know of a vision architecture that its config does not say.
+
+    Attributes:
+        prefix: tokens before the patch tokens, without registers.
+        pooled: whether the feature is the model's own pooler output, where it has one.
+        statistics: mean and deviation of its images, for folders without an image processor.
+        any_size: whether it takes images of another size than the config's.
+    """
+
+    prefix: int
+    pooled: bool
+    statistics: tuple[list[float], list[float]]
+    any_size: bool = False
+
+
+# By the vision config's model_type.
+FAMILIES = {
+    "clip_vision_model": Family(1, True, CLIP_STATISTICS),
+    "metaclip_2_vision_model": Family(1, True, CLIP_STATISTICS),
+    "mlcd_vision_model": Family(1, True, CLIP_STATISTICS),
+    "siglip_vision_model": Family(0, True, HALF_STATISTICS),
+    "aimv2_vision_model": Family(0, True, CLIP_STATISTICS),
+    "beit": Family(1, True, HALF_STATISTICS),
+    "vit": Family(1, False, HALF_STATISTICS),
+    "vit_msn": Family(1, False, IMAGENET_STATISTICS),
+    "deit": Family(2, False, IMAGENET_STATISTICS),
+    "ijepa": Family(0, False, HALF_STATISTICS),
+    "dinov2": Family(1, False, IMAGENET_STATISTICS, any_size=True),
+    "dinov2_with_registers": Family(1, False, IMAGENET_STATISTICS, any_size=True),
+    "dinov3_vit": Family(1, False, IMAGENET_STATISTICS, any_size=True),
+}
+HIERARCHICAL = "is hierarchical; plain vision transformers can be pruned"
+REFUSED = {
+    "siglip2_vision_model": "is NaFlex: it takes patches of any aspect, not images (fixed-size SigLIP 2 is 'siglip')",
+    "vit_mae": "drops patches at random, also in evaluation; load its encoder as a 'vit'",
+    "data2vec-vision": "splits its MLPs over two modules",
+    **dict.fromkeys(("swin", "swinv2", "hiera", "pvt", "pvt_v2", "segformer", "focalnet", "cvt"), HIERARCHICAL),
+    **dict.fromkeys(("convnext", "convnextv2", "dinov3_convnext", "resnet"), "is a convolutional network"),
+}
+# Of a config, what would choose code or files, and what says nothing of the architecture.
+DROPPED = {"auto_map", "attn_implementation", "_attn_implementation", "experts_implementation", "quantization_config"}
+DROPPED |= {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures"}
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) -> Tower:
+    """A transformers tower; see `build_tower`."""
+    described = saved["model_config"] if saved else _describe(settings)
+    values = _without_dropped(described["config"])
+    with quiet():
+        config: Any = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    vision_config = getattr(config, "vision_config", config)
+    family = _family(settings, vision_config)
+    weights = None if saved or device == "meta" else _weights(settings)
+    with building(settings, weights, "transformers"):
+        model = _model(settings, described["class"], config, weights, device)
+    if settings.precision == "bf16":
+        # Parameters alone: rotary frequencies are buffers, and bf16 would move every patch.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    visual: Any = _visual(model)
+    _family(settings, visual.config)
+    blocks = find_blocks(visual)
+    preprocess = saved["preprocess"] if saved else _preprocess(settings, vision_config, family)
+    preprocess = _override(preprocess, settings.transform)
+    size, built = preprocess["size"], _side(vision_config.image_size)
+    if size != built and not family.any_size:
+        raise UserError(
+            f"model.transform.input_size: {size}: {settings.name} takes {built} px; model.kwargs.img_size changes that"
+        )
+    asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
+    base = {"frame": "hf", **asked, "model_config": described, "preprocess": preprocess}
+    return Tower(
+        base=base,
+        model=model.to(device).eval().requires_grad_(False),
+        visual=visual,
+        blocks=blocks,
+        slots=find_slots(blocks),
+        feature=partial(_feature, visual, family),
+        num_prefix_tokens=family.prefix + getattr(vision_config, "num_register_tokens", 0),
+        preprocess=preprocess,
+        dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
+        transform=_transform(preprocess),
+        make_tokenizer=lambda: Tokenizer(settings.name, config) if hasattr(config, "text_config") else None,
+    )
+
+
+def _feature(visual: nn.Module, family: Family, images_BCHW: Tensor) -> Tensor:
+    output = visual(images_BCHW, return_dict=True)
+    if family.pooled and output.get("pooler_output") is not None:
+        return output.pooler_output
+    tokens_BTD: Tensor = output.last_hidden_state
+    return tokens_BTD[:, 0] if family.prefix else tokens_BTD.mean(1)
+
+
+def _describe(settings: ModelSettings) -> dict[str, Any]:
+    """`{class, config}` of a folder or hub id, JSON-able, with `kwargs` in place."""
+    name = settings.name
+    if _is_folder("model.name", name) and not (Path(name) / "config.json").is_file():
+        raise UserError(f"model.name: {name}: the folder holds no config.json")
+    try:
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # A config.json may hold anything, and the hub may fail in any way.
+        raise UserError(f"model.name: {name}: no config of a transformers model ({first_line(error)})") from None
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"model.name: {name}: quantised weights cannot be pruned")
+    vision_config = getattr(config, "vision_config", config)
+    _family(settings, vision_config)
+    values = json.loads(config.to_json_string(use_diff=False))
+    vision_values = values.get("vision_config", values)
+    for key, value in settings.kwargs.items():
+        key = "image_size" if key == "img_size" else key
+        if key not in vision_values or key in DROPPED | {"model_type"}:
+            raise UserError(f"model.kwargs: {key}: no setting of {name}{nearest(key, list(vision_values))}")
+        vision_values[key] = value
+    architecture = next(iter(config.architectures or []), None)
+    if architecture is None:
+        with torch.device("meta"):
+            architecture = type(transformers.AutoModel.from_config(config)).__name__
+    return {"class": architecture, "config": _without_dropped(values)}
+
+
+def _without_dropped(values: dict[str, Any]) -> dict[str, Any]:
+    own = {key: value for key, value in values.items() if key not in DROPPED}
+    return {key: _without_dropped(value) if isinstance(value, dict) else value for key, value in own.items()}
+
+
+def _family(settings: ModelSettings, vision_config: Any) -> Family:
+    kind = vision_config.model_type
+    if kind not in FAMILIES:
+        reason = REFUSED.get(kind, f"is none of the supported vision transformers: {', '.join(FAMILIES)}")
+        raise UserError(f"model.name: {settings.name}: {kind!r} {reason}")
+    return FAMILIES[kind]
+
+
+def _is_folder(key: str, name: str) -> bool:
+    """A local folder, else a hub id; raises UserError for what is neither."""
+    path = Path(name)
+    if not path.is_dir() and (path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") != 1):
+        raise UserError(f"{key}: {name!r} is neither a folder nor a hub id (owner/model)")
+    return path.is_dir()
+
+
+def _weights(settings: ModelSettings) -> str | None:
+    """The folder or hub id that the weights come from; None: random."""
+    source = settings.pretrained or settings.name
+    if not _is_folder("model.pretrained", source) or any((Path(source) / file).is_file() for file in WEIGHTS):
+        return source
+    if settings.pretrained:
+        raise UserError(f"model.pretrained: {source}: the folder holds none of {', '.join(WEIGHTS)}")
+    return None
+
+
+def _model(settings: ModelSettings, class_name: str, config: Any, weights: str | None, device: str) -> nn.Module:
+    """The whole model in fp32."""
+    kind: Any = getattr(transformers, class_name, None)
+    own = getattr(kind, "config_class", None)
+    config = config if own is type(config) else getattr(config, "vision_config", config)
+    # A backbone gives feature maps, not tokens.
+    if own is not type(config) or class_name.endswith("Backbone"):
+        raise UserError(f"model.name: {settings.name}: {class_name!r} is no {config.model_type} model of transformers")
+    if weights is None:
+        with torch.device(device):
+            model: nn.Module = kind._from_config(config, dtype=torch.float32)
+        return model
+    fixed = {"config": config, "dtype": torch.float32, "weights_only": True, "trust_remote_code": False}
+    model, report = kind.from_pretrained(weights, output_loading_info=True, **fixed)
+    # ViT's pooler is left out of many files, and no feature is taken from it.
+    if missing := sorted(key for key in report["missing_keys"] if "pooler.dense." not in key):
+        raise RuntimeError(f"{len(missing)} tensors missing, {missing[0]} first")
+    return model
+
+
+def _visual(model: Any) -> nn.Module:
+    # Not `base_model` at once: DINOv3's is its encoder, without the embeddings.
+    whole = model if hasattr(model, "embeddings") else model.base_model
+    return getattr(model, "vision_model", whole)
+
+
+def _side(size: Any) -> int:
+    if isinstance(size, int):
+        return size
+    if len(set(size)) != 1:
+        raise UserError(f"model.name: takes images of {list(size)} px; only square ones are supported")
+    return int(size[0])
+
+
+def _preprocess(settings: ModelSettings, vision_config: Any, family: Family) -> dict[str, Any]:
+    """As the image processor beside the model says; without one, as the family's usual."""
+    mean, std = family.statistics
+    side = _side(vision_config.image_size)
+    usual = {"size": side, "mean": mean, "std": std, "interpolation": "bicubic", "resize": side, "squash": False}
+    folder = Path(settings.name)
+    if folder.is_dir() and not any(folder.glob("*processor_config.json")):
+        return usual
+    try:
+        with quiet():
+            processor = transformers.AutoImageProcessor.from_pretrained(settings.name, trust_remote_code=False)
+    except Exception as error:  # As with the config: it may hold anything.
+        if not folder.is_dir() and isinstance(error, OSError):
+            return usual
+        raise UserError(f"model.name: {settings.name}: image processor: {first_line(error)}") from None
+    own, crop = dict(processor.size), processor.crop_size or {}
+    squash = own.get("height") is not None
+    resize = int(own["height"] if squash else own["shortest_edge"])
+    size = int(crop.get("height") or resize) if processor.do_center_crop else resize
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    interpolation = Resampling(int(processor.resample)).name.lower()
+    told = {"size": size, "mean": list(mean), "std": list(std), "interpolation": interpolation}
+    built = side if not family.any_size or "img_size" in settings.kwargs else None
+    return _resized({**told, "resize": resize, "squash": squash}, built)
+
+
+def _resized(preprocess: Mapping[str, Any], size: int | None) -> dict[str, Any]:
+    """For another input size, with the same share of the image cropped."""
+    if size is None or size == preprocess["size"]:
+        return dict(preprocess)
+    return {**preprocess, "size": size, "resize": round(preprocess["resize"] * size / preprocess["size"])}
+
+
+def _override(preprocess: Mapping[str, Any], own: TransformSettings) -> dict[str, Any]:
+    changed = _resized(preprocess, own.input_size)
+    if own.crop_pct is not None:
+        changed |= {"resize": math.floor(changed["size"] / own.crop_pct), "squash": False}
+    return changed | own.model_dump(mode="json", include={"interpolation", "mean", "std"}, exclude_none=True)
+
+
+def _transform(preprocess: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+    side, interpolation = preprocess["resize"], InterpolationMode(preprocess["interpolation"])
+    resize = Resize((side, side) if preprocess["squash"] else side, interpolation)
+    normalize = Normalize(preprocess["mean"], preprocess["std"])
+    return Compose(
+        [Lambda(methodcaller("convert", "RGB")), resize, CenterCrop(preprocess["size"]), ToTensor(), normalize]
+    )
+
+
+class Tokenizer:
+    """texts -> token ids (N, context). Its files are read at the first call: a model without them still loads."""
+
+    def __init__(self, name: str, config: Any) -> None:
+        self.name, self.context = name, config.text_config.max_position_embeddings
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            with quiet():
+                return transformers.AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
+        except Exception as error:  # Whatever the files hold.
+            raise UserError(f"{self.name}: its tokenizer cannot be read ({first_line(error)})") from None
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Raises UserError where the folder or the hub has no tokenizer of the model."""
+        fit = {"padding": "max_length", "truncation": True, "max_length": self.context}
+        return self._tokenizer(texts, return_tensors="pt", **fit).input_ids

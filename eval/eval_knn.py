@@ -1,0 +1,96 @@
+"""Weighted k-nearest-neighbour accuracy of a dense or a pruned tower's features; writes the metrics as JSON."""
+
+import argparse
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from amp.errors import UserError
+from amp.runs import run_script, say, write_json
+from eval.results import add_model_options, check_options, describe, find_result
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm")
+KEYS = ("model", "model_type", "pretrained", "train_root", "val_root", "batch_size")
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line; mistakes in it exit with 2."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_model_options(parser)
+    add = parser.add_argument
+    add("--dataset_root", metavar="DIR", help="folder that holds train/ and val/")
+    add("--train_root", metavar="DIR", help="training images in class folders (default: train/ of --dataset_root)")
+    add("--val_root", metavar="DIR", help="validation images in the same classes (default: val/ of --dataset_root)")
+    add("--batch_size", type=int, default=256, help="images in one batch on one process (default: %(default)s)")
+    add("--num_workers", type=int, default=4, help="loader workers per process (default: %(default)s)")
+    add("--output", metavar="JSON", help="the metrics (default: out/eval/DATASET_knn_MODEL_DIGEST.json)")
+    args = parser.parse_args()
+    check_options(parser, args, {"batch_size": 1, "num_workers": 0})
+    for split in ("train", "val"):
+        if getattr(args, f"{split}_root") is None:
+            if args.dataset_root is None:
+                parser.error(f"the following arguments are required: --{split}_root (or --dataset_root)")
+            setattr(args, f"{split}_root", str(Path(args.dataset_root) / split))
+    return args
+
+
+def check_folders(train_root: str, val_root: str) -> None:
+    """Raises UserError unless both are folders of the same class folders."""
+    classes = []
+    for option, root in (("--train_root", train_root), ("--val_root", val_root)):
+        if not Path(root).is_dir():
+            raise UserError(f"{option}: {root}: no such folder")
+        classes.append({path.name for path in Path(root).iterdir() if path.is_dir()})
+        if not classes[-1]:
+            raise UserError(f"{option}: {root}: holds no class folder")
+    for option, root, missing in (
+        ("--train_root", train_root, sorted(classes[1] - classes[0])),
+        ("--val_root", val_root, sorted(classes[0] - classes[1])),
+    ):
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise UserError(f"{option}: {root}: lacks the class {', '.join(missing[:3])}{more} of the other folder")
+
+
+def show(record: dict[str, Any], path: Path) -> None:
+    """The metrics on the console."""
+    from amp.report import table
+
+    title = f"k-NN: {record['num_images']} images, {record['num_train_images']} to vote, in {record['seconds']} s"
+    rows = [[name.removeprefix("knn"), f"{100 * value:.2f}"] for name, value in record["metrics"].items()]
+    say(f"{title}\n{table(['k', 'top-1 %'], rows)}\n{path}")
+
+
+def main() -> None:
+    args = parse_args()
+    check_folders(args.train_root, args.val_root)
+
+    from amp import distributed
+    from amp.checkpoint import open_tower
+    from eval.knn import Featurizer, open_images
+
+    with distributed.start() as world:
+        header = world.from_main(lambda: describe(args, KEYS))
+        words = (Path(args.val_root).absolute().parent.name, "knn")
+        path, record = world.from_main(lambda: find_result(args, words, header))
+        if record:
+            say("already done")
+        else:
+            tower = open_tower(args.model, args.model_type, args.pretrained, "fp32", str(world.device))
+            train: Any = open_images("--train_root", args.train_root, tower.transform)
+            val: Any = open_images("--val_root", args.val_root, tower.transform)
+            started = time.monotonic()
+            metrics = Featurizer(tower, world, args.batch_size, args.num_workers).accuracies(train, val)
+            record = {key: getattr(args, key) for key in ("model", "pretrained")} | {"metrics": metrics}
+            record |= {"num_images": len(val), "num_train_images": len(train)}
+            record |= {"seconds": round(time.monotonic() - started, 2), **header}
+            record |= {"versions": {package: version(package) for package in PACKAGES}}
+            if world.is_main:
+                write_json(path, record)
+            world.barrier()
+        show(record, path)
+
+
+if __name__ == "__main__":
+    run_script(main)

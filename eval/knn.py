@@ -1,0 +1,166 @@
+"""Weighted k-nearest-neighbour accuracy of a tower's features, over any number of processes.
+
+The numbers do not depend on the number of processes: batches come from one global list, and the neighbours are
+searched once, over all features.
+
+Shapes: B images of a batch, N training images, V validation images, Q queries of a chunk, K neighbours, C classes,
+D width of a feature.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.datasets import ImageFolder
+
+from amp.distributed import World
+from amp.errors import UserError
+from amp.runs import progress, say
+from amp.towers import Tower
+
+KS = (10, 20, 100, 200)
+TEMPERATURE = 0.07
+# Numbers in one chunk of the similarity matrix, and in the votes on it: 256 MB in fp32.
+CHUNK_SIZE = 2**26
+
+
+@dataclass(frozen=True)
+class Featurizer:
+    """The normalised features of labelled images, each process on its share of the batches.
+
+    Attributes:
+        tower: in fp32, on the world's device.
+        batch_size: images in one batch on one process.
+        num_workers: loader workers per process, at most one a core.
+    """
+
+    tower: Tower
+    world: World
+    batch_size: int = 256
+    num_workers: int = 4
+
+    def features(self, images: Dataset[Any], name: str) -> tuple[Tensor, Tensor]:
+        """Features (N, D) fp32 of length 1 and labels (N,) int64, on the CPU of every process, in the images' order.
+
+        Args:
+            images: (C, S, S) fp32 and the label of each, as of `open_images`.
+            name: for the progress bar.
+        Raises:
+            UserError: an image cannot be read.
+        """
+        count = len(images)  # type: ignore[arg-type]
+        starts = range(self.world.rank * self.batch_size, count, self.world.size * self.batch_size)
+        loader: DataLoader[Any] = DataLoader(
+            images,
+            batch_sampler=[list(range(s, min(s + self.batch_size, count))) for s in starts],
+            num_workers=min(self.num_workers, os.cpu_count() or 1),
+            collate_fn=_collate,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        own: dict[int, tuple[Tensor, Tensor]] = {}
+        for start, batch in zip(starts, progress(loader, name, "batch"), strict=True):
+            if isinstance(batch, UserError):
+                raise batch
+            images_BCHW, labels_B = batch
+            own[start] = (self._feature(images_BCHW), labels_B)
+        merged = {start: pair for part in self.world.gather_objects(own) for start, pair in part.items()}
+        features, labels = zip(*(merged[start] for start in sorted(merged)), strict=True)
+        return torch.cat(features), torch.cat(labels)
+
+    @torch.no_grad()
+    def _feature(self, images_BCHW: Tensor) -> Tensor:
+        features_BD = self.tower.feature(images_BCHW.to(self.world.device, self.tower.dtype))
+        return F.normalize(features_BD.float(), dim=-1).cpu()
+
+    def accuracies(self, train: Dataset[Any], val: Dataset[Any]) -> dict[str, float]:
+        """`{knnK: share of validation images whose class the K nearest training images vote for}`, K of KS.
+
+        A K above the number of training images is left out, and a line says so.
+        Raises:
+            UserError: fewer training images than the smallest K, or an image that cannot be read.
+        """
+        count = len(train)  # type: ignore[arg-type]
+        if count < KS[0]:
+            raise UserError(f"--train_root: {count} images; the least k is {KS[0]}")
+        ks = [k for k in KS if k <= count]
+        if skipped := [k for k in KS if k > count]:
+            say(f"skipped k = {', '.join(map(str, skipped))}: more than the {count} training images")
+        train_ND, train_N = self.features(train, "training images")
+        val_VD, val_V = self.features(val, "validation images")
+        device = self.world.device
+
+        def measure() -> dict[str, float]:
+            predicted = vote(train_ND.to(device), train_N, val_VD.to(device), ks)
+            return {f"knn{k}": (of_k_V == val_V).double().mean().item() for k, of_k_V in predicted.items()}
+
+        return self.world.from_main(measure)
+
+
+def vote(
+    train_ND: Tensor, train_N: Tensor, val_VD: Tensor, ks: Sequence[int], chunk_size: int = CHUNK_SIZE
+) -> dict[int, Tensor]:
+    """`{k: (V,) predicted classes, on the CPU}`: the class with the most votes of the k nearest training images.
+
+    A neighbour of cosine similarity s has exp(s / TEMPERATURE) votes, as in DINO's evaluation. Votes are summed
+    in fp64, in one order.
+
+    Args:
+        train_ND, val_VD: fp32 features of length 1, on one device.
+        train_N: int64 labels, on the CPU.
+        ks: ascending, at most N.
+        chunk_size: numbers that one chunk of the similarities, or of the votes, may hold.
+    """
+    num_classes = int(train_N.max()) + 1
+    rows = max(1, chunk_size // max(len(train_ND), num_classes))
+    chunks: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for val_QD in progress(val_VD.split(rows), "neighbours", "chunk"):
+        similarity_QK, nearest_QK = (val_QD @ train_ND.t()).topk(ks[-1])
+        votes_QK = (similarity_QK.cpu().double() / TEMPERATURE).exp()
+        labels_QK = train_N[nearest_QK.cpu()]
+        for k in ks:
+            votes_QC = torch.zeros(len(val_QD), num_classes, dtype=torch.float64)
+            chunks[k].append(votes_QC.scatter_add_(1, labels_QK[:, :k], votes_QK[:, :k]).argmax(dim=1))
+    return {k: torch.cat(parts) for k, parts in chunks.items()}
+
+
+def open_images(option: str, root: str, transform: Any) -> Dataset[Any]:
+    """The images of class folders, labels by the folders' sorted names.
+
+    Args:
+        option: that named the folder, for messages.
+    Raises:
+        UserError: a class folder holds no image.
+    """
+    try:
+        return _Images(option, ImageFolder(root, transform))
+    except OSError as error:
+        raise UserError(f"{option}: {root}: {str(error).splitlines()[0].split(' Supported ')[0]}") from None
+
+
+class _Images(Dataset[Any]):
+    """Images whose unreadable items come back as a UserError; raised, workers make a traceback of it."""
+
+    def __init__(self, option: str, folder: Any) -> None:
+        self.option = option
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.folder[index]
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            path = Path(self.folder.samples[index][0])
+            return UserError(f"{self.option}: {path}: cannot be read ({error})", rank_local=True)
+
+
+def _collate(items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)

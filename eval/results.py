@@ -1,0 +1,77 @@
+"""What the measuring scripts share: options of the model, the header of a result, and the result of an earlier run.
+
+Light to import: `--help` and mistakes answer before torch is loaded.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from amp.config import Frame
+from amp.errors import UserError
+from amp.runs import file_sha256, first_difference, prepare_output, read_json
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model, --model_type and --pretrained, as `amp.checkpoint.open_tower` takes them."""
+    add = parser.add_argument
+    add("--model", metavar="NAME|JSON|FOLDER", help="library's model name, an open_clip model JSON or a pruned/ folder")
+    add("--model_type", choices=get_args(Frame), help="library of it (default: the folder's own, else open_clip)")
+    add("--pretrained", metavar="CKPT", help="weights: a tag, a file or a pruned/ folder (default: random, seeded)")
+
+
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, least: Mapping[str, int]) -> None:
+    """Exits with 2 when a number is below its least value, or when no model is named."""
+    for key, minimum in least.items():
+        if getattr(args, key) < minimum:
+            parser.error(f"argument --{key}: {getattr(args, key)} is less than {minimum}")
+    if not (args.model or args.pretrained):
+        parser.error("the following arguments are required: --model (or a pruned/ folder as --pretrained)")
+
+
+def describe(args: argparse.Namespace, keys: Sequence[str], **more: Any) -> dict[str, Any]:
+    """What decides the numbers: the options `keys`, `more` settings, and the model's files by digest."""
+    settings = {key: getattr(args, key) for key in keys} | {"model_sha256": file_sha256(args.model), **more}
+    folder = next((path for path in (args.pretrained, args.model) if path and Path(path).is_dir()), None)
+    weights = str(Path(folder) / "model.safetensors") if folder else args.pretrained
+    return {"settings": settings, "pretrained_sha256": file_sha256(weights)}
+
+
+def check_writable(option: str, file: str) -> Path:
+    """`file` as a path. Raises UserError when `option` names a file that could not be written."""
+    path = Path(file)
+    if path.is_dir():
+        raise UserError(f"{option}: {file}: is a folder; give the name of a file")
+    try:
+        prepare_output(str(path.parent))
+    except UserError as error:
+        raise UserError(f"{option}: {str(error).removeprefix('output.dir: ')}") from None
+    return path
+
+
+def find_result(
+    args: argparse.Namespace, words: Sequence[str], header: dict[str, Any]
+) -> tuple[Path, dict[str, Any] | None]:
+    """Where the result goes, and the result if it is there.
+
+    Args:
+        args: `--output` is the file; without it, out/eval/WORDS_MODEL_DIGEST.json.
+        words: what is measured, for the file's name.
+        header: of `describe`.
+    Raises:
+        UserError: the file holds another measurement, or cannot be written.
+    """
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:8]
+    name = "_".join([*words, Path(args.model or args.pretrained).stem, digest])
+    path = check_writable("--output", args.output or f"out/eval/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}.json")
+    record = read_json(path) if path.exists() else None
+    if record and (difference := first_difference(record, header)):
+        key, old, new = difference
+        raise UserError(
+            f"--output: {path}: another measurement: {key} was {old!r}, now {new!r}; name another file or delete it"
+        )
+    return path, record
