@@ -207,3 +207,8 @@ def scores(golden: dict[str, Any]) -> list[Tensor]:
 def meter(tower: Tower, batches: Callable[[str], list[Tensor]]) -> EntropyMeter:
     """The entropy of `tower` on the golden held-out batches."""
     return EntropyMeter(tower, batches("val"), 15.0, WORLD)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast ones first: the whole demo, and what starts processes, come last."""
+    items.sort(key=lambda item: ("test_demo" in item.nodeid, "launch" in getattr(item, "fixturenames", ())))

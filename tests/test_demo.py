@@ -1,0 +1,57 @@
+"""The demo, shortened: every entry script through its command line, the closing files, and nothing done twice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from amp.scenes import build_scenes
+
+MODELS = ["dense", "pruned", "random_same_widths", "distilled"]
+
+
+def _demo(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "amp.demo", "--out", str(folder), "--steps", "20"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=500)
+
+
+def test_demo_runs_every_script_and_ends_with_its_summary(tmp_path: Path) -> None:
+    build_scenes(tmp_path / "scenes", num_train=600, num_val=300, num_test=120, num_pairs=30)
+    done = _demo(tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary) == [*MODELS, "seconds"]
+    for name in MODELS:
+        assert set(summary[name]) == {"params", "flops", "top1", "recall1"}
+        assert name.replace("_", " ") in done.stdout
+    pruned = {name: (summary[name]["params"], summary[name]["flops"]) for name in MODELS[1:]}
+    assert len(set(pruned.values())) == 1
+    assert all(
+        a <= b for a, b in zip(pruned["pruned"], (summary["dense"]["params"], summary["dense"]["flops"]), strict=True)
+    )
+    with Image.open(tmp_path / "summary.png") as picture:
+        assert picture.size[0] > 1200
+    for command in ("main_score.py", "main_prune.py", "torchrun --nproc_per_node=2 distill.py", "eval/eval_zsc.py"):
+        assert command in done.stdout
+
+    models = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    again = _demo(tmp_path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert f"reusing the dense model {tmp_path}" in again.stdout
+    assert again.stdout.count("already done") == 5 + 8
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == models
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(["--steps", "0"], "--steps"), (["--out", "README.md/x"], "output.dir")]
+)
+def test_demo_mistakes(words: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "amp.demo", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
