@@ -2,6 +2,7 @@
 
 from amp.cli import parse_args
 from amp.config import DistillConfig
+from amp.errors import UserError
 from amp.runs import run_script
 
 
@@ -25,7 +26,10 @@ def main() -> None:
             say(f"already done: {folder / 'distilled'}")
             return
         fp32 = config.optim.precision == "fp32"
-        teacher = build_tower(config.teacher.as_model("fp32" if fp32 else "bf16"), str(world.device))
+        try:
+            teacher = build_tower(config.teacher.as_model("fp32" if fp32 else "bf16"), str(world.device))
+        except UserError as error:
+            raise UserError(str(error).replace("model.", "teacher.", 1)) from None
         student = load_tower(config.student.pretrained, str(world.device), "fp32")
         check_pair(teacher, student)
         share_head(teacher, student, after_last_block(build_tower(config.teacher.as_model("fp32"), "meta")))

@@ -92,7 +92,7 @@ class PruneConfig(Settings):
     prune: SearchSettings = SearchSettings()
     output: OutputSettings
 
-    def with_frame(self, frame: Frame) -> "PruneConfig":
+    def with_frame(self, frame: Frame | None) -> "PruneConfig":
         """The same settings with `model.frame` filled in where it was left open."""
         return self.model_copy(update={"model": self.model.model_copy(update={"frame": self.model.frame or frame})})
 

@@ -161,6 +161,14 @@ def describe(config: BaseModel, pretrained: str | None, leave_out: Sequence[str]
     }
 
 
+def recorded_frame(record: Mapping[str, Any]) -> Any:
+    """The frame that a run's record names; None where it names none."""
+    try:
+        return record["settings"]["model"]["frame"]
+    except (KeyError, TypeError):
+        return None
+
+
 def reproduce(script: str) -> str:
     """The command line that was typed."""
     return shlex.join(["python", script, *sys.argv[1:]])

@@ -201,6 +201,7 @@ def test_student_of_another_model_is_refused(distill_yaml: Path, call: Callable[
     code, _, err = call("distill.py", "--config_file", distill_yaml, "--set", "teacher.name=ViT-S-32-alt")
     assert code == 2
     assert err.count("\n") == 1
+    assert "teacher.pretrained" in err
 
 
 def test_pair_of_two_architectures_is_refused(distill_yaml: Path, tmp_path: Path) -> None:
