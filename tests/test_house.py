@@ -115,5 +115,5 @@ def test_files_speak_of_the_project_alone() -> None:
     for name in tracked:
         if name.endswith((".py", ".md", ".yaml", ".toml", "Makefile")) and name != "tests/test_house.py":
             text = (ROOT / name).read_text()
-            for word in ("TODO", "FIXME", str(ROOT.parent) + "/"):
+            for word in ("TODO", "FIXME", f"{ROOT}/"):
                 assert word not in text, f"{name}: {word}"

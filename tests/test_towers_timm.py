@@ -222,6 +222,10 @@ output: {{dir: {tmp_path}/out}}
     losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
     assert load_tower(tmp_path / "out" / "distilled").widths == load_tower(tmp_path / "out" / "pruned").widths
+    words = ["--model", tmp_path / "out" / "distilled", "--dataset_root", _root(prune_yaml), "--num_workers", 0]
+    code, out, err = call("eval/eval_knn.py", *words, "--output", tmp_path / "knn.json")
+    assert code == 0, err
+    assert "64 to vote" in out
 
 
 def _root(prune_yaml: Path) -> str:
