@@ -209,6 +209,20 @@ def meter(tower: Tower, batches: Callable[[str], list[Tensor]]) -> EntropyMeter:
     return EntropyMeter(tower, batches("val"), 15.0, WORLD)
 
 
+@pytest.fixture
+def at_once(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """at_once(script, *words): a run that answers without torch, whose import takes seconds; importing it fails."""
+    (tmp_path / "no_torch").mkdir()
+    (tmp_path / "no_torch" / "torch.py").write_text("raise AssertionError('torch is imported')")
+
+    def run(script: str, *words: object) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "no_torch")}
+        command = [sys.executable, script, *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
+
+    return run
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast ones first: the whole demo, and what starts processes, come last."""
     items.sort(key=lambda item: ("test_demo" in item.nodeid, "launch" in getattr(item, "fixturenames", ())))

@@ -1,7 +1,6 @@
 """eval/eval_efficiency.py as users run it: tables, JSON, the pruned beside the dense, every bad input."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +108,8 @@ def test_a_folder_of_another_model_is_refused(call: Any, folder: Path) -> None:
     assert (code, "not 'ViT-B-32'" in err, len(err.splitlines())) == (2, True, 1)
 
 
-def test_help_is_quick(launch: Any) -> None:
-    started = time.monotonic()
-    shown = launch(1, SCRIPT, "--help")
-    assert time.monotonic() - started < 2
+def test_help_answers_at_once(at_once: Any) -> None:
+    shown = at_once(SCRIPT, "--help")
     assert (shown.returncode, "--meta" in shown.stdout) == (0, True)
 
 

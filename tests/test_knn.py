@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -210,16 +209,12 @@ def test_too_few_training_images(tmp_path: Path, pictures: Path, call: Any) -> N
         ([*MODEL, "--dataset_root", "nowhere", "--batch_size", 0], "--batch_size: 0 is less than 1"),
     ],
 )
-def test_mistakes_in_the_options_answer_at_once(launch: Any, words: list[Any], said: str) -> None:
-    started = time.monotonic()
-    run = launch(1, SCRIPT, *words)
-    assert time.monotonic() - started < 2
+def test_mistakes_in_the_options_answer_at_once(at_once: Any, words: list[Any], said: str) -> None:
+    run = at_once(SCRIPT, *words)
     assert (run.returncode, run.stdout) == (2, "")
     assert said in run.stderr.splitlines()[-1]
 
 
-def test_help_is_quick(launch: Any) -> None:
-    started = time.monotonic()
-    shown = launch(1, SCRIPT, "--help")
-    assert time.monotonic() - started < 2
+def test_help_answers_at_once(at_once: Any) -> None:
+    shown = at_once(SCRIPT, "--help")
     assert (shown.returncode, "--train_root" in shown.stdout) == (0, True)
