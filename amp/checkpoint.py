@@ -15,7 +15,7 @@ from torch import Tensor
 from amp.config import Frame, ModelSettings, Precision, Settings
 from amp.errors import UserError
 from amp.runs import atomic
-from amp.towers import Tower, build_tower
+from amp.towers import Tower, build_tower, rebuild_dense
 
 FORMAT = 1
 
@@ -97,10 +97,7 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
     config = read_folder_config(folder)
     base = config.base | ({"precision": precision} if precision else {})
     try:
-        settings = ModelSettings.model_validate_json(
-            json.dumps({k: base[k] for k in ("frame", "name", "precision", "kwargs", "transform")})
-        )
-        tower = build_tower(settings, saved=base)
+        tower = rebuild_dense(base)
     except Exception as error:  # The library may raise anything when told to build nonsense.
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}/config.json: base: does not describe a model ({reason})") from None

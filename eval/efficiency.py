@@ -3,7 +3,6 @@
 B images, S side in pixels.
 """
 
-import json
 import platform
 import statistics
 import time
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from amp.config import ModelSettings
 from amp.errors import UserError
 from amp.runs import progress
-from amp.towers import Tower, build_tower
+from amp.towers import Tower, build_tower, rebuild_dense
 
 # Products of weights with tokens. The paper's FLOPs leave the attention products QK^T and AV out.
 WEIGHT_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
@@ -29,8 +28,7 @@ def count_params(tower: Tower) -> int:
 
 def count_mlp_params(tower: Tower) -> int:
     """Parameters of the tower's prunable MLPs."""
-    modules = [m for slot in tower.slots for m in (*slot.in_projections, slot.norm, slot.out_projection) if m]
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+    return sum(p.numel() for slot in tower.slots for module in slot.modules for p in module.parameters())
 
 
 def count_flops(tower: Tower, attention_products: bool = False) -> int:
@@ -40,12 +38,19 @@ def count_flops(tower: Tower, attention_products: bool = False) -> int:
         tower: on the meta device, where attention takes no fused path that would hide from the count.
         attention_products: count QK^T and AV too, which the paper leaves out.
     """
+    return _sum_flops(_flops_by_op(tower), attention_products)
+
+
+def _flops_by_op(tower: Tower) -> dict[Any, int]:
     assert next(tower.visual.parameters()).device.type == "meta"
     image_1CSS = torch.empty(1, 3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta")
     # Under no_grad, attention takes a fused path whose products the counter misses.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         tower.visual(image_1CSS.requires_grad_())
-    counts = counter.get_flop_counts()["Global"]
+    return dict(counter.get_flop_counts()["Global"])
+
+
+def _sum_flops(counts: Mapping[Any, int], attention_products: bool) -> int:
     return sum(flops for op, flops in counts.items() if attention_products or op in WEIGHT_PRODUCTS)
 
 
@@ -71,9 +76,7 @@ def rebuild(base: Mapping[str, Any], device: str, widths: Sequence[int] | None =
         device: 'cpu', 'cuda' or 'meta'.
         widths: to slice its MLPs to, one a block; None leaves it dense.
     """
-    keys = ("frame", "name", "precision", "kwargs", "transform")
-    settings = ModelSettings.model_validate_json(json.dumps({key: base[key] for key in keys}))
-    tower = build_tower(settings, device, saved=dict(base))
+    tower = rebuild_dense(base, device)
     for slot, width in zip(tower.slots, widths or tower.widths, strict=True):
         slot.keep(torch.arange(width))
     return tower
@@ -81,11 +84,12 @@ def rebuild(base: Mapping[str, Any], device: str, widths: Sequence[int] | None =
 
 def describe_tower(tower: Tower) -> dict[str, int]:
     """Sizes of a tower on the meta device: `{params, mlp_params, flops, flops_with_attention_products}`."""
+    counts = _flops_by_op(tower)
     return {
         "params": count_params(tower),
         "mlp_params": count_mlp_params(tower),
-        "flops": count_flops(tower),
-        "flops_with_attention_products": count_flops(tower, attention_products=True),
+        "flops": _sum_flops(counts, attention_products=False),
+        "flops_with_attention_products": _sum_flops(counts, attention_products=True),
     }
 
 

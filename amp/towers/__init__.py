@@ -1,5 +1,7 @@
 """Vision towers, one file a library. `build_tower` is the one way to a model."""
 
+import json
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -11,7 +13,7 @@ from amp.towers.base import TokenReadout, Tower, after_last_block
 # Imported when asked for: nobody waits for a library that they do not use.
 BUILDERS = {"open_clip": "open_clip", "eva_clip": "eva_clip", "dinov2": "timm", "timm": "timm", "hf": "hf"}
 
-__all__ = ["TokenReadout", "Tower", "after_last_block", "build_tower"]
+__all__ = ["TokenReadout", "Tower", "after_last_block", "build_tower", "rebuild_dense"]
 
 
 def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, Any] | None = None) -> Tower:
@@ -30,3 +32,14 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
         library = import_module(f"amp.towers.{BUILDERS[settings.frame or 'open_clip']}")
         tower: Tower = library.build(settings, device, saved)
         return tower
+
+
+def rebuild_dense(base: Mapping[str, Any], device: str = "cpu") -> Tower:
+    """The dense model of an earlier Tower's `base`, with random weights; none of the model's files are needed.
+
+    Raises:
+        UserError, or whatever its library raises: `base` does not describe a model.
+    """
+    keys = ("frame", "name", "precision", "kwargs", "transform")
+    settings = ModelSettings.model_validate_json(json.dumps({key: base[key] for key in keys}))
+    return build_tower(settings, device, saved=dict(base))

@@ -38,15 +38,14 @@ def show_tower(name: str, frame: Frame) -> None:
     from amp.config import ModelSettings
     from amp.report import human, table
     from amp.towers import build_tower
-    from eval.efficiency import count_flops, count_params
+    from eval.efficiency import count_flops, count_mlp_params, count_params
 
     tower = build_tower(ModelSettings(frame=frame, name=name), "meta")
-    mlps = sum(p.numel() for slot in tower.slots for m in slot.modules for p in m.parameters())
     blocks = Counter((slot.hidden_width, slot.out_projection.out_features, slot.layout) for slot in tower.slots)
     rows = [[str(count), str(hidden), str(width), layout] for (hidden, width, layout), count in blocks.items()]
     print(f"{name} ({frame}), images of {tower.image_size} px")
     print(table(["blocks", "hidden width", "embedding width", "MLP layout"], rows))
-    params = count_params(tower)
+    params, mlps = count_params(tower), count_mlp_params(tower)
     print(f"tower {human(params)} parameters, {mlps / params:.1%} in these MLPs; FLOPs {human(count_flops(tower))}")
     print("(2 * MACs of one image, without the attention products)")
 

@@ -38,7 +38,6 @@ LOADING = frozenset(inspect.signature(open_clip.create_model).parameters) - {
 } | {"pretrained_hf"}
 TOKENIZER_KWARGS = frozenset({"clean", "strip_sep_token", "language"})
 
-
 State = dict[str, Tensor]
 
 
