@@ -13,6 +13,7 @@ ROWS = [
     ["amp.cli", "amp.criteria", "amp.distributed", "amp.runs", "amp.scenes"],
     ["amp.search", "amp.mlp", "amp.data"],
     [
+        "amp.towers.weights",
         "amp.towers.base",
         "amp.towers.open_clip",
         "amp.towers.eva_clip",

@@ -16,6 +16,7 @@ Only classes that transformers ships are built, from JSON; weights are safetenso
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from operator import methodcaller
@@ -34,6 +35,7 @@ from amp.config import ModelSettings, TransformSettings
 from amp.errors import UserError, nearest
 from amp.mlp import find_blocks, find_slots
 from amp.towers.base import Tower, building, first_line, quiet
+from amp.towers.weights import without_weights
 
 disable_progress_bar()  # The console is the run's.
 CLIP_STATISTICS = (constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD)
@@ -97,7 +99,8 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     vision_config = getattr(config, "vision_config", config)
     family = _family(settings, vision_config)
     weights = None if saved or device == "meta" else _weights(settings)
-    with building(settings, weights, "transformers"):
+    empty = device != "meta" and saved is not None
+    with building(settings, weights, "transformers"), without_weights() if empty else nullcontext():
         model = _model(settings, described["class"], config, weights, device)
     if settings.precision == "bf16":
         # Parameters alone: rotary frequencies are buffers, and bf16 would move every patch.
@@ -117,7 +120,7 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     base = {"frame": "hf", **asked, "model_config": described, "preprocess": preprocess}
     return Tower(
         base=base,
-        model=model.to(device).eval().requires_grad_(False),
+        model=model.eval().requires_grad_(False),
         visual=visual,
         blocks=blocks,
         slots=find_slots(blocks),
