@@ -17,6 +17,7 @@ ROWS = [
         "amp.towers.open_clip",
         "amp.towers.eva_clip",
         "amp.towers.timm",
+        "amp.towers.hf_inputs",
         "amp.towers.hf",
         "amp.towers",
     ],
