@@ -56,7 +56,7 @@ class Evaluator:
     num_workers: int = 4
 
     def __post_init__(self) -> None:
-        if not hasattr(self.tower.model, "encode_text"):
+        if self.tower.encode_text is None:
             raise UserError(f"--model: {self.tower.base['name']} has no text encoder, as zero-shot tasks need")
 
     def embed_width(self) -> int:
@@ -135,10 +135,10 @@ class Evaluator:
         return metrics
 
     def _embed_images(self, images_BCHW: Tensor) -> Tensor:
-        return self._embed(self.tower.model.encode_image, images_BCHW.to(self.world.device, self.tower.dtype))
+        return self._embed(self.tower.encode_image, images_BCHW.to(self.world.device, self.tower.dtype))
 
     def _embed_texts(self, tokenizer: Any, texts: list[str]) -> Tensor:
-        return self._embed(self.tower.model.encode_text, tokenizer(texts).to(self.world.device))
+        return self._embed(self.tower.encode_text, tokenizer(texts).to(self.world.device))
 
     def _embed(self, encode: Any, inputs: Tensor) -> Tensor:
         autocast = torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")

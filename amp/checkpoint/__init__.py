@@ -19,9 +19,14 @@ from amp.runs import file_sha256
 from amp.towers import Tower, build_tower
 
 __all__ = [
+    "FolderConfig",
+    "check_student",
+    "describe_published",
+    "is_model_folder",
     "load_pruned",
     "load_student",
     "load_tower",
+    "open_published",
     "open_tower",
     "read_folder_config",
     "save_tower",
@@ -52,7 +57,7 @@ def open_tower(
         if Path(name).is_dir() and frame != "hf":
             read_folder_config(name)
         settings = ModelSettings(frame=frame, name=name, pretrained=pretrained, precision=precision or "fp32")
-        return _open_published(settings, text_pretrained, device) or build_tower(settings, device)
+        return open_published(settings, text_pretrained, device) or build_tower(settings, device)
     if folder == name and pretrained not in (None, name):
         raise UserError(f"--pretrained: {pretrained}: {name} is a pruned model with weights of its own")
     tower = load_tower(folder, device, precision)
@@ -65,8 +70,14 @@ def open_tower(
     return tower
 
 
-def _open_published(settings: ModelSettings, text_pretrained: str | None, device: str) -> Tower | None:
-    """The tower of a published checkpoint, or None where `settings` name none."""
+def open_published(settings: ModelSettings, text_pretrained: str | None = None, device: str = "cpu") -> Tower | None:
+    """The tower of the published checkpoint `settings.pretrained`; None where that is none of `settings.name`.
+
+    Args:
+        text_pretrained: tag or file of the dense model's weights; without it the text tower stays empty.
+    Raises:
+        UserError: widths that do not belong to that model, blocks that are missing.
+    """
     path, rest = settings.pretrained, None
     if path is None or device == "meta" or not Path(path).is_file():
         return None
@@ -81,11 +92,17 @@ def _open_published(settings: ModelSettings, text_pretrained: str | None, device
     return load_published(path, dense.base, rest, device)
 
 
-def load_student(path: str, teacher: Tower) -> tuple[Tower, FolderConfig]:
+def check_student(path: str) -> None:
+    """Raises UserError unless `path` is a file or a folder of ours: at once, before a teacher is loaded."""
+    if not Path(path).is_file():
+        read_folder_config(path)
+
+
+def load_student(path: str, teacher: ModelSettings) -> tuple[Tower, FolderConfig]:
     """The pruned model to distil, and what is known of it: a pruned/ folder or a published vision checkpoint.
 
     Args:
-        teacher: the dense model; a published checkpoint's text tower is the teacher's.
+        teacher: the dense model; what a published checkpoint lacks, as the text tower, is the teacher's.
     Returns:
         tower: in fp32 on the CPU.
     Raises:
@@ -93,15 +110,17 @@ def load_student(path: str, teacher: Tower) -> tuple[Tower, FolderConfig]:
     """
     if not Path(path).is_file():
         return load_tower(path, precision="fp32"), read_folder_config(path)
-    base = {**teacher.base, "precision": "fp32"}
-    tower = load_published(path, base, outside_tower(teacher))
+    dense = build_tower(teacher)
+    tower = load_published(path, dense.base, outside_tower(dense))
     return tower, describe_published(tower, path)
 
 
 def describe_published(tower: Tower, path: str) -> FolderConfig:
     """What a folder of a published checkpoint's tower says of itself."""
     provenance = {"published": path, "sha256": file_sha256(path)}
-    return FolderConfig(format=FORMAT, base=dict(tower.base), widths=tuple(tower.widths), kept=None, provenance=provenance)
+    return FolderConfig(
+        format=FORMAT, base=dict(tower.base), widths=tuple(tower.widths), kept=None, provenance=provenance
+    )
 
 
 def load_pruned(folder: str | Path, device: str = "cpu") -> tuple[Any, Any, Any]:

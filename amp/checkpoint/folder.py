@@ -50,9 +50,7 @@ def is_model_folder(path: str | None) -> bool:
         return False
 
 
-def save_tower(
-    tower: Tower, kept: Sequence[Sequence[int]] | None, provenance: Mapping[str, Any], folder: Path
-) -> None:
+def save_tower(tower: Tower, kept: Sequence[Sequence[int]] | None, provenance: Mapping[str, Any], folder: Path) -> None:
     """Writes the folder beside its final name and renames it; equal models give equal bytes.
 
     Args:
@@ -125,7 +123,7 @@ def _kept(config: FolderConfig, dense: Tower, folder: str | Path) -> list[Sequen
     where = f"{folder}/config.json: " + ("widths" if config.kept is None else "kept")
     if len(config.widths) != len(dense.slots):
         raise UserError(f"{where}: {len(config.widths)} blocks, the model has {len(dense.slots)}")
-    kept: list[Sequence[int]] = [*(config.kept or map(range, config.widths))]
+    kept: list[Sequence[int]] = [*(map(range, config.widths) if config.kept is None else config.kept)]
     for slot, indices in zip(dense.slots, kept, strict=True):
         if any(not 0 <= i < slot.hidden_width for i in indices) or len(set(indices)) != len(indices) or not indices:
             raise UserError(f"{where}: {slot.name}: indices must be distinct, 0-{slot.hidden_width - 1}")

@@ -16,7 +16,7 @@ from amp.checkpoint.folder import write_tensors
 from amp.errors import UserError
 from amp.runs import atomic
 from amp.towers import Tower, rebuild_dense
-from amp.towers.published import State, from_original, read_widths, to_original
+from amp.towers.published import State, from_original, read_widths, strip_prefixes, to_original
 
 
 def read_state(path: str | Path) -> State:
@@ -50,14 +50,17 @@ def is_published(path: str | Path, dense: Tower) -> bool:
         dense: the dense model, on the meta device.
     """
     try:
-        own = from_original(read_state(path), dense)
+        state = strip_prefixes(read_state(path))
     except UserError:
         return False  # The library says what is wrong with it.
-    shapes = {path: tensor.shape for path, tensor in dense.visual.state_dict().items()}
+    prefix = _prefix(dense)
+    if prefix and any(name.startswith(prefix) for name in state):
+        return False  # A whole model; its text tower may have the names that a bare vision tower has.
+    own = from_original(state, dense)
     paths = {module: path for path, module in dense.visual.named_modules()}
-    outs = [f"{paths[slot.out_projection]}.weight" for slot in dense.slots]
-    found = [out for out in outs if out in own]
-    return bool(found) and (dense.model is not dense.visual or any(own[out].shape != shapes[out] for out in found))
+    outs = [(slot, own.get(f"{paths[slot.out_projection]}.weight")) for slot in dense.slots]
+    found = [(slot, tensor) for slot, tensor in outs if tensor is not None]
+    return bool(found) and (bool(prefix) or any(tensor.shape[-1] != slot.hidden_width for slot, tensor in found))
 
 
 def load_published(
@@ -87,7 +90,9 @@ def load_published(
         tower.visual.to(device)
         return replace(tower, encode_text=None) if tower.model is not tower.visual else tower
     prefix = _prefix(tower)
-    tower.model.load_state_dict(dict(rest) | {prefix + name: tensor for name, tensor in tower.visual.state_dict().items()})
+    tower.model.load_state_dict(
+        dict(rest) | {prefix + name: tensor for name, tensor in tower.visual.state_dict().items()}
+    )
     tower.model.to(device)
     return tower
 

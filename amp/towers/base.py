@@ -22,7 +22,7 @@ from amp.mlp import MlpSlot
 class Tower:
     """A vision tower inside its whole model, frozen and in eval mode.
 
-    B images, C channels, S side in pixels, D width.
+    B images, C channels, S side in pixels, D width, N texts, E width of an embedding.
 
     Attributes:
         base: what rebuilds the dense model: `{frame, name, kwargs, precision, ...}`, JSON-able.
@@ -35,7 +35,9 @@ class Tower:
         preprocess: `{size, mean, std, interpolation, ...}` of the evaluation transform.
         dtype: images are cast to it.
         transform: evaluation transform, PIL image -> (C, S, S) fp32.
-        make_tokenizer: builds the text tokenizer; raises where the model has none.
+        make_tokenizer: builds the text tokenizer, texts -> ids (N, context); gives None where there is no text tower.
+        encode_image: images (B, C, S, S) -> embeddings (B, E), not normalised; None where there is no text tower.
+        encode_text: ids (N, context) -> embeddings (N, E), not normalised; None where there is no text tower.
     """
 
     base: Mapping[str, Any]
@@ -49,6 +51,8 @@ class Tower:
     dtype: torch.dtype
     transform: Callable[[Any], Tensor]
     make_tokenizer: Callable[[], Any]
+    encode_image: Callable[[Tensor], Tensor] | None = None
+    encode_text: Callable[[Tensor], Tensor] | None = None
 
     @property
     def image_size(self) -> int:

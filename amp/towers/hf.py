@@ -14,27 +14,24 @@ Only classes that transformers ships are built, from JSON; weights are safetenso
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
-from operator import methodcaller
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from PIL.Image import Resampling
 from torch import Tensor, nn
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambda, Normalize, Resize, ToTensor
 from transformers.utils import constants
 from transformers.utils.logging import disable_progress_bar
 
-from amp.config import ModelSettings, TransformSettings
+from amp.config import ModelSettings
 from amp.errors import UserError, nearest
 from amp.mlp import find_blocks, find_slots
 from amp.towers.base import Tower, building, first_line, quiet
+from amp.towers.hf_inputs import Tokenizer, override, preprocessing, square, transform
 from amp.towers.weights import without_weights
 
 disable_progress_bar()  # The console is the run's.
@@ -91,7 +88,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 
 def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) -> Tower:
-    """A transformers tower; see `build_tower`."""
+    """A transformers tower; see `amp.towers.build_tower`."""
     described = saved["model_config"] if saved else _describe(settings)
     values = _without_dropped(described["config"])
     with quiet():
@@ -101,7 +98,7 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     weights = None if saved or device == "meta" else _weights(settings)
     empty = device != "meta" and saved is not None
     with building(settings, weights, "transformers"), without_weights() if empty else nullcontext():
-        model = _model(settings, described["class"], config, weights, device)
+        model: Any = _model(settings, described["class"], config, weights, device)
     if settings.precision == "bf16":
         # Parameters alone: rotary frequencies are buffers, and bf16 would move every patch.
         for parameter in model.parameters():
@@ -109,14 +106,16 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     visual: Any = _visual(model)
     _family(settings, visual.config)
     blocks = find_blocks(visual)
-    preprocess = saved["preprocess"] if saved else _preprocess(settings, vision_config, family)
-    preprocess = _override(preprocess, settings.transform)
-    size, built = preprocess["size"], _side(vision_config.image_size)
+    built = square(vision_config.image_size)
+    processed = saved["preprocess"] if saved else preprocessing(settings, built, family.statistics, family.any_size)
+    preprocess = override(processed, settings.transform)
+    size = preprocess["size"]
     if size != built and not family.any_size:
         raise UserError(
             f"model.transform.input_size: {size}: {settings.name} takes {built} px; model.kwargs.img_size changes that"
         )
     asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
+    dual = hasattr(model, "get_text_features")
     base = {"frame": "hf", **asked, "model_config": described, "preprocess": preprocess}
     return Tower(
         base=base,
@@ -128,8 +127,10 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
         num_prefix_tokens=family.prefix + getattr(vision_config, "num_register_tokens", 0),
         preprocess=preprocess,
         dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
-        transform=_transform(preprocess),
-        make_tokenizer=lambda: Tokenizer(settings.name, config) if hasattr(config, "text_config") else None,
+        transform=transform(preprocess),
+        make_tokenizer=lambda: Tokenizer(settings.name, config) if dual else None,
+        encode_image=partial(_embed, model.get_image_features) if dual else None,
+        encode_text=partial(_embed, model.get_text_features) if dual else None,
     )
 
 
@@ -139,6 +140,12 @@ def _feature(visual: nn.Module, family: Family, images_BCHW: Tensor) -> Tensor:
         return output.pooler_output
     tokens_BTD: Tensor = output.last_hidden_state
     return tokens_BTD[:, 0] if family.prefix else tokens_BTD.mean(1)
+
+
+def _embed(encode: Callable[..., Any], inputs: Tensor) -> Tensor:
+    """Texts need no mask: causal towers read at their end token, and SigLIP was trained to see its padding."""
+    embeddings: Tensor = encode(inputs, return_dict=True).pooler_output
+    return embeddings
 
 
 def _describe(settings: ModelSettings) -> dict[str, Any]:
@@ -224,80 +231,3 @@ def _visual(model: Any) -> nn.Module:
     # Not `base_model` at once: DINOv3's is its encoder, without the embeddings.
     whole = model if hasattr(model, "embeddings") else model.base_model
     return getattr(model, "vision_model", whole)
-
-
-def _side(size: Any) -> int:
-    if isinstance(size, int):
-        return size
-    if len(set(size)) != 1:
-        raise UserError(f"model.name: takes images of {list(size)} px; only square ones are supported")
-    return int(size[0])
-
-
-def _preprocess(settings: ModelSettings, vision_config: Any, family: Family) -> dict[str, Any]:
-    """As the image processor beside the model says; without one, as the family's usual."""
-    mean, std = family.statistics
-    side = _side(vision_config.image_size)
-    usual = {"size": side, "mean": mean, "std": std, "interpolation": "bicubic", "resize": side, "squash": False}
-    folder = Path(settings.name)
-    if folder.is_dir() and not any(folder.glob("*processor_config.json")):
-        return usual
-    try:
-        with quiet():
-            processor = transformers.AutoImageProcessor.from_pretrained(settings.name, trust_remote_code=False)
-    except Exception as error:  # As with the config: it may hold anything.
-        if not folder.is_dir() and isinstance(error, OSError):
-            return usual
-        raise UserError(f"model.name: {settings.name}: image processor: {first_line(error)}") from None
-    own, crop = dict(processor.size), processor.crop_size or {}
-    squash = own.get("height") is not None
-    resize = int(own["height"] if squash else own["shortest_edge"])
-    size = int(crop.get("height") or resize) if processor.do_center_crop else resize
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    interpolation = Resampling(int(processor.resample)).name.lower()
-    told = {"size": size, "mean": list(mean), "std": list(std), "interpolation": interpolation}
-    built = side if not family.any_size or "img_size" in settings.kwargs else None
-    return _resized({**told, "resize": resize, "squash": squash}, built)
-
-
-def _resized(preprocess: Mapping[str, Any], size: int | None) -> dict[str, Any]:
-    """For another input size, with the same share of the image cropped."""
-    if size is None or size == preprocess["size"]:
-        return dict(preprocess)
-    return {**preprocess, "size": size, "resize": round(preprocess["resize"] * size / preprocess["size"])}
-
-
-def _override(preprocess: Mapping[str, Any], own: TransformSettings) -> dict[str, Any]:
-    changed = _resized(preprocess, own.input_size)
-    if own.crop_pct is not None:
-        changed |= {"resize": math.floor(changed["size"] / own.crop_pct), "squash": False}
-    return changed | own.model_dump(mode="json", include={"interpolation", "mean", "std"}, exclude_none=True)
-
-
-def _transform(preprocess: Mapping[str, Any]) -> Callable[[Any], Tensor]:
-    side, interpolation = preprocess["resize"], InterpolationMode(preprocess["interpolation"])
-    resize = Resize((side, side) if preprocess["squash"] else side, interpolation)
-    normalize = Normalize(preprocess["mean"], preprocess["std"])
-    return Compose(
-        [Lambda(methodcaller("convert", "RGB")), resize, CenterCrop(preprocess["size"]), ToTensor(), normalize]
-    )
-
-
-class Tokenizer:
-    """texts -> token ids (N, context). Its files are read at the first call: a model without them still loads."""
-
-    def __init__(self, name: str, config: Any) -> None:
-        self.name, self.context = name, config.text_config.max_position_embeddings
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        try:
-            with quiet():
-                return transformers.AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
-        except Exception as error:  # Whatever the files hold.
-            raise UserError(f"{self.name}: its tokenizer cannot be read ({first_line(error)})") from None
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        """Raises UserError where the folder or the hub has no tokenizer of the model."""
-        fit = {"padding": "max_length", "truncation": True, "max_length": self.context}
-        return self._tokenizer(texts, return_tensors="pt", **fit).input_ids

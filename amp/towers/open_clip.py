@@ -79,15 +79,8 @@ def build(
     preprocess = dict(visual.preprocess_cfg)
     transform, preprocess = _transform(preprocess, settings.transform)
     blocks = find_blocks(visual)
-    base = {
-        "frame": settings.frame or "open_clip",
-        "name": settings.name,
-        "kwargs": settings.kwargs,
-        "precision": settings.precision,
-        "model_config": config,
-        "preprocess": preprocess,
-        "transform": settings.transform.model_dump(mode="json"),
-    }
+    asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
+    base = {"frame": settings.frame or "open_clip", **asked, "model_config": config, "preprocess": preprocess}
     return Tower(
         base=base,
         model=model.eval().requires_grad_(False),
@@ -100,6 +93,8 @@ def build(
         dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
         transform=transform,
         make_tokenizer=lambda: open_clip.get_tokenizer(name),
+        encode_image=model.encode_image,
+        encode_text=model.encode_text,
     )
 
 

@@ -12,6 +12,7 @@ A prefix `model.`, `visual.` or `module.` may stand before all of them. Widths a
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,12 +69,12 @@ def from_original(state: Mapping[str, Tensor], tower: Tower) -> State:
     paths = {name: path for path, name in original_names(tower).items()}
     own = {paths.get(name, name): tensor for name, tensor in state.items() if not LEFT_OUT.match(name)}
     if _is_dinov2(tower) and "pos_embed" in own:
+        visual: Any = tower.visual
+        position_1TD = resample_like_meta(own["pos_embed"], visual.patch_embed.grid_size)
         if "register_tokens" in state:
-            own["cls_token"] = own["cls_token"] + own["pos_embed"][:, :1]
-            grid_1ND = resample_like_meta(own["pos_embed"], tower.visual.patch_embed.grid_size)
-            own["pos_embed"] = grid_1ND[:, 1:]
-        else:
-            own["pos_embed"] = resample_like_meta(own["pos_embed"], tower.visual.patch_embed.grid_size)
+            own["cls_token"] = own["cls_token"] + position_1TD[:, :1]
+            position_1TD = position_1TD[:, 1:]
+        own["pos_embed"] = position_1TD
     return own
 
 

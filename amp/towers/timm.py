@@ -45,15 +45,8 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     model = model.to(dtype).eval().requires_grad_(False)
     blocks = find_blocks(model)
     preprocess = _preprocess(model, settings, saved)
-    base = {
-        "frame": settings.frame,
-        "name": settings.name,
-        "kwargs": settings.kwargs,
-        "precision": settings.precision,
-        "model_config": name.partition(".")[0],
-        "preprocess": preprocess,
-        "transform": settings.transform.model_dump(mode="json"),
-    }
+    asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
+    base = {"frame": settings.frame, **asked, "model_config": name.partition(".")[0], "preprocess": preprocess}
     return Tower(
         base=base,
         model=model,

@@ -15,6 +15,8 @@ from torch.utils import serialization
 
 from amp.errors import UserError
 
+ALIGNMENT = 64  # bytes
+
 
 @contextmanager
 def without_weights(source: str | None = None) -> Iterator[None]:
@@ -68,8 +70,11 @@ def _take_over(module: nn.Module, state: dict[str, Any], prefix: str, metadata: 
         return
     metadata["assign_to_params_buffers"] = True
     for name, parameter in empty.items():
-        if isinstance(state.get(prefix + name), Tensor):
-            state[prefix + name] = state[prefix + name].to(parameter.dtype)
+        tensor = state.get(prefix + name)
+        if isinstance(tensor, Tensor):
+            own = tensor.to(parameter.dtype)
+            # Sums are taken in another order over memory that torch's allocator would align otherwise.
+            state[prefix + name] = own if own.data_ptr() % ALIGNMENT == 0 and own.is_contiguous() else own.clone()
 
 
 def check_complete(model: nn.Module, source: str) -> None:
