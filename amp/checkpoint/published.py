@@ -16,7 +16,7 @@ from amp.checkpoint.folder import write_tensors
 from amp.errors import UserError
 from amp.runs import atomic
 from amp.towers import Tower, rebuild_dense
-from amp.towers.published import State, from_original, read_widths, strip_prefixes, to_original
+from amp.towers.published import State, from_original, read_widths, rename, strip_prefixes, to_original
 
 
 def read_state(path: str | Path) -> State:
@@ -56,7 +56,7 @@ def is_published(path: str | Path, dense: Tower) -> bool:
     prefix = _prefix(dense)
     if prefix and any(name.startswith(prefix) for name in state):
         return False  # A whole model; its text tower may have the names that a bare vision tower has.
-    own = from_original(state, dense)
+    own = rename(state, dense)
     paths = {module: path for path, module in dense.visual.named_modules()}
     outs = [(slot, own.get(f"{paths[slot.out_projection]}.weight")) for slot in dense.slots]
     found = [(slot, tensor) for slot, tensor in outs if tensor is not None]

@@ -10,6 +10,7 @@
 A prefix `model.`, `visual.` or `module.` may stand before all of them. Widths are those of the tensors.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -59,23 +60,35 @@ def to_original(tower: Tower) -> State:
     return state
 
 
+def rename(state: Mapping[str, Tensor], tower: Tower) -> State:
+    """A published state dict with the paths of `tower` for names; those that the tower lacks stay as they are."""
+    paths = {name: path for path, name in original_names(tower).items()}
+    own = strip_prefixes(state)
+    return {paths.get(name, name): tensor for name, tensor in own.items() if not LEFT_OUT.match(name)}
+
+
 def from_original(state: Mapping[str, Tensor], tower: Tower) -> State:
-    """A published state dict in the paths of `tower`'s own; names that the tower lacks stay as they are.
+    """A published state dict as one that `tower` loads, once it has its widths.
 
     Args:
         tower: of the same model, of any widths.
     """
-    state = strip_prefixes(state)
-    paths = {name: path for path, name in original_names(tower).items()}
-    own = {paths.get(name, name): tensor for name, tensor in state.items() if not LEFT_OUT.match(name)}
-    if _is_dinov2(tower) and "pos_embed" in own:
+    own = rename(state, tower)
+    if _is_dinov2(tower) and "pos_embed" in own and _has_class_token(own["pos_embed"]):
         visual: Any = tower.visual
         position_1TD = resample_like_meta(own["pos_embed"], visual.patch_embed.grid_size)
-        if "register_tokens" in state:
+        if "reg_token" in own:
+            # timm adds the class token's position to the token itself.
             own["cls_token"] = own["cls_token"] + position_1TD[:, :1]
             position_1TD = position_1TD[:, 1:]
         own["pos_embed"] = position_1TD
     return own
+
+
+def _has_class_token(position_1TD: Tensor) -> bool:
+    """Whether one token stands before a square of patches."""
+    patches = position_1TD.shape[1] - 1
+    return math.isqrt(patches) ** 2 == patches
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> State:

@@ -89,7 +89,7 @@ def _load(settings: ModelSettings, name: str, weights: str) -> Any:
     if weights in _tags(name):
         return timm.create_model(f"{architecture}.{weights}", pretrained=True, **settings.kwargs)
     state = load_state_dict(weights, weights_only=True)
-    if settings.frame == "dinov2" and "pos_embed" in state:
+    if settings.frame == "dinov2" and "pos_embed" in state and "reg_token" not in state:
         with torch.device("meta"):
             twin: Any = timm.create_model(architecture, **settings.kwargs)
         state["pos_embed"] = resample_like_meta(state["pos_embed"], twin.patch_embed.grid_size)
