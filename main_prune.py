@@ -1,26 +1,144 @@
 """Finds each block's width by binary search, slices the network; writes prune.json, prune.png and pruned/."""
 
+import argparse
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from amp.cli import parse_args
 from amp.config import PruneConfig
-from amp.runs import run_script
+from amp.errors import UserError
+from amp.runs import file_sha256, run_script, say
+
+THROUGHPUT = {"batch_size": 64, "num_rounds": 20}
+
+
+def read_options(argv: Sequence[str] | None = None) -> tuple[PruneConfig, list[float]]:
+    """Settings, and the thresholds of `--sweep`. Raises UserError."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--sweep",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="NATS",
+        help="size and entropy at several entropy_increases",
+    )
+    config = parse_args(PruneConfig, __doc__, argv, more=[options])
+    sweep: list[float] = sorted(set(options.parse_known_args(argv)[0].sweep))
+    if sweep and (sweep[0] < 0 or config.prune.widths or config.prune.target.asked):
+        what = "prune.widths and prune.target" if sweep[0] >= 0 else f"{sweep[0]} is less than 0; and prune.target"
+        raise UserError(f"--sweep: goes over values of prune.entropy_increase, at least 0; {what} must be null")
+    return config, sweep
+
+
+def open_candidates(
+    config: PruneConfig, tower: Any, scores: Any, header: Any, thresholds: list[float], world: Any
+) -> tuple[Any, Any]:
+    """The networks that a search looks at, with what an interrupted one has measured; and the batches they see."""
+    from amp.candidates import Candidates
+    from amp.data import Batches, list_images
+    from amp.journal import Journal
+    from amp.meter import EntropyMeter
+    from amp.replay import Shelf
+
+    folder, own = Path(config.output.dir), config.prune
+    digest = world.from_main(lambda: file_sha256(str(folder / "scores.safetensors")))
+    about = {**header, "settings": {**header["settings"], "scores_sha256": digest}}
+    journal = Journal(folder / "prune_journal.jsonl", about, thresholds, world)
+    batches = Batches(list_images(config.data, "val"), tower.transform, config.data, world, config.data.num_val_samples)
+    shelf = Shelf(own.store, world.device, folder / f".inputs.{world.rank}")
+    every = None if own.search == "plain" or own.widths else own.store_every
+    meter = EntropyMeter(tower, batches, config.score.inverse_temperature, world, shelf, every)
+    say(f"{meter.num_batches} held-out batches; up to {meter.stored_bytes / 1e9:.3g} GB of inputs kept: {own.store}")
+    return Candidates(tower, scores, meter, journal), batches
+
+
+def sizes_of(tower: Any) -> Callable[[Sequence[int]], dict[str, int]]:
+    """Widths -> `{params, flops}` of the tower."""
+    from amp.towers import rebuild_dense
+    from eval.efficiency import measure_widths
+
+    twin = rebuild_dense(tower.base, "meta")
+    return lambda widths: measure_widths(twin, widths)
+
+
+def share_of(key: str, tower: Any, world: Any) -> Callable[[Sequence[int]], float]:
+    """Widths -> what the tower has of the dense one's parameters, FLOPs or, for throughput, seconds an image."""
+    if key != "throughput":
+        sizes = sizes_of(tower)
+        dense = sizes(tower.widths)[key]
+        return lambda widths: sizes(widths)[key] / dense
+
+    from eval.efficiency import measure_throughput, rebuild
+
+    whole = rebuild(tower.base, str(world.device))
+
+    def seconds(widths: Sequence[int]) -> float:
+        towers = {"dense": whole, "pruned": rebuild(tower.base, str(world.device), widths)}
+        rates = measure_throughput(towers, **THROUGHPUT)
+        return float(world.broadcast(rates["dense"]["median"] / rates["pruned"]["median"]))
+
+    return seconds
+
+
+def sweep_thresholds(candidates: Any, config: PruneConfig, header: Any, thresholds: list[float], world: Any) -> None:
+    """Writes prune_sweep.json, .md and .png: size and entropy at every threshold. The tower stays dense."""
+    from amp import report, runs
+    from amp.pruning import find_widths
+
+    folder, tower = Path(config.output.dir), candidates.tower
+    sizes = sizes_of(tower)
+    started = time.monotonic()
+    points = []
+    for threshold in thresholds:
+        found = find_widths(candidates, config.prune, threshold)
+        ends = {"dense_entropy": found.dense_entropy, "final_entropy": found.final_entropy}
+        points.append({"entropy_increase": threshold, "widths": found.widths, **sizes(found.widths), **ends})
+    cost = {**candidates.meter.cost, "seconds": round(time.monotonic() - started, 2)}
+    record = {"dense": sizes(tower.widths), "points": points, "cost": cost, **header}
+    if world.is_main:
+        report.plot_sweep(record, folder / "prune_sweep.png")
+        with runs.atomic(folder / "prune_sweep.md") as partial:
+            partial.write_text(report.sweep_table(record) + "\n", encoding="utf-8")
+        runs.write_json(folder / "prune_sweep.json", {**record, "reproduce": runs.reproduce("main_prune.py")})
+    world.barrier()
+    runs.say(report.sweep_table(record))
+    runs.say(f"wrote {folder}/prune_sweep.json, .md and .png in {cost['seconds']:.0f} s")
+    runs.say("to write one of them out: the same command with --set prune.entropy_increase=NATS, without --sweep")
+
+
+def write_pruned(result: Any, tower: Any, config: PruneConfig, record: dict[str, Any], header: Any, world: Any) -> None:
+    """Writes prune.png, pruned/ and, as the sign that all is there, prune.json."""
+    from amp import report, runs
+    from amp.checkpoint import save_tower
+
+    folder = Path(config.output.dir)
+    if world.is_main:
+        report.plot_pruning(record, folder / "prune.png")
+        save_tower(tower, result.kept, header, folder / "pruned")
+        runs.write_json(folder / "prune.json", {**record, "reproduce": runs.reproduce("main_prune.py")})
+    world.barrier()
+    runs.say(report.describe_sizes(record["params"], record["flops"]))
+    if result.final_entropy < result.dense_entropy:
+        runs.say("note: the entropy fell, which the signed criterion allows; compare the features before you trust it")
+    runs.say(f"widths {tower.widths}; entropy {result.dense_entropy:.4f} -> {result.final_entropy:.4f} nats")
+    runs.say(f"wrote {folder}/prune.json, prune.png and pruned/ in {record['cost']['seconds']:.0f} s")
 
 
 def main() -> None:
-    config = parse_args(PruneConfig, __doc__)
+    config, sweep = read_options()
 
-    from amp import distributed, report, runs
-    from amp.checkpoint import save_tower
-    from amp.data import Batches, list_images
-    from amp.pruning import EntropyMeter, check_widths, prune
+    from amp import distributed, runs
+    from amp.pruning import check_widths, prune
     from amp.scoring import check_scores, load_scores
     from amp.towers import build_tower
     from eval.efficiency import measure_sizes
 
     with distributed.start() as world:
         folder = world.from_main(lambda: runs.prepare_output(config.output.dir))
-        if world.broadcast((folder / "prune.json").exists() and (folder / "pruned").is_dir()):
+        if not sweep and world.broadcast((folder / "prune.json").exists() and (folder / "pruned").is_dir()):
             record = runs.read_json(folder / "prune.json")
             config = config.with_frame(runs.recorded_frame(record))
             runs.check_same_run(folder / "prune.json", record, runs.describe(config, config.model.weights))
@@ -31,37 +149,24 @@ def main() -> None:
         header = runs.describe(config, config.model.weights)
         check_scores(scored, header)
         started = time.monotonic()
-        paths = list_images(config.data, "val")
         tower = build_tower(config.model, str(world.device))
         dense_widths = tower.widths
-        check_widths(tower, config.prune.widths)
-        batches = Batches(paths, tower.transform, config.data, world, config.data.num_val_samples)
-        held = [b.to(tower.dtype) for b in runs.progress(batches, "read held-out images", "batch", total=len(batches))]
+        check_widths(tower, config.prune)
+        thresholds = sweep or [config.prune.entropy_increase]
+        candidates, batches = open_candidates(config, tower, scores, header, thresholds, world)
+        try:
+            if sweep:
+                sweep_thresholds(candidates, config, header, sweep, world)
+                return
+            asked = config.prune.target.asked
+            result = prune(candidates, config.prune, share_of(asked[0], tower, world) if asked else None)
+        finally:
+            candidates.meter.close()
         batches.say_broken()
-        entropy = EntropyMeter(tower, held, config.score.inverse_temperature, world)
-        result = prune(tower, scores, entropy, config.prune)
         sizes = measure_sizes(config.model, result.kept)
-        cost = {**entropy.cost, "seconds": round(time.monotonic() - started, 2)}
-        record = {
-            "widths": tower.widths,
-            "dense_widths": dense_widths,
-            **result.entropies,
-            **sizes,
-            "cost": cost,
-            **header,
-        }
-        if world.is_main:
-            report.plot_pruning(record, folder / "prune.png")
-            save_tower(tower, result.kept, header, folder / "pruned")
-            runs.write_json(folder / "prune.json", {**record, "reproduce": runs.reproduce("main_prune.py")})
-        world.barrier()
-        runs.say(report.describe_sizes(sizes["params"], sizes["flops"]))
-        if result.final_entropy < result.dense_entropy:
-            runs.say(
-                "note: the entropy fell, which the signed criterion allows; compare the features before you trust it"
-            )
-        runs.say(f"widths {tower.widths}; entropy {result.dense_entropy:.4f} -> {result.final_entropy:.4f} nats")
-        runs.say(f"wrote {folder}/prune.json, prune.png and pruned/ in {cost['seconds']:.0f} s")
+        cost = {**candidates.meter.cost, "seconds": round(time.monotonic() - started, 2)}
+        record = {"widths": tower.widths, "dense_widths": dense_widths, **result.entropies, **sizes, "cost": cost}
+        write_pruned(result, tower, config, {**record, **header}, header, world)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
+Target = Annotated[float, Field(gt=0, lt=1)]
 MODEL_NAME = "the library's model name, an open_clip model JSON, or for hf a folder or hub id"
 MODEL_WEIGHTS = "weights: a tag of the library or a file; null: random, for hf those of the name"
 
@@ -73,10 +74,56 @@ class ScoreSettings(Settings):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the criterion 'random'")
 
 
+class TargetSettings(Settings):
+    params: Target | None = Field(None, description="parameters of the pruned tower, of the dense one's")
+    flops: Target | None = Field(None, description="FLOPs of the pruned tower, of the dense one's")
+    throughput: Annotated[float, Field(gt=1)] | None = Field(None, description="images a second, of the dense tower's")
+
+    @property
+    def asked(self) -> tuple[str, float] | None:
+        """What is to be met, and how much of it."""
+        return next(((key, value) for key, value in self.model_dump().items() if value is not None), None)
+
+    @model_validator(mode="after")
+    def _one(self) -> "TargetSettings":
+        given = [key for key, value in self.model_dump().items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: one target at a time")
+        return self
+
+
 class SearchSettings(Settings):
     entropy_increase: Share = Field(1.0e-2, description="entropy a block may add, in nats")
     search_steps: Annotated[int, Field(ge=1, le=32)] = Field(6, description="probes per block")
     widths: tuple[Count, ...] | None = Field(None, description="one width a block; skips the search")
+    search: Literal["plain", "exact", "racing"] = Field(
+        "exact", description="exact: blocks before the one searched are not run again; racing: also few batches a probe"
+    )
+    preset: Literal["strict", "fast"] = Field(
+        "strict", description="of racing. strict: the exact search's widths; fast: the cheapest"
+    )
+    confidence: Positive | None = Field(
+        None, description="of racing: standard errors between a probe and the limit; null: the preset's"
+    )
+    tolerance: Share | None = Field(
+        None, description="of racing: share of entropy_increase in which either answer is right; null: the preset's"
+    )
+    store: Literal["device", "host", "disk"] = Field("host", description="where images and blocks' inputs are kept")
+    store_every: Count = Field(4, description="keep the inputs of every n-th block, recompute the others")
+    target: TargetSettings = TargetSettings()
+    width_multiple: Count = Field(1, description="widths are multiples of it, as hardware likes them")
+    min_width: Count = Field(1, description="no width is smaller")
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="numbers of the blocks that may be pruned, from 0; null: all"
+    )
+    two_sided: bool = Field(False, description="refuse also a probe whose entropy falls by more than entropy_increase")
+    total_increase: Positive | None = Field(None, description="entropy all blocks together may add, in nats; null: any")
+
+    @model_validator(mode="after")
+    def _one_way_to_widths(self) -> "SearchSettings":
+        if self.widths is not None and self.target.asked:
+            raise ValueError("widths and target: give one of them")
+        return self
 
 
 class OutputSettings(Settings):

@@ -1,140 +1,238 @@
-"""From the last block to the first: search a width, slice, go on.
-
-H hidden width, K kept neurons, L blocks.
-"""
+"""From the last block to the first: search a width, go on; then slice."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from amp.candidates import Candidates
 from amp.config import SearchSettings
-from amp.criteria import information_entropy
-from amp.distributed import World
 from amp.errors import UserError
-from amp.mlp import MlpSlot
-from amp.runs import progress
-from amp.search import search_width
+from amp.racing import Race
+from amp.runs import progress, say
+from amp.search import Limits, next_threshold, search_width
 from amp.towers import Tower
 
 Probe = tuple[int, int, float]
+# A target's: thresholds in nats that are tried, how many, and how near to the size is near enough.
+SMALLEST, LARGEST, TRIALS, NEAR = 1e-7, 1e3, 12, 0.01
+# Standard errors between a probe and its limit, and the share of entropy_increase in which either answer is right.
+PRESETS = {"strict": (4.0, 0.0), "fast": (3.0, 0.25)}
+
+
+@dataclass
+class WidthsFound:
+    """What a search found; entropies in nats.
+
+    Attributes:
+        widths: of every block, first to last.
+        probes: (block, width, entropy), in order.
+        probe_batches: how many batches each probe took.
+        dense_batches: on how many batches the dense entropy was measured; the others are differences to it.
+        entropy_increase: that a block might add.
+    """
+
+    widths: list[int]
+    entropy_increase: float
+    dense_entropy: float = 0.0
+    final_entropy: float = 0.0
+    dense_batches: int = 0
+    probes: list[Probe] = field(default_factory=list)
+    probe_batches: list[int] = field(default_factory=list)
 
 
 @dataclass
 class Pruned:
-    """What a pruning did: kept neurons by block, and every probe as (block, width, entropy); entropies in nats."""
+    """What a pruning did: kept neurons by block, and what was measured for it; entropies in nats."""
 
     kept: list[list[int]]
     dense_entropy: float
     final_entropy: float
-    probes: list[Probe] = field(default_factory=list)
+    found: WidthsFound | None = None
 
     @property
     def entropies(self) -> dict[str, Any]:
-        """The part of `prune.json` that the search measured."""
-        return {"dense_entropy": self.dense_entropy, "final_entropy": self.final_entropy, "probes": self.probes}
+        """The part of `prune.json` that was measured."""
+        ends = {"dense_entropy": self.dense_entropy, "final_entropy": self.final_entropy}
+        if self.found is None:
+            return {**ends, "probes": []}
+        own = {key: getattr(self.found, key) for key in ("probes", "probe_batches", "dense_batches")}
+        return {**ends, **own, "entropy_increase": self.found.entropy_increase}
 
 
-class EntropyMeter:
-    """Mean entropy of a tower over fixed held-out batches, in nats; counts what it costs.
-
-    `cost`: `block_forwards` (one block run on one entropy batch counts 1) and `images`, both so far.
+class BlockSearch:
+    """The search of one block: its probes are differences to the network so far, on the same batches.
 
     Args:
-        batches: local shares of the global batches, held in memory: the same ones, in the same order, every time.
+        low, high: the differences accepted, in nats.
     """
 
-    def __init__(self, tower: Tower, batches: Sequence[Tensor], inverse_temperature: float, world: World) -> None:
-        self._tower = tower
-        self._batches = batches
-        self._inverse_temperature = inverse_temperature
-        self._world = world
-        self.cost = {"block_forwards": 0, "images": 0}
+    def __init__(self, candidates: Candidates, block: int, race: Race, low: float, high: float) -> None:
+        self._candidates, self._block, self._race = candidates, block, race
+        self._low, self._high = low, high
+        self._whole = candidates.tower.widths[block]
+        self._taken: dict[int, list[float]] = {}
 
-    @torch.inference_mode()
-    def __call__(self) -> float:
-        entropies = []
-        for images_BCHW in self._batches:
-            feature_BD = self._world.gather(self._tower.feature(images_BCHW.to(self._world.device, self._tower.dtype)))
-            entropies.append(information_entropy(feature_BD, self._inverse_temperature).double())
-            self.cost["block_forwards"] += len(self._tower.slots)
-            self.cost["images"] += len(feature_BD)
-        # One process decides for all, so that rounding can never part their ways.
-        entropy = float(self._world.broadcast(torch.stack(entropies).mean().item()))
-        if not math.isfinite(entropy):
-            raise RuntimeError(f"the entropy of the held-out images is {entropy}; try model.precision: fp32")
-        return entropy
+    def probe(self, width: int) -> float:
+        """What the block's top `width` neurons alone add to the entropy, as exactly as the decision needs it."""
+        return self._race.run(lambda count: self._differences(width, count), self._controls(), self._low, self._high)
 
+    def batches(self, width: int) -> int:
+        """How many a probe took."""
+        return len(self._taken[width])
 
-def top_neurons(score_H: Tensor, width: int) -> Tensor:
-    """Indices (K,) of the `width` highest scores, ascending; ties go to the lower index."""
-    return score_H.cpu().sort(descending=True, stable=True).indices[:width].sort().values
+    def _differences(self, width: int, count: int) -> list[float]:
+        reference = self._candidates.entropies(self._block, self._whole, count)
+        narrowed = self._candidates.entropies(self._block, width, count)
+        self._taken[width] = [a - b for a, b in zip(narrowed, reference, strict=True)]
+        return self._taken[width]
+
+    def _controls(self) -> list[list[float]]:
+        return list(self._taken.values())
 
 
-def prune(tower: Tower, scores: Sequence[Tensor], entropy: EntropyMeter, settings: SearchSettings) -> Pruned:
-    """Slices `tower` to the given widths, or to those that a search finds. See the two functions below."""
-    if settings.widths is not None:
-        return prune_to_widths(tower, scores, settings.widths, entropy)
-    return prune_by_search(tower, scores, entropy, settings.entropy_increase, settings.search_steps)
-
-
-def prune_by_search(
-    tower: Tower, scores: Sequence[Tensor], entropy: EntropyMeter, entropy_increase: float, search_steps: int
-) -> Pruned:
-    """Adaptive widths by binary search (AMP, arXiv 2603.08100, section 3); slices `tower` for real.
+def find_widths(
+    candidates: Candidates, settings: SearchSettings, entropy_increase: float, num_batches: int | None = None
+) -> WidthsFound:
+    """Adaptive widths by binary search (AMP, arXiv 2603.08100, section 3); the tower is left as it was.
 
     A probe is accepted when it adds at most `entropy_increase` nats to the entropy of the network after the previous
     block was settled. That reference is the accepted probe's own value; a block that keeps all leaves it as it was.
 
     Args:
-        scores: (H,) a block, of this tower.
-        entropy: measures `tower` as it is at the moment.
+        num_batches: the first ones alone decide; None: all.
     """
-    dense = reference = entropy()
-    result = Pruned([[] for _ in tower.slots], dense, dense)
-    with progress(None, "search", "probe", total=len(tower.slots) * search_steps) as bar:
-        for block in reversed(range(len(tower.slots))):
-            slot, score_H = tower.slots[block], scores[block]
+    tower, dense = candidates.tower, candidates.tower.widths
+    race = _race(settings, num_batches or candidates.meter.num_batches, entropy_increase)
+    found = WidthsFound(list(dense), entropy_increase)
+    drift, bound = 0.0, settings.total_increase or math.inf
+    blocks = _searched(tower, settings)
+    with ExitStack() as settled, progress(None, "search", "probe", len(blocks) * settings.search_steps) as bar:
+        for block in blocks:
+            high = min(entropy_increase, bound - drift)
+            low = -min(entropy_increase, bound + drift) if settings.two_sided else -math.inf
+            search = BlockSearch(candidates, block, race, low, high)
 
-            def probe(width: int, slot: MlpSlot = slot, score_H: Tensor = score_H) -> float:
-                with slot.narrowed(top_neurons(score_H, width)):
-                    value = entropy()
-                bar.set_postfix_str(f"{slot.name} width {width}: {value:.4f} nats")
+            def probe(width: int, search: BlockSearch = search, name: str = tower.slots[block].name) -> float:
+                value = search.probe(width)
+                bar.set_postfix_str(f"{name} width {width}: {value:+.4f} nats")
                 bar.update()
                 return value
 
-            found = search_width(probe, slot.hidden_width, reference + entropy_increase, search_steps)
-            result.probes += [(block, width, value) for width, value in found.probes]
-            result.kept[block] = _keep(tower, block, score_H, found.width)
-            reference = reference if found.entropy is None else found.entropy
-    result.final_entropy = reference
-    return result
+            limits = Limits(high, low, settings.search_steps, settings.width_multiple, settings.min_width)
+            one = search_width(probe, tower.widths[block], limits)
+            found.probes += [(block, width, drift + value) for width, value in one.probes]
+            found.probe_batches += [search.batches(width) for width, _ in one.probes]
+            if found.widths == dense:
+                found.dense_batches = max([found.dense_batches, *found.probe_batches])
+            if one.value is not None:
+                found.widths[block], found.final_entropy = one.width, drift + one.value
+                drift = found.final_entropy
+                settled.enter_context(candidates.narrowed(block, one.width))
+    return _above_dense(found, candidates)
 
 
-def check_widths(tower: Tower, widths: Sequence[int] | None) -> None:
-    """Raises UserError unless `widths` has one width a block, none wider than the block."""
-    if widths is None:
+def _race(settings: SearchSettings, population: int, entropy_increase: float) -> Race:
+    if settings.search != "racing":
+        return Race(population)
+    confidence, share = PRESETS[settings.preset]
+    share = share if settings.tolerance is None else settings.tolerance
+    return Race(population, settings.confidence or confidence, share * entropy_increase)
+
+
+def _searched(tower: Tower, settings: SearchSettings) -> list[int]:
+    """Last to first."""
+    blocks = range(len(tower.slots)) if settings.blocks is None else settings.blocks
+    return sorted(set(blocks), reverse=True)
+
+
+def _above_dense(found: WidthsFound, candidates: Candidates) -> WidthsFound:
+    """Entropies in the place of differences to the dense network's."""
+    last = len(candidates.tower.slots) - 1
+    found.dense_batches = found.dense_batches or candidates.meter.num_batches
+    values = candidates.entropies(last, candidates.tower.widths[last], found.dense_batches)
+    found.dense_entropy = math.fsum(values) / len(values)
+    found.final_entropy += found.dense_entropy
+    found.probes = [(block, width, found.dense_entropy + value) for block, width, value in found.probes]
+    return found
+
+
+def check_widths(tower: Tower, settings: SearchSettings) -> None:
+    """Raises UserError unless `prune.widths` and `prune.blocks` fit the tower."""
+    for block in settings.blocks or ():
+        if block >= len(tower.slots):
+            raise UserError(f"prune.blocks: {block}: the tower has blocks 0 to {len(tower.slots) - 1}")
+    if settings.widths is None:
         return
-    if len(widths) != len(tower.slots):
-        raise UserError(f"prune.widths: {len(widths)} widths, the tower has {len(tower.slots)} blocks")
-    for block, (width, slot) in enumerate(zip(widths, tower.slots, strict=True)):
+    if len(settings.widths) != len(tower.slots):
+        raise UserError(f"prune.widths: {len(settings.widths)} widths, the tower has {len(tower.slots)} blocks")
+    for block, (width, slot) in enumerate(zip(settings.widths, tower.slots, strict=True)):
         if width > slot.hidden_width:
             raise UserError(f"prune.widths: {width} at block {block}, which has {slot.hidden_width} neurons")
 
 
-def prune_to_widths(tower: Tower, scores: Sequence[Tensor], widths: Sequence[int], entropy: EntropyMeter) -> Pruned:
-    """Keeps the top neurons at given widths, one a block; measures the entropy before and after. Raises UserError."""
-    check_widths(tower, widths)
-    result = Pruned([], entropy(), 0.0)
-    result.kept = [_keep(tower, block, score_H, widths[block]) for block, score_H in enumerate(scores)]
-    result.final_entropy = entropy()
-    return result
+def prune(
+    candidates: Candidates, settings: SearchSettings, share: Callable[[Sequence[int]], float] | None = None
+) -> Pruned:
+    """Slices the tower to the given widths, or to those that a search finds.
+
+    Args:
+        share: what the tower with these widths has of the dense one's size; needed where `settings.target` is given.
+    """
+    check_widths(candidates.tower, settings)
+    if settings.widths is not None:
+        dense = candidates.mean()
+        kept = candidates.keep(settings.widths)
+        return Pruned(kept, dense, candidates.mean())
+    if asked := settings.target.asked:
+        assert share is not None
+        key, target = asked
+        found = find_size(candidates, settings, share, 1 / target if key == "throughput" else target)
+    else:
+        found = find_widths(candidates, settings, settings.entropy_increase)
+    return Pruned(candidates.keep(found.widths), found.dense_entropy, found.final_entropy, found)
 
 
-def _keep(tower: Tower, block: int, score_H: Tensor, width: int) -> list[int]:
-    indices_K = top_neurons(score_H, width)
-    tower.slots[block].keep(indices_K)
-    return [int(i) for i in indices_K]
+def find_size(
+    candidates: Candidates, settings: SearchSettings, share: Callable[[Sequence[int]], float], target: float
+) -> WidthsFound:
+    """The widths of the threshold whose network has the share `target` of the dense one's size, within 1 %.
+
+    Thresholds are tried by racing on the first eighth of the batches; then the search that was asked for runs at the
+    one found, and once or twice more where its own size is off.
+
+    Raises:
+        UserError: no threshold gives that size.
+    """
+    trial, few = settings, candidates.meter.num_batches
+    if settings.search != "racing":
+        trial = settings.model_copy(
+            update={"search": "racing", "preset": "fast", "confidence": None, "tolerance": None}
+        )
+        few = max(1, few // 8)
+    tried: dict[float, float] = {}
+    threshold = settings.entropy_increase or SMALLEST
+    while True:
+        tried[threshold] = share(find_widths(candidates, trial, threshold, few).widths)
+        say(f"threshold {threshold:.3g} nats: {tried[threshold]:.3f} of the size, {target:.3f} wanted")
+        if abs(tried[threshold] / target - 1) <= NEAR / 2 or len(tried) == TRIALS:
+            break
+        threshold = next_threshold(tried, target)
+        if not SMALLEST <= threshold <= LARGEST:
+            sizes = " to ".join(f"{size:.3f}" for size in (min(tried.values()), max(tried.values())))
+            raise UserError(f"prune.target: {target:.3f} of the size is out of reach; thresholds gave {sizes}")
+    threshold = min(tried, key=lambda one: abs(tried[one] - target))
+    off, best = 0.0, None
+    for _ in range(3):
+        found = find_widths(candidates, settings, threshold)
+        reached = share(found.widths)
+        if best is None or abs(reached - target) < abs(best[0] - target):
+            best = (reached, found)
+        if abs(reached / target - 1) <= NEAR:
+            break
+        # The trials' curve has the slope; this search says how far it lies from it.
+        off = reached - tried.get(threshold, target - off)
+        threshold = next_threshold(tried, target - off)
+    assert best is not None
+    return best[1]

@@ -96,6 +96,44 @@ def plot_pruning(record: Mapping[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
+SWEEP_HEADERS = ["entropy_increase", "parameters", "share", "FLOPs", "share", "entropy", "above dense"]
+
+
+def sweep_table(record: Mapping[str, Any]) -> str:
+    """Size and entropy at every threshold of a sweep; entropies in nats."""
+    rows = []
+    for point in record["points"]:
+        sizes = [
+            word
+            for key in ("params", "flops")
+            for word in (human(point[key]), f"{point[key] / record['dense'][key]:.1%}")
+        ]
+        above = point["final_entropy"] - point["dense_entropy"]
+        rows.append([f"{point['entropy_increase']:g}", *sizes, f"{point['final_entropy']:.4f}", f"{above:+.4f}"])
+    return table(SWEEP_HEADERS, rows)
+
+
+def plot_sweep(record: Mapping[str, Any], path: Path) -> None:
+    """`prune_sweep.png`: entropy against the share of the parameters that is left, and widths per block."""
+    figure, axes = plt.subplots(1, 2, figsize=(11.2, 4), layout="constrained")
+    points = record["points"]
+    shares = [point["params"] / record["dense"]["params"] for point in points]
+    above = [point["final_entropy"] - point["dense_entropy"] for point in points]
+    axes[0].plot(shares, above, marker="o", color=BLUE)
+    for share, entropy, point in zip(shares, above, points, strict=True):
+        axes[0].annotate(f" {point['entropy_increase']:g}", (share, entropy), fontsize=8, va="bottom")
+    axes[0].set(xlabel="parameters, of the dense tower's", ylabel="entropy above dense (nats)")
+    axes[0].set_title("Size against entropy, at each entropy_increase")
+    colours = plt.get_cmap("viridis")
+    for place, point in enumerate(points):
+        colour = colours(0.92 * place / max(1, len(points) - 1))
+        axes[1].plot(point["widths"], marker=".", color=colour, label=f"{point['entropy_increase']:g}")
+    axes[1].set(xlabel="block (first to last)", ylabel="hidden neurons", title="Width of each block's MLP")
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1].legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """A PNG, written beside and renamed."""
     with atomic(path) as partial:

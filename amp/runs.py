@@ -21,6 +21,7 @@ from amp.errors import UserError
 
 Item = TypeVar("Item")
 SPEAK_SECONDS = 3.0
+STORING = {"store", "store_every"}
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -146,11 +147,10 @@ def first_difference(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
 def describe(config: BaseModel, pretrained: str | None, leave_out: Sequence[str] = (), **more: Any) -> dict[str, Any]:
     """What decides a run's result, for its artifacts: settings, digest of the weights file, versions.
 
-    Left out: where the output goes and how many workers read the images.
+    Left out: where the output goes, how many workers read the images, where blocks' inputs are kept.
     """
-    settings = config.model_dump(
-        mode="json", exclude={"output": True, "data": {"num_workers"}, **dict.fromkeys(leave_out, True)}
-    )
+    exclude: Any = {"output": True, "data": {"num_workers"}, "prune": STORING, **dict.fromkeys(leave_out, True)}
+    settings = config.model_dump(mode="json", exclude=exclude)
     return {
         "settings": settings,
         "pretrained_sha256": file_sha256(pretrained),

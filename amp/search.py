@@ -1,42 +1,82 @@
 """Width search as a pure function of a probe: knows no model."""
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class WidthFound:
-    """A settled block: its width, the entropy at that width if it was probed, and all probes in order."""
+    """A settled block: its width, the value at that width if it was probed, and all probes in order."""
 
     width: int
-    entropy: float | None
+    value: float | None
     probes: tuple[tuple[int, float], ...]
 
 
-def search_width(probe: Callable[[int], float], hidden_width: int, limit: float, steps: int) -> WidthFound:
-    """Smallest probed width whose entropy stays within `limit`, by bisection (AMP, arXiv 2603.08100, section 3).
+@dataclass(frozen=True)
+class Limits:
+    """What a search of one block may do.
 
-    Bounds (0, hidden_width); each step probes mid = (lo + hi) // 2; accepted when probe(mid) <= limit, then hi = mid,
-    else lo = mid. Stops early once no width lies between the bounds, so a width is never 0.
+    Attributes:
+        high: largest value accepted.
+        low: smallest value accepted.
+        steps: probes at most.
+        multiple: of which every width is one, except the whole block's.
+        min_width: no width is smaller, unless the block is.
+    """
+
+    high: float
+    low: float = -math.inf
+    steps: int = 6
+    multiple: int = 1
+    min_width: int = 1
+
+
+def search_width(probe: Callable[[int], float], hidden_width: int, limits: Limits) -> WidthFound:
+    """Smallest probed width whose value stays within the limits, by bisection (AMP, arXiv 2603.08100, section 3).
+
+    Bounds (0, hidden_width); each step probes mid = (lo + hi) // 2; accepted when probe(mid) <= high, then hi = mid,
+    else lo = mid. Stops early once no width lies between the bounds, so a width is never 0. With a `multiple` m the
+    bounds count m neurons.
 
     Args:
-        probe: width -> entropy in nats of the network with the block's top `width` neurons.
-        limit: largest entropy accepted, in nats: that of the network so far + entropy_increase.
-        steps: probes at most.
+        probe: width -> what the network with the block's top `width` neurons has more than the network so far: nats.
     Returns:
-        `hidden_width` with entropy None when no probe was accepted.
+        `hidden_width` with value None when no probe was accepted.
     """
-    low, high = 0, hidden_width
-    accepted: float | None = None
+    low = math.ceil(limits.min_width / limits.multiple) - 1
+    high = math.ceil(hidden_width / limits.multiple)
+    width, accepted = hidden_width, None
     probes = []
-    for _ in range(steps):
+    for _ in range(limits.steps):
         middle = (low + high) // 2
-        if middle == low:
+        if middle <= low:
             break
-        entropy = probe(middle)
-        probes.append((middle, entropy))
-        if entropy <= limit:
-            high, accepted = middle, entropy
+        value = probe(middle * limits.multiple)
+        probes.append((middle * limits.multiple, value))
+        if limits.low <= value <= limits.high:
+            high, width, accepted = middle, middle * limits.multiple, value
         else:
             low = middle
-    return WidthFound(high, accepted, tuple(probes))
+    return WidthFound(width, accepted, tuple(probes))
+
+
+def next_threshold(shares: Mapping[float, float], target: float, factor: float = 8.0) -> float:
+    """Where to look next for the threshold whose network has the share `target` of the dense one's size.
+
+    Between the nearest two thresholds with the target between their shares, by interpolation over the logarithm;
+    `factor` beyond the last one where all shares lie on one side. Never a threshold that is known.
+
+    Args:
+        shares: threshold -> share of the size, which falls as the threshold grows; at least one.
+    """
+    known = sorted(shares.items())
+    for (low, above), (high, below) in itertools.pairwise(known):
+        if above >= target >= below and above > below:
+            # Not too near an end, so that a curve with steps in it is halved at least now and then.
+            part = min(max((above - target) / (above - below), 0.1), 0.9)
+            return math.exp(math.log(low) + part * math.log(high / low))
+    threshold, _ = known[-1] if known[-1][1] > target else known[0]
+    return threshold * factor if known[-1][1] > target else threshold / factor

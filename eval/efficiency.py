@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -67,6 +68,18 @@ def measure_sizes(settings: ModelSettings, kept: list[list[int]]) -> dict[str, d
         slot.keep(torch.tensor(indices))
     sizes["params"]["pruned"], sizes["flops"]["pruned"] = count_params(tower), count_flops(tower)
     return sizes
+
+
+def measure_widths(tower: Tower, widths: Sequence[int]) -> dict[str, int]:
+    """`{params, flops}` of the tower with these widths; it is left as it was.
+
+    Args:
+        tower: dense, on the meta device.
+    """
+    with ExitStack() as narrowed:
+        for slot, width in zip(tower.slots, widths, strict=True):
+            narrowed.enter_context(slot.narrowed(torch.arange(width)))
+        return {"params": count_params(tower), "flops": count_flops(tower)}
 
 
 def rebuild(base: Mapping[str, Any], device: str, widths: Sequence[int] | None = None) -> Tower:

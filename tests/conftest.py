@@ -20,7 +20,7 @@ from amp.config import DataSettings, ModelSettings
 from amp.data import Batches, list_images
 from amp.distributed import World
 from amp.errors import UserError
-from amp.pruning import EntropyMeter
+from amp.meter import EntropyMeter
 from amp.runs import run_script
 from amp.towers import Tower, build_tower
 

@@ -3,9 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from conftest import WORLD
 from torch import Tensor
 
-from amp.pruning import Pruned, prune_by_search
+from amp.candidates import Candidates
+from amp.config import SearchSettings
+from amp.journal import Journal
+from amp.pruning import Pruned, prune
 from amp.towers import Tower
 
 INCREASE, STEPS = 1e-2, 6
@@ -17,11 +21,20 @@ class ScriptedMeter:
     def __init__(self, tower: Tower, entropy: Callable[[list[int]], float]) -> None:
         self.tower, self.entropy = tower, entropy
         self.asked: list[list[int]] = []
+        self.num_batches = 1
 
-    def __call__(self) -> float:
+    def measure(self, block: int, batches: range) -> list[float]:
         self.asked.append(self.tower.widths)
-        return self.entropy(self.tower.widths)
+        return [self.entropy(self.tower.widths)]
+
+    def charge(self, block: int, batches: range) -> None:
+        pass
 
 
-def search(tower: Tower, scores: Sequence[Tensor], meter: Any, increase: float = INCREASE) -> Pruned:
-    return prune_by_search(tower, scores, meter, increase, STEPS)
+def candidates(tower: Tower, scores: Sequence[Tensor], meter: Any) -> Candidates:
+    return Candidates(tower, scores, meter, Journal(None, {}, [], WORLD))
+
+
+def search(tower: Tower, scores: Sequence[Tensor], meter: Any, increase: float = INCREASE, **others: Any) -> Pruned:
+    settings = SearchSettings(entropy_increase=increase, search_steps=STEPS, **others)
+    return prune(candidates(tower, scores, meter), settings)

@@ -11,6 +11,7 @@ from conftest import GOLDEN
 from safetensors.torch import load_file
 from torch import Tensor
 
+from amp.candidates import top_neurons
 from amp.checkpoint import load_tower, save_tower
 from amp.cli import load_config
 from amp.config import DistillConfig, ModelSettings, OptimSettings
@@ -18,7 +19,6 @@ from amp.data import Batches, list_images
 from amp.distillation import Distiller, check_pair, make_optimizer, rates, share_head
 from amp.distributed import World
 from amp.errors import UserError
-from amp.pruning import top_neurons
 from amp.towers import Tower, after_last_block, build_tower
 
 HEAD = {"ln_post.weight", "ln_post.bias", "proj"}

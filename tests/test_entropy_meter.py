@@ -10,9 +10,10 @@ import torch
 from conftest import WORLD
 from torch import Tensor
 
+from amp.candidates import top_neurons
 from amp.config import ModelSettings
 from amp.criteria import information_entropy
-from amp.pruning import EntropyMeter, top_neurons
+from amp.meter import EntropyMeter
 from amp.towers import Tower, build_tower
 
 
@@ -50,5 +51,6 @@ def test_the_meter_casts_images_to_the_towers_precision(golden_model: ModelSetti
 
 def test_one_process_decides_for_all(tower: Tower) -> None:
     """Every process takes the main one's value, so that rounding cannot part their ways."""
-    world: Any = SimpleNamespace(device=torch.device("cpu"), gather=lambda rows: rows, broadcast=lambda value: 0.125)
+    own = {"gather": lambda rows: rows, "broadcast": lambda values: [0.125 for _ in values]}
+    world: Any = SimpleNamespace(device=torch.device("cpu"), size=1, **own)
     assert EntropyMeter(tower, [torch.zeros(4, 3, 32, 32)], 15.0, world)() == 0.125

@@ -11,7 +11,7 @@ from conftest import ROOT
 ROWS = [
     ["amp", "amp.errors", "amp.config"],
     ["amp.cli", "amp.criteria", "amp.distributed", "amp.runs", "amp.scenes"],
-    ["amp.search", "amp.mlp", "amp.data"],
+    ["amp.search", "amp.racing", "amp.journal", "amp.mlp", "amp.data"],
     [
         "amp.towers.weights",
         "amp.towers.base",
@@ -23,7 +23,10 @@ ROWS = [
         "amp.towers.published",
         "amp.towers",
     ],
-    ["amp.checkpoint.folder", "amp.checkpoint.published", "amp.checkpoint"],
+    [
+        *("amp.checkpoint.folder", "amp.checkpoint.published", "amp.checkpoint"),
+        *("amp.replay", "amp.meter", "amp.candidates"),
+    ],
     ["amp.scoring", "amp.pruning", "amp.distillation", "amp.report"],
     ["eval", "eval.benchmarks", "eval.efficiency", "eval.knn", "eval.results", "eval.zeroshot"],
     [

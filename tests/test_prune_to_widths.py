@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import WORLD
-from scripted_meter import ScriptedMeter, search
+from scripted_meter import ScriptedMeter, candidates, search
 from torch import Tensor
 
 from amp.config import ModelSettings, SearchSettings
 from amp.errors import UserError
-from amp.pruning import EntropyMeter, prune, prune_to_widths
+from amp.meter import EntropyMeter
+from amp.pruning import prune
 from amp.towers import Tower, build_tower
 
 
@@ -22,10 +23,10 @@ def test_pruning_to_widths_equals_the_search_that_found_them(
     searched = build_tower(golden_model)
     by_search = search(searched, scores, EntropyMeter(searched, batches("val"), 15.0, WORLD))
     meter = EntropyMeter(tower, batches("val"), 15.0, WORLD)
-    found = prune_to_widths(tower, scores, searched.widths, meter)
+    found = prune(candidates(tower, scores, meter), SearchSettings(widths=tuple(searched.widths)))
     assert tower.widths == searched.widths
     assert found.kept == by_search.kept
-    assert found.probes == []
+    assert found.found is None
     assert found.dense_entropy == by_search.dense_entropy
     assert found.final_entropy == pytest.approx(by_search.final_entropy, abs=1e-6)
     assert meter.cost == {"block_forwards": 2 * 2 * 5, "images": 2 * 64}
@@ -40,17 +41,21 @@ def test_settings_choose_between_search_and_widths(
         return sum(0.01 * 256 / width for width in widths)
 
     meter: Any = ScriptedMeter(tower, entropy)
-    found = prune(tower, scores, meter, SearchSettings(entropy_increase=0.05, search_steps=3))
-    assert len(found.probes) == 15
+    found = prune(candidates(tower, scores, meter), SearchSettings(entropy_increase=0.05, search_steps=3))
+    assert found.found is not None
+    assert len(found.found.probes) == 15
     assert min(tower.widths) >= 256 // 8
     assert found.entropies == {
         "dense_entropy": entropy([256] * 5),
         "final_entropy": entropy(tower.widths),
-        "probes": found.probes,
+        "probes": found.found.probes,
+        "probe_batches": [1] * 15,
+        "dense_batches": 1,
+        "entropy_increase": 0.05,
     }
     other = build_tower(golden_model)
     meter = ScriptedMeter(other, entropy)
-    found = prune(other, scores, meter, SearchSettings(widths=(1, 2, 3, 4, 256)))
+    found = prune(candidates(other, scores, meter), SearchSettings(widths=(1, 2, 3, 4, 256)))
     assert other.widths == [1, 2, 3, 4, 256]
     assert found.entropies == {
         "dense_entropy": entropy([256] * 5),
@@ -73,7 +78,7 @@ def test_widths_that_do_not_fit_are_refused_before_anything_is_sliced(
 ) -> None:
     meter: Any = ScriptedMeter(tower, lambda widths: 0.0)
     with pytest.raises(UserError) as caught:
-        prune_to_widths(tower, scores, widths, meter)
+        prune(candidates(tower, scores, meter), SearchSettings(widths=tuple(widths)))
     assert str(caught.value) == says
     assert tower.widths == [256] * 5
     assert meter.asked == []
@@ -81,7 +86,7 @@ def test_widths_that_do_not_fit_are_refused_before_anything_is_sliced(
 
 @pytest.mark.parametrize("width", [1, 256])
 def test_the_least_and_the_most_width_work(tower: Tower, scores: list[Tensor], meter: EntropyMeter, width: int) -> None:
-    found = prune_to_widths(tower, scores, [width] * 5, meter)
+    found = prune(candidates(tower, scores, meter), SearchSettings(widths=(width,) * 5))
     assert tower.widths == [width] * 5
     assert math.isfinite(found.final_entropy)
     assert (found.final_entropy == found.dense_entropy) == (width == 256)

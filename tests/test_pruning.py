@@ -10,7 +10,7 @@ from scripted_meter import INCREASE, ScriptedMeter, search
 from torch import Tensor, nn
 
 from amp.config import ModelSettings
-from amp.pruning import EntropyMeter
+from amp.meter import EntropyMeter
 from amp.scoring import score_entropy
 from amp.towers import Tower, build_tower
 
@@ -30,8 +30,8 @@ def zero_dropped(tower: Tower, kept: Sequence[Sequence[int]]) -> None:
 def test_golden_search(tower: Tower, golden: dict[str, Any], scores: list[Tensor], meter: EntropyMeter) -> None:
     expected = golden["runs"][0]
     found = search(tower, scores, meter)
-    assert [probe[:2] for probe in found.probes] == [tuple(probe[:2]) for probe in expected["probes"]]
-    for (*_, entropy), (*_, expected_entropy) in zip(found.probes, expected["probes"], strict=True):
+    assert [probe[:2] for probe in found.found.probes] == [tuple(probe[:2]) for probe in expected["probes"]]
+    for (*_, entropy), (*_, expected_entropy) in zip(found.found.probes, expected["probes"], strict=True):
         assert entropy == pytest.approx(expected_entropy, abs=1e-5)
     assert found.dense_entropy == pytest.approx(expected["dense_entropy"], abs=1e-5)
     assert tower.widths == expected["widths"] == [len(kept) for kept in found.kept]
@@ -55,7 +55,7 @@ def test_every_accepted_step_adds_at_most_entropy_increase(
     reference, widths = found.dense_entropy, [256] * 5
     for block in reversed(range(5)):
         low, high, accepted = 0, 256, None
-        for _, width, entropy in (probe for probe in found.probes if probe[0] == block):
+        for _, width, entropy in (probe for probe in found.found.probes if probe[0] == block):
             assert width == (low + high) // 2
             if entropy - reference <= INCREASE:
                 high, accepted = width, entropy
@@ -113,7 +113,7 @@ def test_no_block_can_be_pruned(tower: Tower, scores: list[Tensor]) -> None:
     found = search(tower, scores, ScriptedMeter(tower, lambda widths: float(widths != [256] * 5)))
     assert tower.widths == [256] * 5
     assert found.final_entropy == found.dense_entropy == 0.0
-    assert len(found.probes) == 30
+    assert len(found.found.probes) == 30
     assert all(torch.equal(value, values[key]) for key, value in tower.model.state_dict().items())
 
 
@@ -128,10 +128,12 @@ def test_each_probe_narrows_one_block_of_the_network_so_far(tower: Tower, scores
     found = search(tower, scores, meter, increase=0.05)
     dense, *asked = meter.asked
     assert dense == [256] * 5
-    assert [probe[0] for probe in found.probes] == sorted((probe[0] for probe in found.probes), reverse=True)
-    for (block, width, entropy), widths in zip(found.probes, asked, strict=True):
+    assert [probe[0] for probe in found.found.probes] == sorted(
+        (probe[0] for probe in found.found.probes), reverse=True
+    )
+    for (block, width, entropy), widths in zip(found.found.probes, asked, strict=True):
         assert widths == [*[256] * block, width, *tower.widths[block + 1 :]]
-        assert entropy == meter.entropy(widths)
+        assert entropy == pytest.approx(meter.entropy(widths), abs=1e-12)
 
 
 def test_an_exception_of_the_meter_leaves_the_searched_block_whole(tower: Tower, scores: list[Tensor]) -> None:
@@ -193,7 +195,7 @@ def test_the_search_costs_one_pass_for_the_dense_network_and_one_a_probe(
     for block in tower.blocks.values():
         block.register_forward_hook(lambda *_: calls.append(1))
     found = search(tower, scores, meter)
-    assert len(found.probes) == 30
+    assert len(found.found.probes) == 30
     assert meter.cost == {"block_forwards": 31 * 2 * 5, "images": 31 * 64}
     assert len(calls) == 31 * 2 * 5
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from amp.pruning import top_neurons
+from amp.candidates import top_neurons
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 8])
