@@ -31,7 +31,7 @@ ROWS = [
     ["eval", "eval.benchmarks", "eval.efficiency", "eval.knn", "eval.results", "eval.zeroshot"],
     [
         *("main_score", "main_prune", "distill", "amp.towers.__main__", "amp.checkpoint.__main__"),
-        *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency"),
+        *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency", "eval.eval_search_cost"),
         *("amp.demo", "amp.demo.__main__", "amp.demo.dense"),
     ],
 ]
