@@ -27,9 +27,11 @@ def read_options(argv: Sequence[str] | None = None) -> tuple[PruneConfig, list[f
     )
     config = parse_args(PruneConfig, __doc__, argv, more=[options])
     sweep: list[float] = sorted(set(options.parse_known_args(argv)[0].sweep))
-    if sweep and (sweep[0] < 0 or config.prune.widths or config.prune.target.asked):
-        what = "prune.widths and prune.target" if sweep[0] >= 0 else f"{sweep[0]} is less than 0; and prune.target"
-        raise UserError(f"--sweep: goes over values of prune.entropy_increase, at least 0; {what} must be null")
+    if sweep and sweep[0] < 0:
+        raise UserError(f"--sweep: {sweep[0]}: thresholds are at least 0")
+    for key, given in (("widths", config.prune.widths), ("target", config.prune.target.asked)):
+        if sweep and given:
+            raise UserError(f"--sweep: prune.{key} must be null; the thresholds alone decide")
     return config, sweep
 
 
