@@ -21,6 +21,7 @@ FAMILIES = [
     ("timm", "BEiT-3", "plain + norm", "beit3_base_patch16_224"),
     ("timm", "EVA02 tiny and small; base and large", "packed gate; split gate + norm", "eva02_base_patch14_224"),
     ("hf", "CLIP, SigLIP, ViT, DeiT, BEiT, DINOv2, DINOv3", "plain", "a folder or hub id"),
+    ("hf", "Data2Vec, FLAVA's image tower", "plain, in two modules", "a folder or hub id"),
     ("hf", "DINOv2 giant, DINOv3 gated, AIMv2", "split gate", "a folder or hub id"),
 ]
 
