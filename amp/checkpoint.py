@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import ValidationError
@@ -15,7 +15,7 @@ from torch import Tensor
 from amp.config import Frame, ModelSettings, Precision, Settings
 from amp.errors import UserError
 from amp.runs import atomic
-from amp.towers import Tower, build_tower, rebuild_dense
+from amp.towers import Tower, build_tower, default_frame, knows, rebuild_dense
 
 FORMAT = 1
 
@@ -137,8 +137,10 @@ def open_tower(
     if folder is None:
         if name is None:
             raise UserError("--model: missing; give a model name, an open_clip model JSON or a pruned/ folder")
-        if Path(name).is_dir() and frame != "hf":
+        candidates = [frame] if frame else get_args(Frame)
+        if Path(name).is_dir() and frame != "hf" and not any(knows(candidate, name) for candidate in candidates):
             read_folder_config(name)
+        frame = frame or default_frame(name, option="--model_type")
         settings = ModelSettings(frame=frame, name=name, pretrained=pretrained, precision=precision or "fp32")
         return build_tower(settings, device)
     if folder == name and pretrained not in (None, name):
@@ -147,7 +149,7 @@ def open_tower(
     if frame not in (None, tower.base["frame"]):
         raise UserError(f"--model_type: {frame}: {folder} is of {tower.base['frame']}")
     if folder == pretrained and name is not None and name != pretrained:
-        dense = build_tower(ModelSettings(frame=frame, name=name), "meta")
+        dense = build_tower(ModelSettings(frame=tower.base["frame"], name=name), "meta")
         if not tower.same_architecture(dense):
             raise UserError(f"--pretrained: {folder} is a pruned {tower.base['name']!r}, not {name!r}")
     return tower

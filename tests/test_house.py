@@ -19,6 +19,7 @@ ROWS = [
         "amp.towers.timm",
         "amp.towers.hf_inputs",
         "amp.towers.hf",
+        "amp.towers.frames",
         "amp.towers",
     ],
     ["amp.checkpoint"],
