@@ -22,6 +22,7 @@ ROWS = [
         "amp.towers.hf_inputs",
         "amp.towers.hf",
         "amp.towers.published",
+        "amp.towers.frames",
         "amp.towers",
     ],
     ["amp.checkpoint.folder", "amp.checkpoint.published", "amp.checkpoint"],
