@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amp.distributed import World
 from amp.errors import UserError
@@ -157,7 +157,8 @@ class Compensator:
         out = slot.out_projection
         out.weight.copy_(weight_DK[:, self.order_H[:width].argsort()])
         if out.bias is not None:
-            out.bias.add_(shift_D)
+            # A new one: a probe puts the whole MLP's parameters back.
+            out.bias = nn.Parameter(out.bias + shift_D.to(out.bias.dtype), requires_grad=out.bias.requires_grad)
 
 
 def _factor(covariance_HH: Tensor, damping: float, name: str) -> Tensor:

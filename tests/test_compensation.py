@@ -117,6 +117,16 @@ def test_too_few_tokens_and_infinite_ones_are_refused() -> None:
     assert "not finite" in refusal(lambda: _moments(module, slot, x))
 
 
+def test_a_probe_leaves_the_whole_mlp_as_it_was() -> None:
+    module, slot, order_H, x = _make("timm-mlp")
+    compensator = Compensator(slot, order_H, _moments(module, slot, x), 1e-4)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with slot.narrowed(order_H[:5].sort().values):
+        compensator.apply(slot, 5)
+        assert not torch.equal(slot.out_projection.bias, before["fc2.bias"])
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
 def test_hooks_are_gone_after_an_exception() -> None:
     _, slot, *_ = _make("timm-mlp")
     with pytest.raises(KeyError), MomentCollector([slot], WORLD):
