@@ -10,7 +10,7 @@ def main() -> None:
     config = parse_args(DistillConfig, __doc__)
 
     from amp import distributed
-    from amp.checkpoint import load_tower, read_folder_config, save_tower
+    from amp.checkpoint import check_student, load_student, read_folder_config, save_tower
     from amp.data import Batches, augmentation, list_images
     from amp.distillation import CHECKPOINT, Distiller, check_pair, share_head
     from amp.runs import check_same_run, describe, file_sha256, prepare_output, say
@@ -19,8 +19,8 @@ def main() -> None:
     with distributed.start() as world:
         config = config.with_frame(config.teacher.frame or default_frame(config.teacher.name, "teacher.name"))
         folder = world.from_main(lambda: prepare_output(config.output.dir))
-        student_config = read_folder_config(config.student.pretrained)
-        digest = file_sha256(f"{config.student.pretrained}/model.safetensors")
+        check_student(config.student.pretrained)
+        digest = file_sha256(config.student.pretrained)
         header = describe(config, config.teacher.as_model("fp32").weights, student_sha256=digest)
         if world.broadcast((folder / "distilled").is_dir()):
             check_same_run(folder / "distilled", read_folder_config(folder / "distilled").provenance, header)
@@ -31,7 +31,8 @@ def main() -> None:
             teacher = build_tower(config.teacher.as_model("fp32" if fp32 else "bf16"), str(world.device))
         except UserError as error:
             raise UserError(str(error).replace("model.", "teacher.", 1)) from None
-        student = load_tower(config.student.pretrained, str(world.device), "fp32")
+        student, student_config = load_student(config.student.pretrained, config.teacher.as_model("fp32"))
+        student.model.to(world.device)
         check_pair(teacher, student)
         share_head(teacher, student, after_last_block(build_tower(config.teacher.as_model("fp32"), "meta")))
         if config.optim.precision == "pure_bf16":

@@ -110,7 +110,7 @@ class TeacherSettings(Settings):
 
 
 class StudentSettings(Settings):
-    pretrained: str = Field(description="a pruned/ folder")
+    pretrained: str = Field(description="a pruned/ folder, or a published vision checkpoint")
 
 
 class DistillDataSettings(DataSettings):

@@ -16,6 +16,7 @@ from amp.config import ModelSettings
 from amp.errors import UserError
 from amp.runs import progress
 from amp.towers import Tower, build_tower, rebuild_dense
+from amp.towers.weights import fill_randomly
 
 # Products of weights with tokens. The paper's FLOPs leave the attention products QK^T and AV out.
 WEIGHT_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
@@ -79,6 +80,9 @@ def rebuild(base: Mapping[str, Any], device: str, widths: Sequence[int] | None =
     tower = rebuild_dense(base, device)
     for slot, width in zip(tower.slots, widths or tower.widths, strict=True):
         slot.keep(torch.arange(width))
+    if device != "meta":
+        fill_randomly(tower.model)
+        tower.model.to(device)
     return tower
 
 

@@ -12,7 +12,17 @@ from eval import results
 from eval.benchmarks import NEEDS, Benchmark
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "clip_benchmark")
-KEYS = ("model", "model_type", "pretrained", "task", "dataset", "dataset_root", "language", "batch_size")
+KEYS = (
+    "model",
+    "model_type",
+    "pretrained",
+    "text_pretrained",
+    "task",
+    "dataset",
+    "dataset_root",
+    "language",
+    "batch_size",
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,6 +30,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     results.add_model_options(parser)
     add = parser.add_argument
+    add(
+        "--text_pretrained",
+        metavar="CKPT",
+        help="weights of the dense model whose text tower a published vision checkpoint goes with (default: none)",
+    )
     add("--batch_size", type=int, default=256, help="images in one batch on one process (default: %(default)s)")
     add("--task", choices=[*NEEDS], default="zeroshot_classification", help="what is measured (default: %(default)s)")
     add("--dataset", required=True, metavar="NAME", help="clip_benchmark's name of it, or digit_scenes (required)")
@@ -40,7 +55,8 @@ def parse_args() -> argparse.Namespace:
 def describe(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     """What decides the numbers: the options, and the files they name by digest."""
     digests = [*map(file_sha256, args.load_clfs)]
-    return results.describe(args, KEYS, precision=precision, load_clfs_sha256=digests)
+    text = file_sha256(args.text_pretrained)
+    return results.describe(args, KEYS, precision=precision, load_clfs_sha256=digests, text_sha256=text)
 
 
 def find_result(args: argparse.Namespace, header: dict[str, Any]) -> tuple[Path, dict[str, Any] | None]:
@@ -92,7 +108,9 @@ def main() -> None:
         if record:
             say("already done")
         else:
-            tower = open_tower(args.model, args.model_type, args.pretrained, "fp32", str(world.device))
+            tower = open_tower(
+                args.model, args.model_type, args.pretrained, "fp32", str(world.device), args.text_pretrained
+            )
             evaluator = Evaluator(tower, world, args.batch_size, precision, args.num_workers)
             dataset = benchmark.build(tower.transform, world)
             started = time.monotonic()

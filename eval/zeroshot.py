@@ -57,7 +57,10 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         if self.tower.encode_text is None:
-            raise UserError(f"--model: {self.tower.base['name']} has no text encoder, as zero-shot tasks need")
+            raise UserError(
+                f"--model: {self.tower.base['name']} has no text encoder, as zero-shot tasks need; "
+                "a published vision checkpoint takes that of the dense weights in --text_pretrained"
+            )
 
     def embed_width(self) -> int:
         """D of the model."""

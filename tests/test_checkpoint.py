@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import amp
-from amp import checkpoint
+from amp.checkpoint import folder as checkpoint
 from amp.checkpoint import load_tower, read_folder_config, save_tower
 from amp.config import ModelSettings
 from amp.towers import Tower, build_tower

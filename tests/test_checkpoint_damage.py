@@ -67,7 +67,6 @@ KEPT: dict[str, Callable[[list[list[int]]], Any]] = {
     "one neuron too many": lambda kept: [[*kept[0], next(i for i in range(256) if i not in kept[0])], *kept[1:]],
     "a fraction": lambda kept: [*kept[:4], [0.5, *kept[4][1:]]],
     "a text": lambda kept: [*kept[:4], "all"],
-    "nothing": lambda kept: None,
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from amp.config import ModelSettings
 from amp.towers.base import TokenReadout, Tower, after_last_block
 from amp.towers.frames import default_frame, knows
+from amp.towers.weights import check_complete
 
 # Imported when asked for: nobody waits for a library that they do not use.
 BUILDERS = {"open_clip": "open_clip", "eva_clip": "eva_clip", "dinov2": "timm", "timm": "timm", "hf": "hf"}
@@ -23,7 +24,8 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
     Args:
         settings: without `frame` that of `default_frame`.
         device: 'cpu', 'cuda' or 'meta' (shapes only, no weights).
-        saved: the `base` of an earlier Tower: rebuild that model, without its weights.
+        saved: the `base` of an earlier Tower: rebuild that model. Off 'meta' its parameters are empty until a state
+            dict is loaded into it.
     Raises:
         UserError: unknown name, missing weights, weights of another architecture, no prunable MLP.
     """
@@ -33,11 +35,16 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
         frame = settings.frame or default_frame(settings.name)
         library = import_module(f"amp.towers.{BUILDERS[frame]}")
         tower: Tower = library.build(settings, device, saved)
-        return tower
+    if saved is None and device != "meta":
+        check_complete(tower.model, f"model.pretrained: {settings.pretrained}")
+        tower.model.to(device)
+    return tower
 
 
 def rebuild_dense(base: Mapping[str, Any], device: str = "cpu") -> Tower:
-    """The dense model of an earlier Tower's `base`, with random weights; none of the model's files are needed.
+    """The dense model of an earlier Tower's `base`, its parameters empty; none of the model's files are needed.
+
+    Slice it, then load a state dict or `fill_randomly`, then move it to its device.
 
     Raises:
         UserError, or whatever its library raises: `base` does not describe a model.

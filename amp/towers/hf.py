@@ -14,6 +14,7 @@ Only classes that transformers ships are built, from JSON; weights are safetenso
 """
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from amp.errors import UserError, nearest
 from amp.mlp import find_blocks, find_slots
 from amp.towers.base import Tower, building, first_line, quiet
 from amp.towers.hf_inputs import Tokenizer, override, preprocessing, square, transform
+from amp.towers.weights import without_weights
 
 disable_progress_bar()  # The console is the run's.
 CLIP_STATISTICS = (constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD)
@@ -94,7 +96,8 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     vision_config = getattr(config, "vision_config", config)
     family = _family(settings, vision_config)
     weights = None if saved or device == "meta" else _weights(settings)
-    with building(settings, weights, "transformers"):
+    empty = device != "meta" and saved is not None
+    with building(settings, weights, "transformers"), without_weights() if empty else nullcontext():
         model: Any = _model(settings, described["class"], config, weights, device)
     if settings.precision == "bf16":
         # Parameters alone: rotary frequencies are buffers, and bf16 would move every patch.
@@ -116,7 +119,7 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     base = {"frame": "hf", **asked, "model_config": described, "preprocess": preprocess}
     return Tower(
         base=base,
-        model=model.to(device).eval().requires_grad_(False),
+        model=model.eval().requires_grad_(False),
         visual=visual,
         blocks=blocks,
         slots=find_slots(blocks, partial(_run, visual, built)),

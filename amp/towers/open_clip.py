@@ -25,6 +25,7 @@ from amp.config import ModelSettings, TransformSettings
 from amp.errors import UserError, nearest
 from amp.mlp import find_blocks, find_slots
 from amp.towers.base import Tower, building, check_weights, refuse_loading
+from amp.towers.weights import without_weights
 
 # What makes the factory read files of its own choice, or run code in them: never from settings, nor from a folder.
 LOADING = frozenset(inspect.signature(open_clip.create_model).parameters) - {
@@ -62,11 +63,10 @@ def build(
     weights = None if saved or device == "meta" else settings.pretrained
     if weights:
         check_weights(settings, open_clip.list_pretrained_tags_by_model(settings.name))
-    with building(settings, weights, "open_clip"), torch.device(device):
-        given = None if convert else weights
-        model: Any = open_clip.create_model(
-            name, pretrained=given, precision=settings.precision, device=device, **kwargs
-        )
+    empty = device != "meta" and bool(saved or weights)
+    with building(settings, weights, "open_clip"), without_weights(weights) if empty else torch.device(device):
+        place = {"precision": settings.precision, "device": "meta" if empty else device}
+        model: Any = open_clip.create_model(name, pretrained=None if convert else weights, **place, **kwargs)
         if convert and weights:
             model.load_state_dict(convert(load_state_dict(weights)))
     visual = model.visual

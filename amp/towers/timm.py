@@ -19,6 +19,7 @@ from amp.config import ModelSettings
 from amp.errors import UserError, nearest
 from amp.mlp import find_blocks, find_slots
 from amp.towers.base import Tower, building, check_weights, refuse_loading
+from amp.towers.weights import without_weights
 
 # What makes the factory read files of its own choice: never from settings, nor from a folder.
 LOADING = frozenset(
@@ -34,13 +35,14 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     weights = None if saved or device == "meta" else settings.pretrained
     if weights:
         check_weights(settings, _tags(name))
-    with building(settings, weights, "timm"), torch.device(device):
+    empty = device != "meta" and bool(saved or weights)
+    with building(settings, weights, "timm"), without_weights(weights) if empty else torch.device(device):
         model: Any = timm.create_model(name, **settings.kwargs) if weights is None else _load(settings, name, weights)
     for method in ("forward_features", "forward_head", "num_prefix_tokens"):
         if not hasattr(model, method):
             raise UserError(f"model.name: {settings.name!r} ({type(model).__name__}) is no vision transformer of timm")
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    model = model.to(dtype).eval().requires_grad_(False)
     blocks = find_blocks(model)
     preprocess = _preprocess(model, settings, saved)
     asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
@@ -87,15 +89,15 @@ def _load(settings: ModelSettings, name: str, weights: str) -> Any:
     if weights in _tags(name):
         return timm.create_model(f"{architecture}.{weights}", pretrained=True, **settings.kwargs)
     state = load_state_dict(weights, weights_only=True)
-    if settings.frame == "dinov2" and "pos_embed" in state:
-        twin: Any = timm.create_model(architecture, **settings.kwargs)
+    if settings.frame == "dinov2" and "pos_embed" in state and "reg_token" not in state:
+        with torch.device("meta"):
+            twin: Any = timm.create_model(architecture, **settings.kwargs)
         state["pos_embed"] = resample_like_meta(state["pos_embed"], twin.patch_embed.grid_size)
-    return timm.create_model(
-        architecture,
-        pretrained=True,
-        pretrained_cfg_overlay={"state_dict": state, "custom_load": False},
-        **settings.kwargs,
-    )
+    overlay = {"state_dict": state, "custom_load": False}
+    if settings.kwargs.get("num_classes"):
+        # Else timm takes the file's classifier for one of other classes, and leaves it out.
+        overlay["num_classes"] = settings.kwargs["num_classes"]
+    return timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=overlay, **settings.kwargs)
 
 
 def resample_like_meta(position_1TD: Tensor, grid: tuple[int, int]) -> Tensor:

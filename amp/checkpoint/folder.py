@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -12,21 +12,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from amp.config import Frame, ModelSettings, Precision, Settings
+from amp.config import Precision, Settings
 from amp.errors import UserError
 from amp.runs import atomic
-from amp.towers import Tower, build_tower, default_frame, knows, rebuild_dense
+from amp.towers import Tower, rebuild_dense
 
 FORMAT = 1
 
 
 class FolderConfig(Settings):
-    """`config.json`: the dense model, each block's kept neurons (indices into the dense one), provenance."""
+    """`config.json`: the dense model, each block's width and kept neurons, provenance.
+
+    `kept` are indices into the dense model; null where they are not known, as of a published checkpoint.
+    """
 
     format: int
     base: dict[str, Any]
     widths: tuple[int, ...]
-    kept: tuple[tuple[int, ...], ...]
+    kept: tuple[tuple[int, ...], ...] | None
     provenance: dict[str, Any]
 
 
@@ -47,19 +50,19 @@ def is_model_folder(path: str | None) -> bool:
         return False
 
 
-def save_tower(tower: Tower, kept: Sequence[Sequence[int]], provenance: Mapping[str, Any], folder: Path) -> None:
+def save_tower(tower: Tower, kept: Sequence[Sequence[int]] | None, provenance: Mapping[str, Any], folder: Path) -> None:
     """Writes the folder beside its final name and renames it; equal models give equal bytes.
 
     Args:
         tower: sliced so that block l has width len(kept[l]).
-        kept: for each block, the kept neurons' indices into the dense model.
+        kept: for each block, the kept neurons' indices into the dense model; None where they are not known.
     """
-    assert [len(indices) for indices in kept] == tower.widths
+    assert kept is None or [len(indices) for indices in kept] == tower.widths
     config = FolderConfig(
         format=FORMAT,
         base=dict(tower.base),
         widths=tuple(tower.widths),
-        kept=tuple(tuple(indices) for indices in kept),
+        kept=None if kept is None else tuple(tuple(indices) for indices in kept),
         provenance=dict(provenance),
     )
     with atomic(folder) as partial:
@@ -81,7 +84,7 @@ def read_folder_config(folder: str | Path) -> FolderConfig:
         raise UserError(f"{path}: {key or 'file'}: {problem['msg'].lower()}") from None
     if config.format != FORMAT:
         raise UserError(f"{path}: format {config.format}; this version reads format {FORMAT}")
-    if list(config.widths) != [len(indices) for indices in config.kept]:
+    if config.kept is not None and list(config.widths) != [len(indices) for indices in config.kept]:
         raise UserError(f"{path}: widths: {list(config.widths)} are not the numbers of kept neurons")
     return config
 
@@ -101,13 +104,7 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
     except Exception as error:  # The library may raise anything when told to build nonsense.
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}/config.json: base: does not describe a model ({reason})") from None
-    if len(config.kept) != len(tower.slots):
-        raise UserError(f"{folder}/config.json: kept: {len(config.kept)} blocks, the model has {len(tower.slots)}")
-    for slot, indices in zip(tower.slots, config.kept, strict=True):
-        if any(not 0 <= i < slot.hidden_width for i in indices) or len(set(indices)) != len(indices) or not indices:
-            raise UserError(
-                f"{folder}/config.json: kept: {slot.name}: indices must be distinct, 0-{slot.hidden_width - 1}"
-            )
+    for slot, indices in zip(tower.slots, _kept(config, tower, folder), strict=True):
         slot.keep(torch.tensor(indices))
     weights = Path(folder) / "model.safetensors"
     try:
@@ -121,52 +118,13 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
     return tower
 
 
-def open_tower(
-    name: str | None,
-    frame: Frame | None = None,
-    pretrained: str | None = None,
-    precision: Precision | None = None,
-    device: str = "cpu",
-) -> Tower:
-    """A dense or a pruned model from what a user types: `--model NAME|JSON|FOLDER --pretrained TAG|FILE|FOLDER`.
-
-    Raises:
-        UserError: neither is known, or a folder does not belong to the model named beside it.
-    """
-    folder = next((p for p in (pretrained, name) if is_model_folder(p)), None)
-    if folder is None:
-        if name is None:
-            raise UserError("--model: missing; give a model name, an open_clip model JSON or a pruned/ folder")
-        candidates = [frame] if frame else get_args(Frame)
-        if Path(name).is_dir() and frame != "hf" and not any(knows(candidate, name) for candidate in candidates):
-            read_folder_config(name)
-        frame = frame or default_frame(name, option="--model_type")
-        settings = ModelSettings(frame=frame, name=name, pretrained=pretrained, precision=precision or "fp32")
-        return build_tower(settings, device)
-    if folder == name and pretrained not in (None, name):
-        raise UserError(f"--pretrained: {pretrained}: {name} is a pruned model with weights of its own")
-    tower = load_tower(folder, device, precision)
-    if frame not in (None, tower.base["frame"]):
-        raise UserError(f"--model_type: {frame}: {folder} is of {tower.base['frame']}")
-    if folder == pretrained and name is not None and name != pretrained:
-        dense = build_tower(ModelSettings(frame=tower.base["frame"], name=name), "meta")
-        if not tower.same_architecture(dense):
-            raise UserError(f"--pretrained: {folder} is a pruned {tower.base['name']!r}, not {name!r}")
-    return tower
-
-
-def load_pruned(folder: str | Path, device: str = "cpu") -> tuple[Any, Any, Any]:
-    """A pruned model, ready to use: `model, transform, tokenizer = amp.load_pruned("out/pruned")`.
-
-    Args:
-        folder: a `pruned/` or `distilled/` folder.
-        device: 'cpu' or 'cuda'.
-    Returns:
-        model: the library's own model (open_clip: `encode_image`, `encode_text`), eval mode, frozen.
-        transform: PIL image -> (3, S, S) fp32, the evaluation transform.
-        tokenizer: list of texts -> token ids, or None where the model has no text tower.
-    Raises:
-        UserError: not such a folder, or a damaged one.
-    """
-    tower = load_tower(folder, device)
-    return tower.model, tower.transform, tower.make_tokenizer()
+def _kept(config: FolderConfig, dense: Tower, folder: str | Path) -> list[Sequence[int]]:
+    """Neurons to keep of every block: where they are not known, as many as the block is wide."""
+    where = f"{folder}/config.json: " + ("widths" if config.kept is None else "kept")
+    if len(config.widths) != len(dense.slots):
+        raise UserError(f"{where}: {len(config.widths)} blocks, the model has {len(dense.slots)}")
+    kept: list[Sequence[int]] = [*(map(range, config.widths) if config.kept is None else config.kept)]
+    for slot, indices in zip(dense.slots, kept, strict=True):
+        if any(not 0 <= i < slot.hidden_width for i in indices) or len(set(indices)) != len(indices) or not indices:
+            raise UserError(f"{where}: {slot.name}: indices must be distinct, 0-{slot.hidden_width - 1}")
+    return kept
