@@ -210,7 +210,7 @@ def _random(value: Any, generator: torch.Generator) -> Any:
     if not isinstance(value, Tensor):
         return value
     # Many tokens, lest a rectifier silences the neuron on all of them.
-    shape = [16, *value.shape[1:]] if value.ndim == 3 else value.shape
+    shape = [max(1, 64 // value.shape[1]), *value.shape[1:]] if value.ndim == 3 else value.shape
     return torch.randn(shape, generator=generator)
 
 

@@ -12,7 +12,7 @@ from timm.models import register_model
 from timm.models.eva import Eva
 from torch import Tensor
 
-from amp.checkpoint import load_tower, save_tower
+from amp.checkpoint import load_tower, open_tower, save_tower
 from amp.config import ModelSettings
 from amp.errors import UserError
 from amp.towers import build_tower
@@ -91,7 +91,7 @@ def test_a_released_file_is_the_model(trunk: str, tmp_path: Path) -> None:
     texts = torch.randint(0, 512, (2, 8), generator=torch.Generator().manual_seed(0))
     for file, weights in (("released.pt", released), ("ours.pt", state)):
         torch.save(weights, tmp_path / file)
-        tower = build_tower(ModelSettings(frame="eva_clip", name=name, pretrained=str(tmp_path / file)))
+        tower = open_tower(name, "eva_clip", str(tmp_path / file))
         assert torch.equal(tower.feature(images), dense.feature(images))
         assert torch.equal(tower.model.encode_image(images), dense.model.encode_image(images))
         assert torch.equal(tower.model.encode_text(texts), dense.model.encode_text(texts))

@@ -54,9 +54,8 @@ def open_tower(
     if folder is None:
         if name is None:
             raise UserError("--model: missing; give a model name, an open_clip model JSON or a pruned/ folder")
-        if Path(name).is_dir() and not any(
-            knows(candidate, name) for candidate in ([frame] if frame else get_args(Frame))
-        ):
+        candidates = [frame] if frame else get_args(Frame)
+        if Path(name).is_dir() and not any(knows(candidate, name) for candidate in candidates):
             read_folder_config(name)
         frame = frame or default_frame(name, option="--model_type")
         settings = ModelSettings(frame=frame, name=name, pretrained=pretrained, precision=precision or "fp32")
