@@ -169,7 +169,8 @@ class Evaluator:
         return self._embed(encode, images_BCHW.to(self.world.device, self.tower.dtype))
 
     def _embed_texts(self, tokenizer: Any, texts: list[str]) -> Tensor:
-        return self._embed(self.tower.model.encode_text, tokenizer(texts).to(self.world.device))
+        encode: Any = self.tower.model.encode_text
+        return self._embed(encode, tokenizer(texts).to(self.world.device))
 
     def _embed(self, encode: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         autocast = torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")

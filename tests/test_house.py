@@ -26,7 +26,7 @@ ROWS = [
     ["eval.benchmarks", "eval.classifiers", "eval.efficiency", "eval.knn", "eval.results", "eval.zeroshot"],
     [
         *("main_score", "main_prune", "distill", "amp.towers.__main__"),
-        *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency"),
+        *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency", "eval.eval_speed"),
         *("amp.demo", "amp.demo.__main__", "amp.demo.dense"),
     ],
 ]
