@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     number: Any = {"type": int, "metavar": "N"}
     add("--batch_size", default=256, help="images in one batch on one process (default: %(default)s)", **number)
-    add("--text_batch_size", default=256, help="prompts in one batch on one process (default: %(default)s)", **number)
+    add("--text_batch_size", default=80, help="prompts in one batch on one process (default: %(default)s)", **number)
     add("--task", choices=[*NEEDS], default="zeroshot_classification", help="what is measured (default: %(default)s)")
     names = "clip_benchmark's names, or digit_scenes; 'paper' is the paper's six for classification (required)"
     add("--dataset", required=True, nargs="+", metavar="NAME", help=names)

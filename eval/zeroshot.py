@@ -1,18 +1,17 @@
 """Zero-shot classification and retrieval: the measurements of clip_benchmark, over any number of processes.
 
-In fp32 the metrics equal those of clip_benchmark on one process to the last digit, on every number of processes; the
-text classifier is the same on every number of processes, and equals clip_benchmark's up to rounding (1e-6), since its
-batches cross the classes. In bf16 the encoders autocast, but the similarities stay in fp32: the 8 bits of bf16 would
-tie neighbouring classes.
+In fp32 they equal those of clip_benchmark on one process to the last digit, on every number of processes, and so does
+the text classifier where a batch of prompts is a class; where batches cross the classes it differs by rounding, 1e-6 at
+most. In bf16 the encoders autocast, but the similarities stay in fp32: the 8 bits of bf16 would tie neighbouring
+classes.
 
 Shapes: B images (of a batch, or all), T texts, C classes, D width of an embedding, K highest classes or items.
 """
 
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ class Evaluator:
         batch_size: images in one batch on one process.
         precision: 'bf16' autocasts the encoders.
         num_workers: loader workers per process, at most one a core.
-        text_batch_size: prompts of the text classifier in one batch on one process.
+        text_batch_size: prompts of the text classifier in one batch on one process; 80 are a class of ImageNet.
     """
 
     tower: Tower
@@ -52,7 +51,7 @@ class Evaluator:
     batch_size: int = 256
     precision: Precision = "fp32"
     num_workers: int = 4
-    text_batch_size: int = 256
+    text_batch_size: int = 80
     _classifiers: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -88,22 +87,22 @@ class Evaluator:
 
     def _build_classifier(self, prompts: tuple[tuple[str, ...], ...]) -> Tensor:
         # Two pairs of ImageNet's classes share a name. Embedded once, they tie in every image, as in clip_benchmark.
-        row_of = {of_class: row for row, of_class in enumerate(dict.fromkeys(prompts))}
-        texts = [(row, prompt) for of_class, row in row_of.items() for prompt in of_class]
+        distinct = list(dict.fromkeys(prompts))
+        texts = [(row, prompt) for row, of_class in enumerate(distinct) for prompt in of_class]
         tokenizer = self.tower.make_tokenizer()
         shares = Shares(self.world, self.text_batch_size, 0)
         own: dict[int, dict[int, Tensor]] = {}
         for index, span in progress(shares.spans(len(texts)).items(), "text classifier", "batch"):
             rows, batch = zip(*(texts[i] for i in span), strict=True)
-            embeddings_TD = self._embed_texts(tokenizer, list(batch)).cpu().double()
-            counts = [(row, len(list(group))) for row, group in groupby(rows)]
-            parts = embeddings_TD.split([count for _, count in counts])
-            own[index] = {row: part.sum(dim=0) for (row, _), part in zip(counts, parts, strict=True)}
+            counts = Counter(rows)  # in the order of the rows
+            parts = self._embed_texts(tokenizer, list(batch)).split(list(counts.values()))
+            own[index] = {row: part.sum(dim=0).cpu() for row, part in zip(counts, parts, strict=True)}
         sums_D: dict[int, Any] = defaultdict(float)
         for of_batch in shares.in_order(own):
             for row, sum_D in of_batch.items():
                 sums_D[row] = sums_D[row] + sum_D
-        return F.normalize(torch.stack([sums_D[row_of[of_class]] for of_class in prompts], dim=1), dim=0).float()
+        means_D = {of_class: sums_D[row] / len(of_class) for row, of_class in enumerate(distinct)}
+        return torch.stack([means_D[of_class] / means_D[of_class].norm() for of_class in prompts], dim=1)
 
     def classify(self, dataset: Any, classifier_DC: Tensor) -> tuple[Metrics, int]:
         """The metrics and the number of images.

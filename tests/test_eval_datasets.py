@@ -126,6 +126,22 @@ def test_three_processes_give_the_numbers_of_one(
     gc.collect()
 
 
+def test_speed_stands_beside_clip_benchmark(tmp_path: Path, parent: Path, model: Any, call: Any, launch: Any) -> None:
+    words = [*model, "--num_rounds", 1, "--json", tmp_path / "speed.json", "--dataset"]
+    code, out, err = call("eval/eval_speed.py", *words, "objectnet", "--dataset_root", parent / "objectnet")
+    assert code == 0, err
+    measured = read(tmp_path / "speed.json")["measured"]
+    assert list(measured) == ["clip_benchmark", "ours, 1 process"]
+    assert len({one["quality"] for one in measured.values()}) == 1
+    assert "| clip_benchmark  |" in out
+    words += ["flickr30k", "--dataset_root", parent / "flickr30k", "--task", "zeroshot_retrieval"]
+    run = launch(2, "eval/eval_speed.py", *words)
+    assert run.returncode == 0, run.stderr
+    measured = read(tmp_path / "speed.json")["measured"]
+    assert list(measured) == ["clip_benchmark", "ours, 1 process", "ours, 2 processes"]
+    assert len({one["quality"] for one in measured.values()}) == 1
+
+
 @pytest.mark.parametrize("dataset", fake_benchmarks.PIECES)
 def test_a_missing_piece_is_named_and_nothing_is_made(
     tmp_path: Path, parent: Path, model: Any, call: Any, dataset: str
