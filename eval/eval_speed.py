@@ -30,6 +30,8 @@ def parse_args() -> argparse.Namespace:
     add("--json", metavar="FILE", help="write the numbers here (default: nowhere)")
     args = parser.parse_args()
     results.check_options(parser, args, {"batch_size": 1, "num_rounds": 1, "num_workers": 0})
+    if "/" in args.dataset:
+        parser.error(f"argument --dataset: {args.dataset} is a stream; name one whose images lie in folders")
     return args
 
 

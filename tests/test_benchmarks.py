@@ -80,6 +80,8 @@ def test_an_unknown_language_is_named(task: Any, dataset: str, language: str, sa
 
 
 def test_flickr_in_chinese_has_its_own_captions(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
     (tmp_path / "flickr30k_test_zh.txt").write_text("image,caption\na.jpg,one, two\na.jpg,three\nb.jpg,four\n")
     dataset = Benchmark("zeroshot_retrieval", "flickr30k", str(tmp_path), "zh").build(None, ONE)
     assert dataset.data == [("a.jpg", ["one, two", "three"]), ("b.jpg", ["four"])]

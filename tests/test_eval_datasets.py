@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from test_zeroshot import make_model
 
+from amp.scenes import build_scenes
 from eval.classifiers import save_classifier
 from eval.paper import DATASETS, MEAN, PUBLISHED, summarise
 from eval.results import file_of, root_of
@@ -126,20 +127,23 @@ def test_three_processes_give_the_numbers_of_one(
     gc.collect()
 
 
-def test_speed_stands_beside_clip_benchmark(tmp_path: Path, parent: Path, model: Any, call: Any, launch: Any) -> None:
-    words = [*model, "--num_rounds", 1, "--json", tmp_path / "speed.json", "--dataset"]
-    code, out, err = call("eval/eval_speed.py", *words, "objectnet", "--dataset_root", parent / "objectnet")
+def test_speed_stands_beside_clip_benchmark(tmp_path: Path, model: Any, call: Any, launch: Any) -> None:
+    build_scenes(tmp_path / "scenes", num_train=2, num_val=2, num_test=60, num_pairs=21)
+    words = [*model, "--num_rounds", 1, "--dataset", "digit_scenes", "--dataset_root", tmp_path / "scenes"]
+    words += ["--json", tmp_path / "speed.json"]
+    code, out, err = call("eval/eval_speed.py", *words)
     assert code == 0, err
-    measured = read(tmp_path / "speed.json")["measured"]
-    assert list(measured) == ["clip_benchmark", "ours, 1 process"]
-    assert len({one["quality"] for one in measured.values()}) == 1
+    of_one = read(tmp_path / "speed.json")["measured"]
+    assert list(of_one) == ["clip_benchmark", "ours, 1 process"]
     assert "| clip_benchmark  |" in out
-    words += ["flickr30k", "--dataset_root", parent / "flickr30k", "--task", "zeroshot_retrieval"]
-    run = launch(2, "eval/eval_speed.py", *words)
+    run = launch(2, "eval/eval_speed.py", *words, "--task", "zeroshot_retrieval")
     assert run.returncode == 0, run.stderr
-    measured = read(tmp_path / "speed.json")["measured"]
-    assert list(measured) == ["clip_benchmark", "ours, 1 process", "ours, 2 processes"]
-    assert len({one["quality"] for one in measured.values()}) == 1
+    of_two = read(tmp_path / "speed.json")["measured"]
+    assert list(of_two) == ["clip_benchmark", "ours, 1 process", "ours, 2 processes"]
+    for measured in (of_one, of_two):
+        assert len({one["quality"] for one in measured.values()}) == 1
+    code, _, err = call("eval/eval_speed.py", *model, "--dataset", "wds/x", "--dataset_root", tmp_path)
+    assert (code, "argument --dataset: wds/x is a stream; name one whose images lie in folders" in err) == (2, True)
 
 
 @pytest.mark.parametrize("dataset", fake_benchmarks.PIECES)
