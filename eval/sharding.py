@@ -7,7 +7,7 @@ Shapes: B items of a batch; W processes.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -51,10 +51,17 @@ class Shares:
         """
         workers = min(self.num_workers, os.cpu_count() or 1)
         if isinstance(dataset, IterableDataset):
-            # A stream has no index to enter at, and several workers would mix it: each process reads it whole.
-            stream = DataLoader(dataset, self.batch_size, num_workers=min(workers, 1), collate_fn=collate)
-            bar = progress(enumerate(stream), name, "batch")
-            yield from (pair for pair in bar if pair[0] % self.world.size == self.world.rank)
+            # Several workers would mix the stream.
+            stream: DataLoader[Any] = DataLoader(
+                _Stream(dataset, option, self._own),
+                self.batch_size,
+                num_workers=min(workers, 1),
+                collate_fn=partial(_collate, collate),
+            )
+            for number, batch in enumerate(progress(stream, name, "batch")):
+                if isinstance(batch, UserError):
+                    raise batch
+                yield self.world.rank + number * self.world.size, batch
             return
         spans = self.spans(len(dataset))
         loader: DataLoader[Any] = DataLoader(
@@ -76,6 +83,12 @@ class Shares:
             index: range(starts[index], min(starts[index] + self.batch_size, count))
             for index in range(self.world.rank, len(starts), self.world.size)
         }
+
+    def _own(self, stream: Iterable[Value]) -> Iterator[Value]:
+        """The items of a stream that belong to this process's batches."""
+        for number, item in enumerate(stream):
+            if number // self.batch_size % self.world.size == self.world.rank:
+                yield item
 
     def in_order(self, own: Mapping[int, Value]) -> list[Value]:
         """What all processes hold, by ascending index in the global list."""
@@ -111,6 +124,34 @@ class _Items(Dataset[Any]):
             samples = getattr(self.dataset, "samples", None)
             name = samples[index][0] if samples else f"image {index}"
             return UserError(f"{self.option}: {name}: cannot be read ({error})", rank_local=True)
+
+
+class _Stream(IterableDataset[Any]):
+    """The own items of a stream; a failure ends it with a UserError as its last item."""
+
+    def __init__(self, dataset: Any, option: str, own: Callable[[Iterable[Any]], Iterator[Any]]) -> None:
+        self.dataset = dataset
+        self.option = option
+        self.own = own
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._items()
+        except Exception as error:  # what reads the stream may raise anything
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            yield UserError(f"{self.option}: the stream cannot be read ({lines[0]})", rank_local=True)
+
+    def _items(self) -> Iterator[Any]:
+        if not hasattr(self.dataset, "pipeline"):
+            return self.own(self.dataset)
+        from webdataset import DataPipeline
+        from webdataset.autodecode import Decoder
+
+        # Every process reads the archives of a webdataset whole, but decodes the images of its own batches alone.
+        stages = self.dataset.pipeline
+        decodes = [any(isinstance(arg, Decoder) for arg in getattr(stage, "args", ())) for stage in stages]
+        place = decodes.index(True)
+        return iter(DataPipeline(*stages[:place], self.own, *stages[place:]))
 
 
 def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:

@@ -11,13 +11,19 @@ from typing import Any
 import fake_benchmarks
 import pytest
 import torch
+from conftest import WORLD
 from safetensors.torch import load_file
 from test_zeroshot import make_model
+from torch.utils.data import default_collate
+from torchvision.transforms.functional import pil_to_tensor
 
+from amp.distributed import World
 from amp.scenes import build_scenes
+from eval.benchmarks import Benchmark
 from eval.classifiers import save_classifier
 from eval.paper import DATASETS, MEAN, PUBLISHED, summarise
 from eval.results import file_of, root_of
+from eval.sharding import Shares
 
 SCRIPT = "eval/eval_zsc.py"
 # webdataset leaves its shards to the garbage collector.
@@ -95,6 +101,33 @@ def test_one_dataset_in_its_own_folder(tmp_path: Path, parent: Path, model: Any,
     assert record["num_images"] == (17 if dataset == "wds/animals" else 23)
     assert record["settings"]["dataset_root"] == str(parent / dataset.removeprefix("wds/"))
     assert list(tmp_path.iterdir()) == [tmp_path / "result.json"]
+    gc.collect()
+
+
+@SHARDS_STAY_OPEN
+def test_each_process_reads_its_own_images_of_an_archive(parent: Path) -> None:
+    seen = []
+    dataset = Benchmark("zeroshot_classification", "wds/animals", str(parent / "animals")).build(
+        lambda image: seen.append(image) or pil_to_tensor(image), WORLD
+    )
+    for rank, expected in enumerate([[0, 1, 2, 6, 7, 8, 12, 13, 14], [3, 4, 5, 9, 10, 11, 15, 16]]):
+        shares = Shares(World(rank, 2, torch.device("cpu")), batch_size=3, num_workers=0)
+        batches = dict(shares.batches(dataset, default_collate, "--x"))
+        assert list(batches) == list(range(rank, 6, 2))
+        assert torch.cat([labels for _, labels in batches.values()]).tolist() == [index % 5 for index in expected]
+    assert len(seen) == 17
+    gc.collect()
+
+
+@SHARDS_STAY_OPEN
+def test_a_broken_archive_is_one_line(tmp_path: Path, parent: Path, model: Any, call: Any) -> None:
+    shutil.copytree(parent / "animals", tmp_path / "animals")
+    path = tmp_path / "animals/test/1.tar"
+    path.write_bytes(path.read_bytes().replace(b"\x89PNG", b"none"))
+    words = ["--dataset", "wds/animals", "--dataset_root", tmp_path / "animals", "--output", tmp_path / "result.json"]
+    for workers in (0, 1):
+        code, _, err = call(SCRIPT, *model, *words, "--num_workers", workers)
+        assert (code, "error: --dataset_root: the stream cannot be read (" in err.splitlines()[-1]) == (2, True)
     gc.collect()
 
 
