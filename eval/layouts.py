@@ -60,7 +60,7 @@ NEEDS: dict[Task, dict[str, tuple[str, ...]]] = {
 # Folder of the class folders and their number. Labels are places among the sorted class folders: one folder short
 # would shift every label after it.
 _CLASS_FOLDERS = {
-    **dict.fromkeys(("imagenet1k", "imagenet1k-unverified"), ("val", 1000)),
+    **dict.fromkeys(("imagenet1k", "imagenet1k-unverified", "imagenet-w", "babel_imagenet"), ("val", 1000)),
     "imagenetv2": ("ImageNetV2-matched-frequency", 1000),
     "imagenet_sketch": (".", 1000),
     **dict.fromkeys(("imagenet-a", "imagenet-r", "imagenet-o"), (".", 200)),
@@ -70,8 +70,7 @@ _IMAGENETV2_SIZE = 10_000
 _CAPTIONS = "https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0"
 _ILSVRC = "https://image-net.org: ILSVRC2012_devkit_t12.tar.gz, and ILSVRC2012_img_val.tar sorted into class folders"
 _SOURCES = {
-    "imagenet1k": _ILSVRC,
-    "imagenet1k-unverified": _ILSVRC,
+    **dict.fromkeys(("imagenet1k", "imagenet1k-unverified", "imagenet-w", "babel_imagenet"), _ILSVRC),
     "imagenet-a": "https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",
     "imagenet-r": "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
     "imagenet-o": "https://people.eecs.berkeley.edu/~hendrycks/imagenet-o.tar",
