@@ -2,8 +2,6 @@
 of each as JSON, and one table of all as Markdown and CSV, beside the paper's numbers where it has some."""
 
 import argparse
-import hashlib
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -131,8 +129,8 @@ def tabulate(args: argparse.Namespace, records: list[dict[str, Any]], folder: Pa
     if len(records) == 1 and not args.table:
         return
     headers, rows = summarise(records)
-    digest = hashlib.sha256(json.dumps([r["settings"] for r in records], sort_keys=True).encode()).hexdigest()[:8]
-    stem = results.slug(args.task, Path(args.model or args.pretrained).stem, digest)
+    identity = [{key: record[key] for key in ("settings", "pretrained_sha256")} for record in records]
+    stem = results.slug(args.task, Path(args.model or args.pretrained).stem, results.short_digest(identity))
     files = [Path(file) for file in args.table or (folder / f"{stem}.md", folder / f"{stem}.csv")]
     for file in files:
         write_table(file, headers, rows)

@@ -51,7 +51,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[lis
     if complete:
         shares[MEAN] = sum(shares[dataset] for dataset in DATASETS) / len(DATASETS)
     rows = [[_name(records[0]), *map(percent, shares.values())]]
-    for variant, values in PUBLISHED.get(records[0].get("base"), {}).items():
+    for variant, values in PUBLISHED.get(str(records[0].get("base")), {}).items():
         published = dict(zip((*DATASETS, MEAN), values, strict=True))
         if published.keys() & shares.keys():
             rows.append([f"published: {variant}", *(f"{published[c]:.1f}" if c in published else "-" for c in shares)])

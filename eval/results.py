@@ -94,6 +94,11 @@ def slug(*words: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(words))
 
 
+def short_digest(value: Any) -> str:
+    """Eight hex digits that tell one JSON value from another, for a file's name."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def find_result(
     args: argparse.Namespace, words: Sequence[str], header: dict[str, Any]
 ) -> tuple[Path, dict[str, Any] | None]:
@@ -106,8 +111,7 @@ def find_result(
     Raises:
         UserError: the file holds another measurement, or cannot be written.
     """
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:8]
-    name = slug(*words, Path(args.model or args.pretrained).stem, digest)
+    name = slug(*words, Path(args.model or args.pretrained).stem, short_digest(header))
     path = check_writable("--output", args.output or f"out/eval/{name}.json")
     record = read_json(path) if path.exists() else None
     if record and (difference := first_difference(record, header)):
