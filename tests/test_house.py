@@ -27,10 +27,11 @@ ROWS = [
     ],
     ["amp.checkpoint.folder", "amp.checkpoint.published", "amp.checkpoint"],
     ["amp.scoring", "amp.pruning", "amp.distillation", "amp.report"],
-    ["eval", "eval.benchmarks", "eval.efficiency", "eval.knn", "eval.results", "eval.zeroshot"],
+    ["eval", "eval.layouts", "eval.paper", "eval.sharding"],
+    ["eval.benchmarks", "eval.classifiers", "eval.efficiency", "eval.knn", "eval.results", "eval.zeroshot"],
     [
         *("main_score", "main_prune", "distill", "amp.towers.__main__", "amp.checkpoint.__main__"),
-        *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency"),
+        *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency", "eval.eval_speed"),
         *("amp.demo", "amp.demo.__main__", "amp.demo.dense"),
     ],
 ]
