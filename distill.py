@@ -14,9 +14,10 @@ def main() -> None:
     from amp.data import Batches, augmentation, list_images
     from amp.distillation import CHECKPOINT, Distiller, check_pair, share_head
     from amp.runs import check_same_run, describe, file_sha256, prepare_output, say
-    from amp.towers import after_last_block, build_tower
+    from amp.towers import after_last_block, build_tower, default_frame
 
     with distributed.start() as world:
+        config = config.with_frame(config.teacher.frame or default_frame(config.teacher.name, "teacher.name"))
         folder = world.from_main(lambda: prepare_output(config.output.dir))
         check_student(config.student.pretrained)
         digest = file_sha256(config.student.pretrained)

@@ -6,15 +6,16 @@ from amp.runs import run_script
 
 
 def main() -> None:
-    config = parse_args(PruneConfig, __doc__).with_frame("open_clip")
+    config = parse_args(PruneConfig, __doc__)
 
     from amp import distributed
     from amp.data import Batches, list_images
     from amp.runs import check_same_run, describe, prepare_output, progress, say
     from amp.scoring import load_scores, save_scores, score_entropy, score_random
-    from amp.towers import build_tower
+    from amp.towers import build_tower, default_frame
 
     with distributed.start() as world:
+        config = config.with_frame(config.model.frame or default_frame(config.model.name))
         path = world.from_main(lambda: prepare_output(config.output.dir)) / "scores.safetensors"
         header = describe(config, config.model.weights, leave_out=["prune"])
         if world.broadcast(path.exists()):

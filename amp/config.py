@@ -145,7 +145,7 @@ class PruneConfig(Settings):
 
 
 class TeacherSettings(Settings):
-    frame: Frame = Field("open_clip", description="library the model comes from; also --frame")
+    frame: Frame | None = Field(None, description="library the model comes from; also --frame")
     name: str = Field(description=MODEL_NAME)
     pretrained: str | None = Field(None, description=MODEL_WEIGHTS)
     kwargs: dict[str, Any] = Field({}, description="passed to the library's factory (img_size, ...)")
@@ -198,3 +198,7 @@ class DistillConfig(Settings):
     data: DistillDataSettings
     optim: OptimSettings
     output: DistillOutputSettings
+
+    def with_frame(self, frame: Frame) -> "DistillConfig":
+        """The same settings with `teacher.frame` in place."""
+        return self.model_copy(update={"teacher": self.teacher.model_copy(update={"frame": frame})})

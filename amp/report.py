@@ -1,5 +1,6 @@
 """Tables for the console and pictures of a run."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,20 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return "\n".join([line(headers), rule, *(line(row) for row in rows)])
+
+
+def write_table(path: Path, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The table as CSV where `path` ends in .csv, else as Markdown; written beside and renamed."""
+    with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".csv":
+            csv.writer(file, lineterminator="\n").writerows([headers, *rows])
+        else:
+            file.write(table(headers, rows) + "\n")
+
+
+def percent(share: float | None) -> str:
+    """A share in percent: 97.08; '-' where there is none."""
+    return "-" if share is None else f"{100 * share:.2f}"
 
 
 def human(count: float) -> str:

@@ -5,72 +5,22 @@ Light to import: a mistake in a name or a folder answers before torch is loaded.
 
 import importlib.util
 import io
-from collections.abc import Callable
-from contextlib import redirect_stdout
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from amp.errors import UserError, nearest
 from amp.runs import say
+from eval.layouts import NEEDS, Task, family, find_missing
 
 if TYPE_CHECKING:
     from amp.distributed import World
 
-Task = Literal["zeroshot_classification", "zeroshot_retrieval"]
-
-_IMAGENET = ("meta.bin|ILSVRC2012_devkit_t12.tar.gz", "val")
-_OBJECTNET = (
-    "objectnet-1.0/images",
-    "folder_to_objectnet_label.json",
-    "objectnet_to_imagenet_1k.json",
-    "pytorch_to_imagenet_2012_id.json",
-    "imagenet_to_label_2012_v2",
-)
-_TFDS = ("*/*/dataset_info.json|*/*/*/dataset_info.json",)
-_FOLDER_ONLY = (
-    *("cifar10", "cifar100", "food101", "sun397", "cars", "fgvc_aircraft", "dtd", "pets", "flowers", "mnist", "stl10"),
-    *("gtsrb", "country211", "pcam", "renderedsst2", "dummy"),
-    *("imagenet_sketch", "imagenet-a", "imagenet-r", "imagenet-o"),
-)
-# What must be in the folder (globs, '|' between alternatives). Where it is missing, clip_benchmark makes folders and
-# calls wget, kaggle or gdown, whatever `download` says. A name that ends in '/' is the prefix of many.
-NEEDS: dict[Task, dict[str, tuple[str, ...]]] = {
-    "zeroshot_classification": {
-        "digit_scenes": (),
-        **dict.fromkeys(("imagenet1k", "imagenet-w", "babel_imagenet"), _IMAGENET),
-        "imagenet1k-unverified": ("val",),
-        "imagenetv2": ("ImageNetV2-matched-frequency",),
-        "objectnet": _OBJECTNET,
-        **dict.fromkeys(("voc2007", "voc2007_multilabel"), ("VOCdevkit/VOC2007",)),
-        "caltech101": ("caltech101",),
-        "eurosat": ("eurosat",),
-        "fer2013": ("test",),
-        **dict.fromkeys(_FOLDER_ONLY, ()),
-        "wds/": ("test/nshards.txt",),
-        "tfds/": _TFDS,
-        "vtab/": _TFDS,
-    },
-    "zeroshot_retrieval": {
-        "digit_scenes": (),
-        "mscoco_captions": ("val2014", "coco_test_karpathy.json"),
-        "flickr30k": ("flickr30k_test_{karpathy}.txt",),
-        "flickr8k": ("flickr8k_test_{karpathy}.txt",),
-        "flickr30k-200": ("flickr30k_200-{language}.json",),
-        "crossmodal3600": ("crossmodal3600_captions-{language}.json",),
-        "multilingual_mscoco_captions": ("multilingual_mscoco_captions-{language}.json",),
-        "xtd10": ("xtd10-{language}.json",),
-        "xtd200": ("xtd200-{language}.json",),
-        "wds/": ("test/nshards.txt",),
-    },
-}
 _ENGLISH_ONLY = ("digit_scenes", "mscoco_captions")
-# Their labels are places among the sorted class folders: one folder short would shift every label after it.
-_LABELS_BY_FOLDER = (
-    *("imagenet1k", "imagenet1k-unverified", "imagenet_sketch", "imagenet-a", "imagenet-r", "imagenet-o"),
-    *("fer2013", "digit_scenes"),
-)
-_IMAGENETV2_SIZE = 10_000
+_UNREADABLE = (OSError, RuntimeError, LookupError, TypeError, ValueError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -82,36 +32,33 @@ class Benchmark:
         dataset: clip_benchmark's name of it, or 'digit_scenes'.
         root: its folder.
         language: of the class names and templates, or of the captions.
+        download: let clip_benchmark fetch what is missing; nothing else touches the network.
     """
 
     task: Task
     dataset: str
     root: str
     language: str = "en"
+    download: bool = False
 
     def check(self) -> None:
         """Raises UserError unless the dataset and its language are known and its files are in place."""
-        needs = self._needs()
+        self._check_name()
         self._check_language()
-        root = Path(self.root)
+        if (missing := self.missing()) and not self.download:
+            raise UserError(f"--dataset_root: {missing}")
+
+    def missing(self) -> str | None:
+        """What the folder lacks, and where to get it; None when it lacks nothing."""
         if self.dataset == "digit_scenes":
-            return
-        if not root.is_dir():
-            raise UserError(f"--dataset_root: {root}: no such folder")
-        karpathy = "karpathy" if self.language == "en" else self.language
-        for need in needs:
-            patterns = need.format(language=self.language, karpathy=karpathy).split("|")
-            if not any(True for pattern in patterns for _ in root.glob(pattern)):
-                raise UserError(f"--dataset_root: {root}: {self.dataset} needs {' or '.join(patterns)} in it; missing")
-        if self.dataset == "imagenetv2":
-            found = sum(1 for _ in (root / needs[0]).glob("**/*.jpeg"))
-            if found != _IMAGENETV2_SIZE:
-                raise UserError(f"--dataset_root: {root / needs[0]}: {found} of {_IMAGENETV2_SIZE} .jpeg files")
+            return None
+        return find_missing(self.task, self.dataset, Path(self.root), self.language)
 
     def build(self, transform: Callable[[Any], Any], world: "World") -> Any:
         """The test split: (image, label or captions) by index, or a stream of them; with `classes` and `templates`.
 
-        The main process goes first, since torchvision writes `meta.bin` where ImageNet has only its devkit.
+        The main process goes first, since torchvision writes `meta.bin` where ImageNet has only its devkit, and
+        since `download` writes more.
         Raises:
             UserError: the files do not make this dataset.
         """
@@ -120,11 +67,10 @@ class Benchmark:
         world.from_main(lambda: built.append(self._build(transform)))
         return built[0] if built else self._build(transform)
 
-    def _needs(self) -> tuple[str, ...]:
-        prefix, slash, _ = self.dataset.partition("/")
-        key, known = prefix + slash, NEEDS[self.task]
+    def _check_name(self) -> None:
+        key, known = family(self.dataset), NEEDS[self.task]
         if key in known:
-            return known[key]
+            return
         for task in NEEDS:
             if key in NEEDS[task] and task != self.task:
                 raise UserError(f"--dataset: {self.dataset} is for --task {task}, not {self.task}")
@@ -152,26 +98,25 @@ class Benchmark:
             raise
         except ImportError as error:
             raise UserError(f"--dataset: {self.dataset} needs the Python package {error.name}") from None
-        except (OSError, RuntimeError, LookupError, TypeError, ValueError, AssertionError) as error:
+        except _UNREADABLE as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(f"--dataset_root: {self.root}: cannot be read as {self.dataset} ({reason})") from None
         if self.dataset == "imagenetv2":
             dataset.fnames.sort()  # listed by a glob, in the order of the file system
-        if self.task == "zeroshot_classification" and self.dataset in _LABELS_BY_FOLDER:
-            found = len({label for _, label in dataset.samples})
-            if found != len(dataset.classes):
-                raise UserError(
-                    f"--dataset_root: {self.root}: {found} class folders; {self.dataset} has {len(dataset.classes)}"
-                )
         return dataset
 
     def _build_known(self, transform: Callable[[Any], Any]) -> Any:
         from clip_benchmark.datasets.builder import build_dataset
 
+        known = dict(split="test", download=self.download, language=self.language, task=self.task)
+        if self.missing():
+            say(f"downloading {self.dataset} to {self.root}")
+            with suppress(*_UNREADABLE, SystemExit):  # what is missing then says more
+                build_dataset(self.dataset, self.root, transform, **known)
+            if missing := self.missing():
+                raise UserError(f"--download: clip_benchmark could not fetch it: {missing}")
         with _quiet():
-            return build_dataset(
-                self.dataset, self.root, transform, "test", download=False, language=self.language, task=self.task
-            )
+            return build_dataset(self.dataset, self.root, transform, **known)
 
     def _build_scenes(self, transform: Callable[[Any], Any]) -> Any:
         from torchvision.datasets import CocoCaptions, ImageFolder
@@ -186,10 +131,27 @@ class Benchmark:
             with _quiet():
                 return CocoCaptions(root / "pairs", str(root / "annotations/captions_pairs.json"), transform)
         dataset: Any = ImageFolder(root / "test", transform)
+        if len(dataset.classes) != len(CLASS_NAMES):
+            raise UserError(f"--dataset_root: {root}/test: {len(dataset.classes)} class folders of {len(CLASS_NAMES)}")
         dataset.classes, dataset.templates = list(CLASS_NAMES), ["a {c}"]
         return dataset
 
 
-def _quiet() -> redirect_stdout[io.StringIO]:
-    """Every process would print that it reads the annotations."""
-    return redirect_stdout(io.StringIO())
+def check_all(benchmarks: Iterable[Benchmark]) -> None:
+    """Raises one UserError that names what each of the benchmarks lacks."""
+    problems = []
+    for benchmark in benchmarks:
+        try:
+            benchmark.check()
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Every process would print that it reads the annotations, and warn that a dataset has no splits."""
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield

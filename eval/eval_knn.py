@@ -2,13 +2,12 @@
 
 import argparse
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from amp.errors import UserError
-from amp.runs import run_script, say, write_json
-from eval.results import add_model_options, check_options, describe, find_result
+from amp.runs import run_script, say
+from eval import results
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm")
 KEYS = ("model", "model_type", "pretrained", "train_root", "val_root", "batch_size")
@@ -17,7 +16,7 @@ KEYS = ("model", "model_type", "pretrained", "train_root", "val_root", "batch_si
 def parse_args() -> argparse.Namespace:
     """The command line; mistakes in it exit with 2."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add_model_options(parser)
+    results.add_model_options(parser)
     add = parser.add_argument
     add("--dataset_root", metavar="DIR", help="folder that holds train/ and val/")
     add("--train_root", metavar="DIR", help="training images in class folders (default: train/ of --dataset_root)")
@@ -26,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     add("--num_workers", type=int, default=4, help="loader workers per process (default: %(default)s)")
     add("--output", metavar="JSON", help="the metrics (default: out/eval/DATASET_knn_MODEL_DIGEST.json)")
     args = parser.parse_args()
-    check_options(parser, args, {"batch_size": 1, "num_workers": 0})
+    results.check_options(parser, args, {"batch_size": 1, "num_workers": 0})
     for split in ("train", "val"):
         if getattr(args, f"{split}_root") is None:
             if args.dataset_root is None:
@@ -53,15 +52,6 @@ def check_folders(train_root: str, val_root: str) -> None:
             raise UserError(f"{option}: {root}: lacks the class {', '.join(missing[:3])}{more} of the other folder")
 
 
-def show(record: dict[str, Any], path: Path) -> None:
-    """The metrics on the console."""
-    from amp.report import table
-
-    title = f"k-NN: {record['num_images']} images, {record['num_train_images']} to vote, in {record['seconds']} s"
-    rows = [[name.removeprefix("knn"), f"{100 * value:.2f}"] for name, value in record["metrics"].items()]
-    say(f"{title}\n{table(['k', 'top-1 %'], rows)}\n{path}")
-
-
 def main() -> None:
     args = parse_args()
     check_folders(args.train_root, args.val_root)
@@ -71,9 +61,9 @@ def main() -> None:
     from eval.knn import Featurizer, open_images
 
     with distributed.start() as world:
-        header = world.from_main(lambda: describe(args, KEYS))
+        header = world.from_main(lambda: results.describe(args, KEYS, results.digest_model(args)))
         words = (Path(args.val_root).absolute().parent.name, "knn")
-        path, record = world.from_main(lambda: find_result(args, words, header))
+        path, record = world.from_main(lambda: results.find_result(args, words, header))
         if record:
             say("already done")
         else:
@@ -82,14 +72,20 @@ def main() -> None:
             val: Any = open_images("--val_root", args.val_root, tower.transform)
             started = time.monotonic()
             metrics = Featurizer(tower, world, args.batch_size, args.num_workers).accuracies(train, val)
-            record = {key: getattr(args, key) for key in ("model", "pretrained")} | {"metrics": metrics}
-            record |= {"num_images": len(val), "num_train_images": len(train)}
-            record |= {"seconds": round(time.monotonic() - started, 2), **header}
-            record |= {"versions": {package: version(package) for package in PACKAGES}}
-            if world.is_main:
-                write_json(path, record)
-            world.barrier()
-        show(record, path)
+            record = results.write_result(
+                world,
+                path,
+                header,
+                PACKAGES,
+                model=args.model,
+                pretrained=args.pretrained,
+                metrics=metrics,
+                num_images=len(val),
+                num_train_images=len(train),
+                seconds=round(time.monotonic() - started, 2),
+            )
+        title = f"k-NN: {record['num_images']} images, {record['num_train_images']} to vote, in {record['seconds']} s"
+        results.show(title, "top-1", record, path)
 
 
 if __name__ == "__main__":

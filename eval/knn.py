@@ -7,23 +7,21 @@ Shapes: B images of a batch, N training images, V validation images, Q queries o
 D width of a feature.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 from torchvision.datasets import ImageFolder
 
 from amp.distributed import World
 from amp.errors import UserError
 from amp.runs import progress, say
 from amp.towers import Tower
+from eval.sharding import Shares
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -46,33 +44,22 @@ class Featurizer:
     batch_size: int = 256
     num_workers: int = 4
 
-    def features(self, images: Dataset[Any], name: str) -> tuple[Tensor, Tensor]:
+    def features(self, images: Dataset[Any], split: Literal["train", "val"]) -> tuple[Tensor, Tensor]:
         """Features (N, D) fp32 of length 1 and labels (N,) int64, on the CPU of every process, in the images' order.
 
         Args:
             images: (C, S, S) fp32 and the label of each, as of `open_images`.
-            name: for the progress bar.
+            split: which they are, for the progress bar and messages.
         Raises:
             UserError: an image cannot be read.
         """
-        count = len(images)  # type: ignore[arg-type]
-        starts = range(self.world.rank * self.batch_size, count, self.world.size * self.batch_size)
-        loader: DataLoader[Any] = DataLoader(
-            images,
-            batch_sampler=[list(range(s, min(s + self.batch_size, count))) for s in starts],
-            num_workers=min(self.num_workers, os.cpu_count() or 1),
-            collate_fn=_collate,
-            pin_memory=self.world.device.type == "cuda",
-        )
-        own: dict[int, tuple[Tensor, Tensor]] = {}
-        for start, batch in zip(starts, progress(loader, name, "batch"), strict=True):
-            if isinstance(batch, UserError):
-                raise batch
-            images_BCHW, labels_B = batch
-            own[start] = (self._feature(images_BCHW), labels_B)
-        merged = {start: pair for part in self.world.gather_objects(own) for start, pair in part.items()}
-        features, labels = zip(*(merged[start] for start in sorted(merged)), strict=True)
-        return torch.cat(features), torch.cat(labels)
+        shares = Shares(self.world, self.batch_size, self.num_workers)
+        option = f"--{split}_root"
+        own: dict[int, tuple[Tensor, ...]] = {}
+        for index, (images_BCHW, labels_B) in shares.batches(images, default_collate, option, f"{split} images"):
+            own[index] = (self._feature(images_BCHW), labels_B)
+        features_ND, labels_N = shares.columns(own, option)
+        return features_ND, labels_N
 
     @torch.no_grad()
     def _feature(self, images_BCHW: Tensor) -> Tensor:
@@ -92,8 +79,8 @@ class Featurizer:
         ks = [k for k in KS if k <= count]
         if skipped := [k for k in KS if k > count]:
             say(f"skipped k = {', '.join(map(str, skipped))}: more than the {count} training images")
-        train_ND, train_N = self.features(train, "training images")
-        val_VD, val_V = self.features(val, "validation images")
+        train_ND, train_N = self.features(train, "train")
+        val_VD, val_V = self.features(val, "val")
         device = self.world.device
 
         def measure() -> dict[str, float]:
@@ -139,28 +126,6 @@ def open_images(option: str, root: str, transform: Any) -> Dataset[Any]:
         UserError: a class folder holds no image.
     """
     try:
-        return _Images(option, ImageFolder(root, transform))
+        return ImageFolder(root, transform)
     except OSError as error:
         raise UserError(f"{option}: {root}: {str(error).splitlines()[0].split(' Supported ')[0]}") from None
-
-
-class _Images(Dataset[Any]):
-    """Images whose unreadable items come back as a UserError; raised, workers make a traceback of it."""
-
-    def __init__(self, option: str, folder: Any) -> None:
-        self.option = option
-        self.folder = folder
-
-    def __len__(self) -> int:
-        return len(self.folder)
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.folder[index]
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            path = Path(self.folder.samples[index][0])
-            return UserError(f"{self.option}: {path}: cannot be read ({error})", rank_local=True)
-
-
-def _collate(items: list[Any]) -> Any:
-    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)

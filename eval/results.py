@@ -8,12 +8,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from amp.config import Frame
 from amp.errors import UserError
-from amp.runs import file_sha256, first_difference, prepare_output, read_json
+from amp.runs import file_sha256, first_difference, prepare_output, read_json, say, write_json
+
+if TYPE_CHECKING:
+    from amp.distributed import World
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -33,12 +37,20 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lea
         parser.error("the following arguments are required: --model (or a pruned/ folder as --pretrained)")
 
 
-def describe(args: argparse.Namespace, keys: Sequence[str], **more: Any) -> dict[str, Any]:
-    """What decides the numbers: the options `keys`, `more` settings, and the model's files by digest."""
-    settings = {key: getattr(args, key) for key in keys} | {"model_sha256": file_sha256(args.model), **more}
+def digest_model(args: argparse.Namespace) -> dict[str, str | None]:
+    """The model's files by digest: `{model_sha256, pretrained_sha256, text_sha256}`."""
     folder = next((path for path in (args.pretrained, args.model) if path and Path(path).is_dir()), None)
     weights = str(Path(folder) / "model.safetensors") if folder else args.pretrained
-    return {"settings": settings, "pretrained_sha256": file_sha256(weights)}
+    digests = {"model_sha256": file_sha256(args.model), "pretrained_sha256": file_sha256(weights)}
+    return {**digests, "text_sha256": file_sha256(getattr(args, "text_pretrained", None))}
+
+
+def describe(
+    args: argparse.Namespace, keys: Sequence[str], digests: Mapping[str, str | None], **more: Any
+) -> dict[str, Any]:
+    """What decides the numbers: the options `keys`, `more` settings, and the model's files of `digest_model`."""
+    settings = {key: getattr(args, key) for key in keys} | {"model_sha256": digests["model_sha256"], **more}
+    return {"settings": settings, "pretrained_sha256": digests["pretrained_sha256"]}
 
 
 def check_writable(option: str, file: str) -> Path:
@@ -53,6 +65,41 @@ def check_writable(option: str, file: str) -> Path:
     return path
 
 
+def root_of(pattern: str, dataset: str, several: bool) -> str:
+    """The folder of a dataset, as in clip_benchmark: `{dataset}` is its name without 'wds/', `{dataset_cleaned}` that
+    with '-' for '/'. A folder without either is the dataset's own, or the parent of several."""
+    name = dataset.removeprefix("wds/")
+    if "{dataset}" in pattern or "{dataset_cleaned}" in pattern:
+        return pattern.replace("{dataset}", name).replace("{dataset_cleaned}", name.replace("/", "-"))
+    return str(Path(pattern) / name) if several else pattern
+
+
+def file_of(option: str, pattern: str, dataset: str, suffix: str, several: bool) -> str:
+    """The file of a dataset: the pattern with `{dataset}`, or of several datasets a file DATASET + suffix in a folder.
+
+    Raises:
+        UserError: one file is named for several datasets.
+    """
+    name = slug(dataset)
+    if "{dataset}" in pattern or not several:
+        return pattern.replace("{dataset}", name)
+    if Path(pattern).suffix and not Path(pattern).is_dir():
+        raise UserError(
+            f"{option}: {pattern}: one file for several datasets; write {{dataset}} into it, or give a folder"
+        )
+    return str(Path(pattern) / f"{name}{suffix}")
+
+
+def slug(*words: str) -> str:
+    """A file's name of the words."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(words))
+
+
+def short_digest(value: Any) -> str:
+    """Eight hex digits that tell one JSON value from another, for a file's name."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def find_result(
     args: argparse.Namespace, words: Sequence[str], header: dict[str, Any]
 ) -> tuple[Path, dict[str, Any] | None]:
@@ -65,9 +112,8 @@ def find_result(
     Raises:
         UserError: the file holds another measurement, or cannot be written.
     """
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:8]
-    name = "_".join([*words, Path(args.model or args.pretrained).stem, digest])
-    path = check_writable("--output", args.output or f"out/eval/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}.json")
+    name = slug(*words, Path(args.model or args.pretrained).stem, short_digest(header))
+    path = check_writable("--output", args.output or f"out/eval/{name}.json")
     record = read_json(path) if path.exists() else None
     if record and (difference := first_difference(record, header)):
         key, old, new = difference
@@ -75,3 +121,22 @@ def find_result(
             f"--output: {path}: another measurement: {key} was {old!r}, now {new!r}; name another file or delete it"
         )
     return path, record
+
+
+def write_result(
+    world: "World", path: Path, header: Mapping[str, Any], packages: Sequence[str], **measured: Any
+) -> dict[str, Any]:
+    """The record of a measurement, written by the main process: what was measured, the header, and versions."""
+    record = {**measured, **header, "versions": {package: version(package) for package in packages}}
+    if world.is_main:
+        write_json(path, record)
+    world.barrier()
+    return record
+
+
+def show(title: str, heading: str, record: Mapping[str, Any], path: Path) -> None:
+    """The metrics on the console, in percent, and where they are written."""
+    from amp.report import percent, table
+
+    rows = [[name, percent(value)] for name, value in record["metrics"].items()]
+    say(f"{title}\n{table([heading, '%'], rows)}\n{path}")

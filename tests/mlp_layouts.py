@@ -24,6 +24,15 @@ def sequential(norm: nn.Module | None = None) -> nn.Sequential:
     return nn.Sequential(OrderedDict([*children, ("gelu", nn.GELU()), ("c_proj", nn.Linear(H, D))]))
 
 
+def siblings() -> nn.Sequential:
+    """An MLP split over two modules, as Data2Vec has it."""
+    parts = {
+        "intermediate": nn.Sequential(nn.Linear(D, H), nn.GELU()),
+        "output": nn.Sequential(nn.Linear(H, D), nn.Dropout()),
+    }
+    return nn.Sequential(OrderedDict(parts))
+
+
 # Two norms of one formula each, so that a reference can be written out.
 LN = nn.LayerNorm
 PLAIN: dict[str, tuple[Callable[[], nn.Module], str]] = {
@@ -31,6 +40,7 @@ PLAIN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "timm-mlp-no-bias": (lambda: Mlp(D, H, bias=False), "plain"),
     "timm-mlp-relu": (lambda: Mlp(D, H, act_layer=nn.ReLU), "plain"),
     "open-clip": (sequential, "plain"),
+    "siblings": (siblings, "plain"),
     "packed-swiglu": (lambda: SwiGLUPacked(D, 2 * H), "packed gate"),
     "packed-glu": (lambda: GluMlp(D, 2 * H, bias=False), "packed gate"),
     "split-swiglu": (lambda: SwiGLU(D, H), "split gate"),

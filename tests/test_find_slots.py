@@ -104,6 +104,47 @@ class AttentionOfWindows(AttentionLike):
         return super().forward(x)
 
 
+class SplitBlock(nn.Module):
+    """A block whose MLP is split over two of its children; its attention is torch's, with a Linear D -> D of its own.
+
+    It is called with a bias of the attention's, of a size that only the tower knows, and gives a tuple.
+    """
+
+    def __init__(self, mixing: bool = False) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(D), nn.MultiheadAttention(D, 2, batch_first=True)
+        self.mixing = nn.Softmax(dim=-1) if mixing else nn.Identity()
+        self.intermediate = nn.Sequential(nn.Linear(D, H), nn.GELU())
+        self.output = nn.Sequential(nn.Linear(H, D), nn.Dropout())
+
+    def forward(self, x_BTD: Tensor, bias_TT: Tensor) -> tuple[Tensor, Tensor]:
+        attended_BTD, weights = self.attention(x_BTD, x_BTD, x_BTD, attn_mask=bias_TT)
+        return x_BTD + self.output(self.mixing(self.intermediate(self.norm(x_BTD + attended_BTD)))), weights
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("mixing", [False, True])
+def test_a_block_is_proved_by_what_the_tower_calls_it_with(device: str, mixing: bool) -> None:
+    with torch.device(device):
+        blocks = {f"blocks.{index}": SplitBlock(mixing) for index in range(2)}
+        x_BTD, bias_TT = torch.zeros(1, 5, D), torch.zeros(5, 5)
+
+    def run() -> None:
+        tokens_BTD = x_BTD
+        for block in blocks.values():
+            tokens_BTD, _ = block(tokens_BTD, bias_TT=bias_TT)
+
+    with pytest.raises(UserError, match="0 prunable MLPs"):
+        find_slots(blocks)
+    if mixing:
+        with pytest.raises(UserError, match="0 prunable MLPs"):
+            find_slots(blocks, run)
+        return
+    slots = find_slots(blocks, run)
+    assert [slot.out_projection for slot in slots] == [block.output[0] for block in blocks.values()]
+    assert not any(block._forward_pre_hooks for block in blocks.values())
+
+
 NO_MLP: dict[str, Callable[[], nn.Module]] = {
     "attention": AttentionLike,
     "attention with a mask": AttentionWithMask,

@@ -12,6 +12,7 @@ ROWS = [
     ["amp", "amp.errors", "amp.config"],
     ["amp.cli", "amp.criteria", "amp.distributed", "amp.runs", "amp.scenes"],
     ["amp.search", "amp.racing", "amp.journal", "amp.mlp", "amp.data"],
+    ["amp.compensation"],
     [
         "amp.towers.weights",
         "amp.towers.base",
@@ -20,6 +21,7 @@ ROWS = [
         "amp.towers.timm",
         "amp.towers.hf_inputs",
         "amp.towers.hf",
+        "amp.towers.frames",
         "amp.towers.published",
         "amp.towers",
     ],
@@ -28,15 +30,16 @@ ROWS = [
         *("amp.replay", "amp.meter", "amp.candidates"),
     ],
     ["amp.scoring", "amp.pruning", "amp.distillation", "amp.report"],
-    ["eval", "eval.benchmarks", "eval.efficiency", "eval.knn", "eval.results", "eval.zeroshot"],
+    ["eval", "eval.layouts", "eval.paper", "eval.sharding"],
+    ["eval.benchmarks", "eval.classifiers", "eval.efficiency", "eval.knn", "eval.results", "eval.zeroshot"],
     [
         *("main_score", "main_prune", "distill", "amp.towers.__main__", "amp.checkpoint.__main__"),
-        *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency", "eval.eval_search_cost"),
+        *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency", "eval.eval_speed", "eval.eval_search_cost"),
         *("amp.demo", "amp.demo.__main__", "amp.demo.dense"),
     ],
 ]
 # In these rooms a file stands on those before it, and the door on all.
-ROOMS = [ROWS[3], ROWS[4]]
+ROOMS = [row for row in ROWS if "amp.towers" in row or "amp.checkpoint" in row]
 
 
 def _module(path: Path) -> str:

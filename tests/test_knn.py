@@ -107,7 +107,7 @@ def test_every_number_of_processes_gives_the_same_numbers(
         tower = towers[world.rank]
         train, val = (open_images("--x", str(pictures / split), tower.transform) for split in ("train", "val"))
         featurizer = Featurizer(tower, world, batch_size=4, num_workers=0)
-        features, labels = featurizer.features(train, "training images")
+        features, labels = featurizer.features(train, "train")
         return features.tolist(), labels.tolist(), featurizer.accuracies(train, val)
 
     alone = measure(WORLD)

@@ -2,19 +2,15 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from amp.checkpoint import load_tower, save_tower
 from amp.config import ModelSettings
-from amp.errors import UserError
 from amp.towers import TokenReadout, after_last_block, build_tower
-from amp.towers.eva_clip import from_released
 from eval.efficiency import count_flops, count_params
 
 TEXT = {"context_length": 8, "vocab_size": 512, "width": 16, "heads": 2, "layers": 1}
@@ -92,60 +88,6 @@ def test_pools_and_projections_are_behind_the_last_block(tmp_path: Path) -> None
     vision, more, _ = CLIPS["trunk with its own head"]
     head = after_last_block(build_tower(ModelSettings(name=_json(tmp_path, vision, **more)), "meta"))
     assert head == {"trunk.norm.weight", "trunk.norm.bias", "trunk.head.weight", "trunk.head.bias"}
-
-
-def test_released_8b_file_has_the_names_of_the_model() -> None:
-    model = build_tower(ModelSettings(frame="eva_clip", name="EVA-CLIP-8B"), "meta").model
-    ours = model.state_dict()
-    released = {
-        k.replace("visual.trunk.", "visual.").replace("visual.head.proj.", "visual.head."): v for k, v in ours.items()
-    }
-    assert from_released(released).keys() == ours.keys()
-    assert from_released(dict(ours)).keys() == ours.keys()
-
-
-def test_eva_frame_takes_eva_only() -> None:
-    with pytest.raises(UserError, match=r"model.name: 'ViT-B-32' is no EVA-CLIP; .* open_clip"):
-        build_tower(ModelSettings(frame="eva_clip", name="ViT-B-32"), "meta")
-
-
-def test_a_pruned_eva_folder_remembers_its_frame(tmp_path: Path) -> None:
-    vision = _trunk("test_vit", "token", "linear")
-    path = Path(_json(tmp_path, vision, custom_text=True)).rename(tmp_path / "EVA-tiny.json")
-    tower = build_tower(ModelSettings(frame="eva_clip", name=str(path)))
-    kept = [list(range(8)) for _ in tower.slots]
-    for slot in tower.slots:
-        slot.keep(torch.arange(8))
-    save_tower(tower, kept, {}, tmp_path / "pruned")
-    assert load_tower(tmp_path / "pruned").base["frame"] == "eva_clip"
-
-
-def test_score_prune_distil_and_knn_of_an_eva_tower(
-    prune_yaml: Path, tmp_path: Path, golden_images: Path, call: Callable[..., tuple[int, str, str]]
-) -> None:
-    vision = _trunk("test_vit", "token", "linear")
-    path = Path(_json(tmp_path, vision, custom_text=True)).rename(tmp_path / "EVA-tiny.json")
-    dense = build_tower(ModelSettings(frame="eva_clip", name=str(path)))
-    save_file(dense.model.state_dict(), tmp_path / "dense.safetensors")
-    settings = [f"model.name={path}", f"model.pretrained={tmp_path}/dense.safetensors", "model.frame=eva_clip"]
-    words = [word for setting in [*settings, "prune.search_steps=2"] for word in ("--set", setting)]
-    for script in ("main_score.py", "main_prune.py"):
-        code, _, err = call(script, "--config_file", prune_yaml, *words)
-        assert code == 0, err
-    (tmp_path / "distill.yaml").write_text(f"""
-teacher: {{frame: eva_clip, name: {path}, pretrained: {tmp_path}/dense.safetensors}}
-student: {{pretrained: {tmp_path}/out/pruned}}
-data: {{name: imagefolder, root: {golden_images}, batch_size: 32, num_workers: 0}}
-optim: {{base_lr: 1e-3, min_lr: 1e-5, epochs: 2}}
-output: {{dir: {tmp_path}/out}}
-""")
-    code, _, err = call("distill.py", "--config_file", tmp_path / "distill.yaml")
-    assert code == 0, err
-    folder = tmp_path / "out" / "distilled"
-    assert load_tower(folder).base["frame"] == "eva_clip"
-    words = ["--model", folder, "--dataset_root", golden_images, "--num_workers", 0, "--output", tmp_path / "knn.json"]
-    code, out, err = call("eval/eval_knn.py", *words)
-    assert (code, "64 to vote" in out) == (0, True), err
 
 
 @pytest.mark.parametrize("name", ["ViTamin-S", "PE-Core-T-16-384", "ViT-B-16-SigLIP", "coca_ViT-B-32", "EVA02-B-16"])

@@ -1,7 +1,7 @@
 """Models from files: our self-describing folders, published checkpoints, and whatever a user names."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from amp.checkpoint.folder import (
     FORMAT,
@@ -16,7 +16,7 @@ from amp.checkpoint.published import is_published, load_published, outside_tower
 from amp.config import Frame, ModelSettings, Precision
 from amp.errors import UserError
 from amp.runs import file_sha256
-from amp.towers import Tower, build_tower
+from amp.towers import Tower, build_tower, default_frame, knows
 
 __all__ = [
     "FolderConfig",
@@ -54,8 +54,10 @@ def open_tower(
     if folder is None:
         if name is None:
             raise UserError("--model: missing; give a model name, an open_clip model JSON or a pruned/ folder")
-        if Path(name).is_dir() and frame != "hf":
+        candidates = [frame] if frame else get_args(Frame)
+        if Path(name).is_dir() and not any(knows(candidate, name) for candidate in candidates):
             read_folder_config(name)
+        frame = frame or default_frame(name, option="--model_type")
         settings = ModelSettings(frame=frame, name=name, pretrained=pretrained, precision=precision or "fp32")
         return open_published(settings, text_pretrained, device) or build_tower(settings, device)
     if folder == name and pretrained not in (None, name):
@@ -64,7 +66,7 @@ def open_tower(
     if frame not in (None, tower.base["frame"]):
         raise UserError(f"--model_type: {frame}: {folder} is of {tower.base['frame']}")
     if folder == pretrained and name is not None and name != pretrained:
-        dense = build_tower(ModelSettings(frame=frame, name=name), "meta")
+        dense = build_tower(ModelSettings(frame=tower.base["frame"], name=name), "meta")
         if not tower.same_architecture(dense):
             raise UserError(f"--pretrained: {folder} is a pruned {tower.base['name']!r}, not {name!r}")
     return tower

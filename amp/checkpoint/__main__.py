@@ -51,13 +51,15 @@ def main() -> None:
     args = parse_args()
 
     from amp.checkpoint import describe_published, load_tower, open_published, save_tower, write_published
+    from amp.towers import default_frame
 
     target = Path(args.target)
     if Path(args.source).is_dir():
         write_published(load_tower(args.source), target)
     else:
         kwargs = {"img_size": args.img_size} if args.img_size else {}
-        settings = ModelSettings(frame=args.model_type, name=args.model, pretrained=args.source, kwargs=kwargs)
+        frame = args.model_type or default_frame(args.model, option="--model_type")
+        settings = ModelSettings(frame=frame, name=args.model, pretrained=args.source, kwargs=kwargs)
         tower = open_published(settings, args.text_pretrained)
         if tower is None:
             raise UserError(f"{args.source}: not a pruned vision tower of {args.model}")

@@ -9,19 +9,20 @@ import torch
 
 from amp.config import ModelSettings
 from amp.towers.base import TokenReadout, Tower, after_last_block
+from amp.towers.frames import default_frame, knows
 from amp.towers.weights import check_complete
 
 # Imported when asked for: nobody waits for a library that they do not use.
 BUILDERS = {"open_clip": "open_clip", "eva_clip": "eva_clip", "dinov2": "timm", "timm": "timm", "hf": "hf"}
 
-__all__ = ["TokenReadout", "Tower", "after_last_block", "build_tower", "rebuild_dense"]
+__all__ = ["TokenReadout", "Tower", "after_last_block", "build_tower", "default_frame", "knows", "rebuild_dense"]
 
 
 def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, Any] | None = None) -> Tower:
     """Builds a dense model, frozen and in eval mode.
 
     Args:
-        settings: `settings.frame` None means open_clip.
+        settings: without `frame` that of `default_frame`.
         device: 'cpu', 'cuda' or 'meta' (shapes only, no weights).
         saved: the `base` of an earlier Tower: rebuild that model. Off 'meta' its parameters are empty until a state
             dict is loaded into it.
@@ -31,7 +32,8 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
     with torch.random.fork_rng(devices=[]):
         # Without weights every process and every script must draw the same ones.
         torch.manual_seed(0)
-        library = import_module(f"amp.towers.{BUILDERS[settings.frame or 'open_clip']}")
+        frame = settings.frame or default_frame(settings.name)
+        library = import_module(f"amp.towers.{BUILDERS[frame]}")
         tower: Tower = library.build(settings, device, saved)
     if saved is None and device != "meta":
         check_complete(tower.model, f"model.pretrained: {settings.pretrained}")

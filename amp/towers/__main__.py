@@ -21,6 +21,7 @@ FAMILIES = [
     ("timm", "BEiT-3", "plain + norm", "beit3_base_patch16_224"),
     ("timm", "EVA02 tiny and small; base and large", "packed gate; split gate + norm", "eva02_base_patch14_224"),
     ("hf", "CLIP, SigLIP, ViT, DeiT, BEiT, DINOv2, DINOv3", "plain", "a folder or hub id"),
+    ("hf", "Data2Vec, FLAVA's image tower", "plain, in two modules", "a folder or hub id"),
     ("hf", "DINOv2 giant, DINOv3 gated, AIMv2", "split gate", "a folder or hub id"),
 ]
 
@@ -33,7 +34,7 @@ def show_families() -> None:
     print("One model: python -m amp.towers NAME --frame FRAME. All that a library names: --all --frame FRAME.")
 
 
-def show_tower(name: str, frame: Frame) -> None:
+def show_tower(name: str, frame: Frame | None) -> None:
     """One model's tower, on meta tensors: no weights are needed, except an hf folder's or id's config."""
     from amp.config import ModelSettings
     from amp.report import human, table
@@ -43,7 +44,7 @@ def show_tower(name: str, frame: Frame) -> None:
     tower = build_tower(ModelSettings(frame=frame, name=name), "meta")
     blocks = Counter((slot.hidden_width, slot.out_projection.out_features, slot.layout) for slot in tower.slots)
     rows = [[str(count), str(hidden), str(width), layout] for (hidden, width, layout), count in blocks.items()]
-    print(f"{name} ({frame}), images of {tower.image_size} px")
+    print(f"{name} ({tower.base['frame']}), images of {tower.image_size} px")
     print(table(["blocks", "hidden width", "embedding width", "MLP layout"], rows))
     params, mlps = count_params(tower), count_mlp_params(tower)
     print(f"tower {human(params)} parameters, {mlps / params:.1%} in these MLPs; FLOPs {human(count_flops(tower))}")
@@ -81,11 +82,11 @@ def show_all(frame: Frame) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m amp.towers", description=__doc__)
     parser.add_argument("name", nargs="?", help="a model of the library, or for hf a folder or hub id")
-    parser.add_argument("--frame", choices=get_args(Frame), default="open_clip", help="library (default: %(default)s)")
+    parser.add_argument("--frame", choices=get_args(Frame), help="library (default: open_clip)")
     parser.add_argument("--all", action="store_true", help="try every model that the library names")
     args = parser.parse_args()
     if args.all:
-        show_all(args.frame)
+        show_all(args.frame or "open_clip")
     elif args.name:
         show_tower(args.name, args.frame)
     else:

@@ -78,7 +78,7 @@ class TokenReadout(nn.Module):
         self.visual = tower.visual
         self._tokens: list[Tensor] = []
         last = list(tower.blocks.values())[-1]
-        last.register_forward_hook(lambda module, inputs, output: self._tokens.append(output))
+        last.register_forward_hook(lambda module, inputs, output: self._tokens.append(_first(output)))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         self._tokens.clear()
@@ -86,6 +86,12 @@ class TokenReadout(nn.Module):
         (tokens_BTD,) = self._tokens
         self._tokens.clear()
         return tokens_BTD
+
+
+def _first(output: Any) -> Tensor:
+    """The tokens, where a block gives its attention's weights too."""
+    tokens_BTD: Tensor = output[0] if isinstance(output, tuple) else output
+    return tokens_BTD
 
 
 def after_last_block(tower: Tower) -> frozenset[str]:

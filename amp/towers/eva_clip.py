@@ -1,5 +1,7 @@
 """EVA-CLIP: EVA01 and EVA02 as open_clip has them, and EVA-CLIP-8B, which neither open_clip nor timm knows.
 
+Weights: open_clip's tags and files, or the files that the EVA repository released.
+
 Feature of the criterion: (B, D), the CLS token after the trunk's `norm`, without head and projection.
 """
 
@@ -10,13 +12,13 @@ from typing import Any
 
 from timm.layers import RmsNorm
 from timm.models import register_model
-from timm.models.eva import Eva
-from torch import Tensor
+from timm.models.eva import Eva, checkpoint_filter_fn
 
 from amp.config import ModelSettings
 from amp.errors import UserError
 from amp.towers import open_clip
 from amp.towers.base import Tower
+from amp.towers.open_clip import State
 
 MODEL_8B = "EVA-CLIP-8B"
 CONFIG_8B = Path(__file__).parents[2] / "configs" / "models" / f"{MODEL_8B}.json"
@@ -35,13 +37,20 @@ def eva_clip_8b_patch14_224(pretrained: bool = False, **kwargs: Any) -> Eva:
 register_model(eva_clip_8b_patch14_224)
 
 
-def from_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The released file of EVA-CLIP-8B in open_clip's names: the trunk apart from the projection; text as it is."""
-    converted = {}
-    for name, tensor in state.items():
-        if name.startswith("visual.") and not name.startswith(("visual.trunk.", "visual.head.proj.")):
-            name = name.replace("visual.", "visual.trunk.", 1).replace("visual.trunk.head.", "visual.head.proj.", 1)
-        converted[name] = tensor
+def from_released(trunk: Any, state: State) -> State:
+    """A file of the EVA repository in open_clip's names; one in open_clip's names stays as it is.
+
+    timm knows the names of the blocks; text towers and the logit scale have the same names in both.
+
+    Args:
+        trunk: the timm model of the vision tower; with its own head (EVA02), or without (8B, whose head open_clip has).
+        state: `visual.blocks.0.attn.q_bias`, ..., `visual.head.weight`, `text.*`, `logit_scale`.
+    """
+    converted = {k: v for k, v in state.items() if not k.startswith("visual.") or k.startswith("visual.head.proj.")}
+    own_head = hasattr(trunk.head, "weight")
+    for name, tensor in checkpoint_filter_fn(state, trunk).items():
+        projection = name.startswith("head.") and not own_head
+        converted[f"visual.head.proj.{name.removeprefix('head.')}" if projection else f"visual.trunk.{name}"] = tensor
     return converted
 
 
@@ -49,6 +58,8 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     """A tower of EVA-CLIP; see `amp.towers.build_tower`."""
     if "EVA" not in settings.name.upper():
         raise UserError(f"model.name: {settings.name!r} is no EVA-CLIP; for other CLIPs use the frame open_clip")
-    if settings.name != MODEL_8B:
-        return open_clip.build(settings, device, saved)
-    return open_clip.build(settings, device, saved, json.loads(CONFIG_8B.read_text("utf-8")), from_released)
+    config = json.loads(CONFIG_8B.read_text("utf-8")) if settings.name == MODEL_8B else None
+    if saved or device == "meta" or not Path(settings.pretrained or "").is_file():
+        return open_clip.build(settings, device, saved, config)
+    trunk = getattr(open_clip.build(settings, "meta", None, config).visual, "trunk", None)
+    return open_clip.build(settings, device, saved, config, partial(from_released, trunk) if trunk else None)

@@ -6,15 +6,14 @@ Feature of the criterion: (B, D), D the tower's width, after the final norm, bef
 |---|---|
 | CLIP, MetaCLIP 2, MLCD | `pooler_output`: the CLS token after `post_layernorm` |
 | SigLIP, AIMv2 | `pooler_output`: the attention pool; without that head: the mean of the normalised tokens |
-| BEiT | `pooler_output`: the mean of the patch tokens, normalised, or the CLS token, as the config says |
-| ViT, DeiT, ViT-MSN, DINOv2 (registers too), DINOv3 | the normalised CLS token; never ViT's dense + tanh pooler |
+| BEiT, Data2Vec | `pooler_output`: the mean of the patch tokens, normalised, or the CLS token, as the config says |
+| ViT, DeiT, ViT-MSN, FLAVA, DINOv2 (registers too), DINOv3 | the normalised CLS token; never a dense + tanh pooler |
 | I-JEPA | the mean of the normalised tokens |
 
 Only classes that transformers ships are built, from JSON; weights are safetensors, or pickles of nothing but tensors.
 """
 
 import json
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -65,6 +64,8 @@ FAMILIES = {
     "siglip_vision_model": Family(0, True, HALF_STATISTICS),
     "aimv2_vision_model": Family(0, True, CLIP_STATISTICS),
     "beit": Family(1, True, HALF_STATISTICS),
+    "data2vec-vision": Family(1, True, HALF_STATISTICS),
+    "flava_image_model": Family(1, False, CLIP_STATISTICS),
     "vit": Family(1, False, HALF_STATISTICS),
     "vit_msn": Family(1, False, IMAGENET_STATISTICS),
     "deit": Family(2, False, IMAGENET_STATISTICS),
@@ -77,7 +78,6 @@ HIERARCHICAL = "is hierarchical; plain vision transformers can be pruned"
 REFUSED = {
     "siglip2_vision_model": "is NaFlex: it takes patches of any aspect, not images (fixed-size SigLIP 2 is 'siglip')",
     "vit_mae": "drops patches at random, also in evaluation; load its encoder as a 'vit'",
-    "data2vec-vision": "splits its MLPs over two modules",
     **dict.fromkeys(("swin", "swinv2", "hiera", "pvt", "pvt_v2", "segformer", "focalnet", "cvt"), HIERARCHICAL),
     **dict.fromkeys(("convnext", "convnextv2", "dinov3_convnext", "resnet"), "is a convolutional network"),
 }
@@ -122,30 +122,47 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
         model=model.eval().requires_grad_(False),
         visual=visual,
         blocks=blocks,
-        slots=find_slots(blocks),
+        slots=find_slots(blocks, partial(_run, visual, built)),
         feature=partial(_feature, visual, family),
         num_prefix_tokens=family.prefix + getattr(vision_config, "num_register_tokens", 0),
         preprocess=preprocess,
         dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
         transform=transform(preprocess),
         make_tokenizer=lambda: Tokenizer(settings.name, config) if dual else None,
-        encode_image=partial(_embed, model.get_image_features) if dual else None,
-        encode_text=partial(_embed, model.get_text_features) if dual else None,
+        encode_image=partial(_embed_images, model) if dual else None,
+        encode_text=partial(_embed_texts, model) if dual else None,
     )
 
 
-def _feature(visual: nn.Module, family: Family, images_BCHW: Tensor) -> Tensor:
+def _run(visual: nn.Module, side: int) -> None:
+    """On one blank image."""
+    like = next(visual.parameters())
+    visual(torch.zeros(1, 3, side, side, dtype=like.dtype, device=like.device))
+
+
+def _feature(visual: Any, family: Family, images_BCHW: Tensor) -> Tensor:
     output = visual(images_BCHW, return_dict=True)
     if family.pooled and output.get("pooler_output") is not None:
         return output.pooler_output
     tokens_BTD: Tensor = output.last_hidden_state
+    if getattr(visual.config, "use_mean_pooling", False):
+        return tokens_BTD[:, 1:].mean(1)
     return tokens_BTD[:, 0] if family.prefix else tokens_BTD.mean(1)
 
 
-def _embed(encode: Callable[..., Any], inputs: Tensor) -> Tensor:
-    """Texts need no mask: causal towers read at their end token, and SigLIP was trained to see its padding."""
-    embeddings: Tensor = encode(inputs, return_dict=True).pooler_output
-    return embeddings
+def _embed_images(model: Any, images_BCHW: Tensor) -> Tensor:
+    embeddings_BE: Tensor = model.get_image_features(images_BCHW, return_dict=True).pooler_output
+    return embeddings_BE
+
+
+def _embed_texts(model: Any, ids_NT: Tensor) -> Tensor:
+    """Towers that read at an end token are causal, so what comes after it, the padding, is nothing to them. A mask says
+    so, for without one AIMv2's is not. SigLIP's tower has no mask: it was trained to see its padding."""
+    causal = hasattr(model.text_model, "eos_token_id")
+    mask_11TT = torch.ones(1, 1, ids_NT.shape[1], ids_NT.shape[1], dtype=torch.bool, device=ids_NT.device).tril()
+    output = model.get_text_features(ids_NT, attention_mask=mask_11TT if causal else None, return_dict=True)
+    embeddings_NE: Tensor = output.pooler_output
+    return embeddings_NE
 
 
 def _describe(settings: ModelSettings) -> dict[str, Any]:
