@@ -54,7 +54,29 @@ def open_candidates(
     every = None if own.search == "plain" or own.widths else own.store_every
     meter = EntropyMeter(tower, batches, config.score.inverse_temperature, world, shelf, every)
     say(f"{meter.num_batches} held-out batches; up to {meter.stored_bytes / 1e9:.3g} GB of inputs kept: {own.store}")
-    return Candidates(tower, scores, meter, journal), batches
+    compensation = open_compensation(config, tower, scores, world)
+    return Candidates(tower, scores, meter, journal, compensation, own.compensate_in_search), batches
+
+
+def open_compensation(config: PruneConfig, tower: Any, scores: Any, world: Any) -> Any:
+    """What refits the tower's out-projections, or None."""
+    from amp.candidates import rank
+    from amp.compensation import Compensation
+    from amp.data import Batches, list_images
+
+    own = config.prune
+    if own.compensation == "none":
+        return None
+    images = Batches(
+        list_images(config.data, "train"), tower.transform, config.data, world, own.num_calibration_samples
+    )
+    orders = [rank(score_H) for score_H in scores]
+    damping = own.damping if own.compensation == "ridge" else None
+
+    def run(images_BCHW: Any) -> None:
+        tower.feature(images_BCHW.to(world.device, tower.dtype))
+
+    return Compensation(tower.slots, orders, run, images, world, damping)
 
 
 def sizes_of(tower: Any) -> Callable[[Sequence[int]], dict[str, int]]:
@@ -168,6 +190,10 @@ def main() -> None:
         sizes = measure_sizes(config.model, result.kept)
         cost = {**candidates.meter.cost, "seconds": round(time.monotonic() - started, 2)}
         record = {"widths": tower.widths, "dense_widths": dense_widths, **result.entropies, **sizes, "cost": cost}
+        if result.errors:
+            record["compensation"] = result.errors
+            errors = [sum(error[key] for error in result.errors) / len(result.errors) for key in ("without", "with")]
+            runs.say(f"compensation: error of the MLPs' outputs {errors[0]:.1%} -> {errors[1]:.1%} of their variance")
         write_pruned(result, tower, config, {**record, **header}, header, world)
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from amp.compensation import Compensation
 from amp.journal import Journal
 from amp.towers import Tower
 
@@ -24,9 +25,14 @@ class Meter(Protocol):
     def charge(self, block: int, batches: range) -> None: ...
 
 
+def rank(score_H: Tensor) -> Tensor:
+    """Indices (H,) by score, highest first; ties go to the lower index."""
+    return score_H.cpu().sort(descending=True, stable=True).indices
+
+
 def top_neurons(score_H: Tensor, width: int) -> Tensor:
     """Indices (K,) of the `width` highest scores, ascending; ties go to the lower index."""
-    return score_H.cpu().sort(descending=True, stable=True).indices[:width].sort().values
+    return rank(score_H)[:width].sort().values
 
 
 class Candidates:
@@ -38,17 +44,31 @@ class Candidates:
         scores: (H,) a block, of this tower.
         meter: measures `tower` as it is at the moment.
         journal: what is measured is written there, and what stands there is not measured again.
+        compensation: refits what is sliced for good; with `in_search` also every network that is measured.
     """
 
-    def __init__(self, tower: Tower, scores: Sequence[Tensor], meter: Meter, journal: Journal) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        scores: Sequence[Tensor],
+        meter: Meter,
+        journal: Journal,
+        compensation: Compensation | None = None,
+        in_search: bool = True,
+    ) -> None:
         self.tower, self.meter = tower, meter
+        self._compensation, self._in_search = compensation, in_search
         self._scores, self._journal = scores, journal
         self._seen: dict[tuple[int, ...], int] = {}
 
     @contextmanager
     def narrowed(self, block: int, width: int) -> Iterator[None]:
         """Within the block of code, one with only its top `width` neurons: for a probe, and for a settled block."""
-        with self.tower.slots[block].narrowed(top_neurons(self._scores[block], width)):
+        slot = self.tower.slots[block]
+        compensator = self._compensation.of(block) if self._compensation and self._in_search else None
+        with slot.narrowed(top_neurons(self._scores[block], width)):
+            if compensator is not None:
+                compensator.apply(slot, width)
             yield
 
     def entropies(self, block: int, width: int, count: int) -> list[float]:
@@ -71,11 +91,20 @@ class Candidates:
         values = self.meter.measure(0, range(self.meter.num_batches))
         return math.fsum(values) / len(values)
 
-    def keep(self, widths: Sequence[int]) -> list[list[int]]:
-        """Slices the tower for good; the kept neurons of every block."""
-        kept = []
-        for slot, score_H, width in zip(self.tower.slots, self._scores, widths, strict=True):
-            indices_K = top_neurons(score_H, width)
+    def keep(self, widths: Sequence[int]) -> tuple[list[list[int]], list[dict[str, float]]]:
+        """Slices the tower for good, last block first.
+
+        Returns:
+            the kept neurons of every block, and with compensation the errors of every block's output.
+        """
+        kept, errors = [], []
+        for block in reversed(range(len(widths))):
+            slot, width = self.tower.slots[block], widths[block]
+            compensator = self._compensation.of(block) if self._compensation else None
+            indices_K = top_neurons(self._scores[block], width)
             slot.keep(indices_K)
+            if compensator is not None:
+                errors.append(compensator.errors(width))
+                compensator.apply(slot, width)
             kept.append([int(index) for index in indices_K])
-        return kept
+        return kept[::-1], errors[::-1]

@@ -10,10 +10,7 @@ arXiv 2602.23795, and CORP, arXiv 2602.05243):
 N tokens, H hidden neurons, K kept and R removed ones, D width of the MLP's output.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,77 +18,8 @@ from torch import Tensor, nn
 from amp.distributed import World
 from amp.errors import UserError
 from amp.mlp import MlpSlot
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Of the activation that enters an out-projection, over the calibration tokens of all processes.
-
-    Attributes:
-        num_tokens: N.
-        mean_H: fp64.
-        covariance_HH: fp64, divided by N.
-    """
-
-    num_tokens: int
-    mean_H: Tensor
-    covariance_HH: Tensor
-
-
-class MomentCollector:
-    """Sums first and second moments of the activations of some blocks; its hooks live inside a `with`.
-
-    Memory: 8 (H² + H) bytes a block, on the device: 0.3 GB at H = 6144, 3.4 GB at 20480.
-    """
-
-    def __init__(self, slots: Sequence[MlpSlot], world: World) -> None:
-        self.slots, self.world = slots, world
-        self._sums: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> Self:
-        for slot in self.slots:
-            hook = slot.out_projection.register_forward_pre_hook(
-                lambda _, inputs, name=slot.name: self._add(name, inputs[0])
-            )
-            self._handles.append(hook)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    @torch.no_grad()
-    def _add(self, name: str, activation: Tensor) -> None:
-        a_NH = activation.flatten(0, -2).float()
-        # A constant column beside the neurons: one product gives the moments and the count.
-        a_NH = torch.cat([a_NH, a_NH.new_ones(len(a_NH), 1)], dim=1)
-        product = (a_NH.T @ a_NH).double()
-        self._sums[name] = self._sums[name].add_(product) if name in self._sums else product
-
-    def moments(self) -> list[Moments]:
-        """Of every block in the order of `slots`, the same on every process.
-
-        Raises:
-            UserError: an activation that is not finite, or fewer tokens than a block is wide.
-        """
-        return [self._finish(slot) for slot in self.slots]
-
-    def _finish(self, slot: MlpSlot) -> Moments:
-        total = self.world.sum(self._sums[slot.name])
-        if not bool(total.isfinite().all()):
-            raise UserError(f"prune.compensation: block {slot.name}: an activation is not finite; try precision fp32")
-        num_tokens, width = int(total[-1, -1].item()), slot.hidden_width
-        if num_tokens <= width:
-            raise UserError(
-                f"prune.num_calibration_samples: {num_tokens} tokens for the {width} neurons of block {slot.name}; "
-                f"more than {width} are needed"
-            )
-        total = total / num_tokens
-        mean_H = total[-1, :-1]
-        return Moments(num_tokens, mean_H, total[:-1, :-1] - torch.outer(mean_H, mean_H))
+from amp.moments import MomentCollector, Moments, TokenCollector
+from amp.runs import progress
 
 
 class Compensator:
@@ -139,26 +67,149 @@ class Compensator:
         moved_KD = torch.cholesky_solve(cross_KD, self._factor_HH[:width, :width])
         return kept_DK + moved_KD.T, shift_D - self.mean_H[:width] @ moved_KD
 
-    def error(self, weight_DK: Tensor, shift_D: Tensor | float) -> float:
-        """Mean squared error over the calibration tokens, summed over D, of an out-projection against the dense one.
+    def errors(self, width: int) -> dict[str, float]:
+        """Mean squared error of the output over the calibration tokens: `{without, with}`.
 
-        Args:
-            weight_DK: of the first K neurons in rank order; `shift_D` is added to the dense bias.
+        As a share of the output's variance; where no bias can carry a constant, of its mean square.
         """
+        kept_DK, nothing_D = self.weight_DH[:, :width], torch.zeros_like(self.weight_DH[:, 0])
+        whole = self._error(self.weight_DH[:, :0], self.weight_DH @ self.mean_H)
+        return {
+            "without": self._error(kept_DK, nothing_D) / whole,
+            "with": self._error(*self.refit(width)) / whole,
+        }
+
+    def _error(self, weight_DK: Tensor, shift_D: Tensor) -> float:
         change_DH = -self.weight_DH
         change_DH[:, : weight_DK.shape[1]] += weight_DK
         mean_D = change_DH @ self.mean_H + shift_D
         return float(((change_DH @ self.covariance_HH) * change_DH).sum() + mean_D.square().sum())
 
-    @torch.no_grad()
     def apply(self, slot: MlpSlot, width: int) -> None:
         """Gives a slot that keeps the first `width` neurons, in ascending order, the refitted out-projection."""
         weight_DK, shift_D = self.refit(width)
-        out = slot.out_projection
-        out.weight.copy_(weight_DK[:, self.order_H[:width].argsort()])
-        if out.bias is not None:
-            # A new one: a probe puts the whole MLP's parameters back.
-            out.bias = nn.Parameter(out.bias + shift_D.to(out.bias.dtype), requires_grad=out.bias.requires_grad)
+        _replace(slot, weight_DK[:, self.order_H[:width].argsort()], shift_D)
+
+
+class NormedCompensator:
+    """The same for an MLP with a hidden norm, whose kept activations change with what is removed.
+
+    The sliced MLP runs on some of the calibration tokens, and its out-projection is refitted to the dense output.
+    """
+
+    def __init__(self, slot: MlpSlot, inputs_ND: Tensor, damping: float | None) -> None:
+        """Of the MLP as it is now, before it is sliced.
+
+        Args:
+            inputs_ND: tokens that enter the MLP.
+            damping: as of `Compensator`.
+        """
+        self._slot, self._inputs_ND, self._damping = slot, inputs_ND, damping
+        _, self._dense_ND = self._run()
+
+    def errors(self, width: int) -> dict[str, float]:
+        """As of `Compensator`; of the slot as it is now, sliced and not compensated."""
+        activations_NK, output_ND = self._run()
+        weight_DK, shift_D = self._refit(activations_NK, output_ND)
+        has_bias = self._slot.out_projection.bias is not None
+        whole = (self._dense_ND - self._dense_ND.mean(0) * has_bias).square().sum()
+        without_ND = self._dense_ND - output_ND
+        with_ND = (
+            without_ND - activations_NK @ (weight_DK - self._slot.out_projection.weight.double()).T - shift_D * has_bias
+        )
+        return {"without": float(without_ND.square().sum() / whole), "with": float(with_ND.square().sum() / whole)}
+
+    def apply(self, slot: MlpSlot, width: int) -> None:
+        """Refits the out-projection of the slot as it is now, sliced."""
+        _replace(slot, *self._refit(*self._run()))
+
+    def _refit(self, activations_NK: Tensor, output_ND: Tensor) -> tuple[Tensor, Tensor]:
+        out = self._slot.out_projection
+        missing_ND = self._dense_ND - output_ND
+        if self._damping is None:
+            return out.weight.double(), missing_ND.mean(0)
+        has_bias = out.bias is not None
+        mean_K = activations_NK.mean(0) * has_bias
+        centred_NK = activations_NK - mean_K
+        factor_KK = _factor(centred_NK.T @ centred_NK / len(centred_NK), self._damping, self._slot.name)
+        moved_KD = torch.cholesky_solve(centred_NK.T @ missing_ND / len(centred_NK), factor_KK)
+        return out.weight.double() + moved_KD.T, missing_ND.mean(0) - mean_K @ moved_KD
+
+    @torch.no_grad()
+    def _run(self) -> tuple[Tensor, Tensor]:
+        """The activation that enters the out-projection and the MLP's output, fp64."""
+        seen: list[Tensor] = []
+        handle = self._slot.out_projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            output_1ND = self._slot.module(self._inputs_ND[None])
+        finally:
+            handle.remove()
+        return seen[0][0].double(), output_1ND[0].double()
+
+
+class Compensation:
+    """The compensators of a dense tower's MLPs: as many at a time as memory allows, when one is first asked for.
+
+    Args:
+        orders: (H,) a slot: neurons by rank, first to be kept first.
+        run: images (B, C, S, S) through the tower.
+        batches: calibration images, this process's share.
+        damping: None: mean shift alone.
+        gigabytes: for the moments of several blocks at once; one block's are always taken.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[MlpSlot],
+        orders: Sequence[Tensor],
+        run: Callable[[Tensor], object],
+        batches: Collection[Tensor],
+        world: World,
+        damping: float | None,
+        gigabytes: float = 8.0,
+    ) -> None:
+        self._slots, self._orders, self._run, self._batches = slots, orders, run, batches
+        self._world, self._damping, self._gigabytes = world, damping, gigabytes
+        self._made: dict[int, Compensator | NormedCompensator] = {}
+
+    def of(self, block: int) -> "Compensator | NormedCompensator":
+        """Of a block that, like all before it, is dense; the blocks just before it are prepared with it."""
+        if block not in self._made:
+            self._made = self._make(self._group(block))
+        return self._made[block]
+
+    def _group(self, last: int) -> list[int]:
+        first = last
+        room = self._gigabytes * 1e9 - 8 * self._slots[last].hidden_width ** 2
+        while first > 0 and (room := room - 8 * self._slots[first - 1].hidden_width ** 2) >= 0:
+            first -= 1
+        return list(range(first, last + 1))
+
+    def _make(self, group: list[int]) -> "dict[int, Compensator | NormedCompensator]":
+        plain = [self._slots[block] for block in group if self._slots[block].norm is None]
+        normed = [self._slots[block] for block in group if self._slots[block].norm is not None]
+        collector, tokens = MomentCollector(plain, self._world), TokenCollector(normed, self._world)
+        with torch.no_grad(), collector, tokens:
+            for images_BCHW in progress(self._batches, "calibration", "batch"):
+                self._run(images_BCHW)
+        moments = dict(zip((slot.name for slot in plain), collector.moments(), strict=True))
+        made: dict[int, Compensator | NormedCompensator] = {}
+        for block in group:
+            slot = self._slots[block]
+            if slot.norm is None:
+                made[block] = Compensator(slot, self._orders[block], moments[slot.name], self._damping)
+            else:
+                made[block] = NormedCompensator(slot, tokens.of(slot), self._damping)
+        return made
+
+
+@torch.no_grad()
+def _replace(slot: MlpSlot, weight_DK: Tensor, shift_D: Tensor) -> None:
+    """New parameters: a probe puts the whole MLP's own ones back."""
+    out = slot.out_projection
+    out.weight = nn.Parameter(weight_DK.to(out.weight.dtype), requires_grad=out.weight.requires_grad)
+    if out.bias is not None:
+        out.bias = nn.Parameter(out.bias + shift_D.to(out.bias.dtype), requires_grad=out.bias.requires_grad)
 
 
 def _factor(covariance_HH: Tensor, damping: float, name: str) -> Tensor:

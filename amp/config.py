@@ -118,6 +118,12 @@ class SearchSettings(Settings):
     )
     two_sided: bool = Field(False, description="refuse also a probe whose entropy falls by more than entropy_increase")
     total_increase: Positive | None = Field(None, description="entropy all blocks together may add, in nats; null: any")
+    compensation: Literal["none", "mean", "ridge"] = Field(
+        "none", description="refit of each out-projection, so that kept neurons stand in for removed ones"
+    )
+    compensate_in_search: bool = Field(True, description="judge each probe with its compensation")
+    damping: Share = Field(1e-3, description="of ridge: added to the activations' covariance, as a share of its mean")
+    num_calibration_samples: Count = Field(2048, description="images of the training split that compensation sees")
 
     @model_validator(mode="after")
     def _one_way_to_widths(self) -> "SearchSettings":

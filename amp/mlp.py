@@ -29,6 +29,7 @@ class MlpSlot:
         norm: normalisation over the H neurons, or None.
         out_projection: Linear H -> D; its input is the activation that scores are taken of.
         packed: whether the one in-projection holds gate and value rows (2H).
+        module: holds all of them; where an MLP is spread over two children of its block, the block.
     """
 
     name: str
@@ -36,6 +37,7 @@ class MlpSlot:
     norm: nn.Module | None
     out_projection: nn.Linear
     packed: bool
+    module: nn.Module
 
     @property
     def hidden_width(self) -> int:
@@ -175,7 +177,7 @@ def _match(name: str, module: nn.Module) -> MlpSlot | None:
     inside = list(module.modules())
     between = inside[inside.index(ins[-1]) + 1 : inside.index(out)]
     norms = [m for m in between if tuple(getattr(getattr(m, "weight", None), "shape", ())) == (hidden,)]
-    return MlpSlot(name, tuple(ins), norms[0] if norms else None, out, packed)
+    return MlpSlot(name, tuple(ins), norms[0] if norms else None, out, packed, module)
 
 
 def _linears(module: nn.Module) -> list[nn.Linear]:

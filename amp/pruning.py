@@ -50,6 +50,7 @@ class Pruned:
     dense_entropy: float
     final_entropy: float
     found: WidthsFound | None = None
+    errors: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def entropies(self) -> dict[str, Any]:
@@ -183,15 +184,16 @@ def prune(
     check_widths(candidates.tower, settings)
     if settings.widths is not None:
         dense = candidates.mean()
-        kept = candidates.keep(settings.widths)
-        return Pruned(kept, dense, candidates.mean())
+        kept, errors = candidates.keep(settings.widths)
+        return Pruned(kept, dense, candidates.mean(), errors=errors)
     if asked := settings.target.asked:
         assert share is not None
         key, target = asked
         found = find_size(candidates, settings, share, 1 / target if key == "throughput" else target)
     else:
         found = find_widths(candidates, settings, settings.entropy_increase)
-    return Pruned(candidates.keep(found.widths), found.dense_entropy, found.final_entropy, found)
+    kept, errors = candidates.keep(found.widths)
+    return Pruned(kept, found.dense_entropy, found.final_entropy, found, errors)
 
 
 def find_size(

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import WORLD, refusal
-from mlp_layouts import PLAIN, D, H, make_block, some_neurons
+from mlp_layouts import NORMED, PLAIN, D, H, make_block, some_neurons
 from torch import Tensor, nn
 
-from amp.compensation import Compensator, MomentCollector, Moments
+from amp.compensation import Compensation, Compensator, NormedCompensator
 from amp.mlp import MlpSlot
+from amp.moments import MomentCollector, Moments, TokenCollector
 
 Mlp = tuple[nn.Module, MlpSlot, Tensor, Tensor]
 
@@ -90,10 +91,67 @@ def test_the_sliced_mlp_errs_as_foretold_and_never_more_than_uncompensated(
         plain = (module(x) - dense).square().sum(-1).mean().item()
         compensator.apply(slot, width)
         compensated = (module(x) - dense).square().sum(-1).mean().item()
-    weight_DK, shift_D = compensator.refit(width)
-    assert plain == pytest.approx(compensator.error(compensator.weight_DH[:, :width], 0.0), rel=1e-3, abs=1e-9)
-    assert compensated == pytest.approx(compensator.error(weight_DK, shift_D), rel=1e-3, abs=1e-9)
+    centre = 0 if slot.out_projection.bias is None else dense.mean((0, 1))
+    whole = (dense - centre).square().sum(-1).mean().item()
+    errors = compensator.errors(width)
+    assert plain / whole == pytest.approx(errors["without"], rel=1e-3, abs=1e-9)
+    assert compensated / whole == pytest.approx(errors["with"], rel=1e-3, abs=1e-9)
     assert compensated <= plain * (1 + 1e-6) + 1e-12
+
+
+@pytest.mark.parametrize("damping", [None, 1e-6, 1e-2])
+@pytest.mark.parametrize("name", NORMED)
+def test_a_hidden_norm_is_compensated_as_it_is_once_sliced(name: str, damping: float | None) -> None:
+    module, slot, order_H, x = _make(name)
+    tokens_ND = x.flatten(0, 1)
+    compensator = NormedCompensator(slot, tokens_ND, damping)
+    with torch.no_grad():
+        dense = module(x)
+        slot.keep(order_H[:9].sort().values)
+        a_NK, plain = _activations(module, slot, x).double(), module(x)
+        errors = compensator.errors(9)
+        compensator.apply(slot, 9)
+        compensated = module(x)
+    whole = (dense - dense.mean((0, 1))).square().sum()
+    assert errors["without"] == pytest.approx(((plain - dense).square().sum() / whole).item(), rel=1e-3)
+    assert errors["with"] == pytest.approx(((compensated - dense).square().sum() / whole).item(), rel=1e-3)
+    assert errors["with"] <= errors["without"] * (1 + 1e-6)
+    if damping == 1e-6:
+        ones_NK = torch.cat([a_NK, torch.ones(len(a_NK), 1).double()], dim=1)
+        best = torch.linalg.lstsq(ones_NK, dense.flatten(0, 1).double()).solution
+        least = (ones_NK @ best - dense.flatten(0, 1)).square().sum() / whole
+        assert errors["with"] == pytest.approx(least.item(), rel=1e-3)
+
+
+def test_tokens_are_chosen_evenly() -> None:
+    module, slot, _, x = _make("split-layernorm")
+    with torch.no_grad(), TokenCollector([slot], WORLD) as collector:
+        for batch in x.chunk(5):
+            module(batch)
+    tokens_ND = collector.of(slot)
+    assert len(tokens_ND) == 4 * H
+    assert torch.equal(tokens_ND[0], x[0, 0])
+    assert torch.equal(tokens_ND[-1], x[-1, -1])
+
+
+def test_blocks_are_prepared_together_where_memory_allows() -> None:
+    modules, slots, orders, _ = zip(*(_make("timm-mlp") for _ in range(4)), strict=True)
+    slots = [replace(slot, name=f"blocks.{number}") for number, slot in enumerate(slots)]
+    passes: list[int] = []
+
+    def run(x: Tensor) -> None:
+        passes.append(1)
+        with torch.no_grad():
+            for module in modules:
+                module(x)
+
+    batches = _make("timm-mlp")[3].chunk(5)
+    all_at_once = Compensation(slots, orders, run, batches, WORLD, 1e-3)
+    two_at_once = Compensation(slots, orders, run, batches, WORLD, 1e-3, gigabytes=2 * 8 * H**2 / 1e9)
+    for block in (3, 2, 1, 0):
+        weights = [each.of(block).refit(7)[0] for each in (all_at_once, two_at_once)]  # type: ignore[union-attr]
+        assert torch.equal(*weights)
+    assert len(passes) == 5 + 10
 
 
 def test_linearly_dependent_neurons_need_damping() -> None:

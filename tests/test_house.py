@@ -12,6 +12,7 @@ ROWS = [
     ["amp", "amp.errors", "amp.config"],
     ["amp.cli", "amp.criteria", "amp.distributed", "amp.runs", "amp.scenes"],
     ["amp.search", "amp.racing", "amp.journal", "amp.mlp", "amp.data"],
+    ["amp.moments"],
     ["amp.compensation"],
     [
         "amp.towers.weights",

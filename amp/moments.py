@@ -1,0 +1,137 @@
+"""What compensation knows of the activations: their moments, or some of the tokens themselves.
+
+N tokens, H hidden neurons, D width of the tower.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from amp.distributed import World
+from amp.errors import UserError
+from amp.mlp import MlpSlot
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Of the activation that enters an out-projection, over the calibration tokens of all processes.
+
+    Attributes:
+        num_tokens: N.
+        mean_H: fp64.
+        covariance_HH: fp64, divided by N.
+    """
+
+    num_tokens: int
+    mean_H: Tensor
+    covariance_HH: Tensor
+
+
+class _Watcher:
+    """Sees what enters a Linear of some MLPs; its hooks live inside a `with`."""
+
+    def __init__(self, slots: Sequence[MlpSlot], world: World) -> None:
+        self.slots, self.world = slots, world
+        self._handles: list[RemovableHandle] = []
+
+    def _watched(self, slot: MlpSlot) -> nn.Linear:
+        raise NotImplementedError
+
+    def _see(self, name: str, tokens_NH: Tensor) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        for slot in self.slots:
+            self._handles.append(self._watched(slot).register_forward_pre_hook(self._hook(slot.name)))
+        return self
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, inputs: self._see(name, inputs[0].detach().flatten(0, -2))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+class MomentCollector(_Watcher):
+    """Sums first and second moments of the activations of some blocks; its hooks live inside a `with`.
+
+    Memory: 8 (H² + H) bytes a block, on the device: 0.3 GB at H = 6144, 3.4 GB at 20480.
+    """
+
+    def __init__(self, slots: Sequence[MlpSlot], world: World) -> None:
+        super().__init__(slots, world)
+        self._sums: dict[str, Tensor] = {}
+
+    def _watched(self, slot: MlpSlot) -> nn.Linear:
+        return slot.out_projection
+
+    def _see(self, name: str, tokens_NH: Tensor) -> None:
+        # A constant column beside the neurons: one product gives the moments and the count.
+        a_NH = torch.cat([tokens_NH.float(), tokens_NH.new_ones(len(tokens_NH), 1, dtype=torch.float32)], dim=1)
+        product = (a_NH.T @ a_NH).double()
+        self._sums[name] = self._sums[name].add_(product) if name in self._sums else product
+
+    def moments(self) -> list[Moments]:
+        """Of every block in the order of `slots`, the same on every process.
+
+        Raises:
+            UserError: an activation that is not finite, or fewer tokens than a block is wide.
+        """
+        return [self._finish(slot) for slot in self.slots]
+
+    def _finish(self, slot: MlpSlot) -> Moments:
+        total = self.world.sum(self._sums[slot.name])
+        if not bool(total.isfinite().all()):
+            raise UserError(f"prune.compensation: block {slot.name}: an activation is not finite; try precision fp32")
+        num_tokens = int(total[-1, -1].item())
+        _check_enough(num_tokens, slot)
+        total = total / num_tokens
+        mean_H = total[-1, :-1]
+        return Moments(num_tokens, mean_H, total[:-1, :-1] - torch.outer(mean_H, mean_H))
+
+
+class TokenCollector(_Watcher):
+    """Keeps some of the tokens that enter some MLPs, evenly from all batches; its hooks live inside a `with`.
+
+    As many as four times the hidden width, over all processes.
+    """
+
+    def __init__(self, slots: Sequence[MlpSlot], world: World) -> None:
+        super().__init__(slots, world)
+        self._kept: dict[str, list[Tensor]] = {slot.name: [] for slot in slots}
+
+    def _watched(self, slot: MlpSlot) -> nn.Linear:
+        return slot.in_projections[0]
+
+    def _see(self, name: str, tokens_NH: Tensor) -> None:
+        self._kept[name].append(tokens_NH)
+
+    def of(self, slot: MlpSlot) -> Tensor:
+        """(N, D), the same on every process.
+
+        Raises:
+            UserError: fewer tokens than the block is wide.
+        """
+        own_ND = torch.cat(self._kept[slot.name])
+        wanted = 4 * slot.hidden_width // self.world.size
+        chosen_N = torch.linspace(0, len(own_ND) - 1, min(wanted, len(own_ND))).round().long()
+        tokens_ND = self.world.gather(own_ND[chosen_N.to(own_ND.device)])
+        _check_enough(len(tokens_ND), slot)
+        return tokens_ND
+
+
+def _check_enough(num_tokens: int, slot: MlpSlot) -> None:
+    if num_tokens <= slot.hidden_width:
+        raise UserError(
+            f"prune.num_calibration_samples: {num_tokens} tokens for the {slot.hidden_width} neurons of block "
+            f"{slot.name}; more than {slot.hidden_width} are needed"
+        )
