@@ -12,7 +12,7 @@ def main() -> None:
     from amp import distributed
     from amp.checkpoint import load_tower, read_folder_config, save_tower
     from amp.data import Batches, augmentation, list_images
-    from amp.distillation import CHECKPOINT, Distiller, check_pair, share_head
+    from amp.distillation import Distiller, check_pair, set_weights, share_head
     from amp.runs import check_same_run, describe, file_sha256, prepare_output, say
     from amp.towers import after_last_block, build_tower
 
@@ -26,11 +26,13 @@ def main() -> None:
             say(f"already done: {folder / 'distilled'}")
             return
         fp32 = config.optim.precision == "fp32"
+        # What is to be sharded need not fit one GPU whole.
+        place = "cpu" if config.optim.parallel == "fsdp" else str(world.device)
         try:
-            teacher = build_tower(config.teacher.as_model("fp32" if fp32 else "bf16"), str(world.device))
+            teacher = build_tower(config.teacher.as_model("fp32" if fp32 else "bf16"), place)
         except UserError as error:
             raise UserError(str(error).replace("model.", "teacher.", 1)) from None
-        student = load_tower(config.student.pretrained, str(world.device), "fp32")
+        student = load_tower(config.student.pretrained, place, "fp32")
         check_pair(teacher, student)
         share_head(teacher, student, after_last_block(build_tower(config.teacher.as_model("fp32"), "meta")))
         if config.optim.precision == "pure_bf16":
@@ -44,10 +46,12 @@ def main() -> None:
         distiller = Distiller(teacher, student, batches, config.optim, config.output, header, world)
         last = distiller.run()
         batches.say_broken()
+        weights = distiller.weights()
         if world.is_main:
+            whole = load_tower(config.student.pretrained, precision="fp32")
+            set_weights(whole, weights)
             provenance = {**header, "student": student_config.provenance, "last_step": last}
-            save_tower(student, student_config.kept, provenance, folder / "distilled")
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+            save_tower(whole, student_config.kept, provenance, folder / "distilled")
         world.barrier()
         say(f"wrote {folder / 'distilled'}; log in {folder / 'log.jsonl'} and TensorBoard in {folder / 'tensorboard'}")
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Frame = Literal["open_clip", "eva_clip", "dinov2", "timm", "hf"]
 Precision = Literal["fp32", "bf16"]
+Parallel = Literal["ddp", "fsdp"]
 DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -130,6 +131,12 @@ class OptimSettings(Settings):
     precision: Literal["fp32", "bf16", "pure_bf16"] = Field(
         "fp32", description="bf16: autocast; pure_bf16: weights and moments too, Kahan-summed"
     )
+    parallel: Parallel = Field("ddp", description="ddp: a replica on every process; fsdp: shards of one")
+    accumulate: Count = Field(1, description="micro-batches a step, one after another; the batch stays the same")
+    activation_checkpointing: bool | Count = Field(
+        False, description="recompute blocks in the backward pass: true, false or how many"
+    )
+    compile: bool = Field(False, description="torch.compile of every block")
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "OptimSettings":
@@ -140,6 +147,7 @@ class OptimSettings(Settings):
 
 class DistillOutputSettings(OutputSettings):
     save_every: Count = Field(500, description="steps between resumable checkpoints")
+    keep: Count = Field(2, description="resumable checkpoints that stay, the last ones")
     log_every: Count = Field(10, description="steps between TensorBoard points")
 
 

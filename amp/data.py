@@ -4,6 +4,7 @@ B images, C channels, S side in pixels.
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +137,12 @@ class _Images(Dataset[tuple[Tensor, list[tuple[str, str]]]]):
         return torch.empty(0), broken
 
 
+def _outlive_signals(worker: int) -> None:
+    """A queue signals every process of a job; workers end when the process that reads them does."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _collate(
     items: list[tuple[Tensor, list[tuple[str, str]]]],
 ) -> tuple[Tensor | None, list[tuple[str, str]]]:
@@ -176,6 +183,13 @@ class Batches:
             indices = list(range(len(self.paths)))
         return indices[: self.num_samples]
 
+    def files(self, epoch: int, batch: int) -> list[Path]:
+        """Of a global batch of an epoch, in order."""
+        return [self.paths[index] for index in self._cut(self.order(epoch), batch)]
+
+    def _cut(self, order: list[int], batch: int) -> list[int]:
+        return order[batch * self.settings.batch_size : (batch + 1) * self.settings.batch_size]
+
     def __len__(self) -> int:
         """Global batches in an epoch."""
         return min(self.num_samples or len(self.paths), len(self.paths)) // self.settings.batch_size
@@ -185,8 +199,8 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         """Local images (B / processes, C, S, S) fp32 of the epoch's batches, from batch `start` on."""
-        size, order = self.settings.batch_size, self.order(epoch)
-        keys = [[(epoch, i) for i in order[b * size : (b + 1) * size][self._share]] for b in range(start, len(self))]
+        order = self.order(epoch)
+        keys = [[(epoch, i) for i in self._cut(order, b)[self._share]] for b in range(start, len(self))]
         loader: DataLoader[Any] = DataLoader(
             _Images(self.paths, self.transform, self.settings.seed),
             batch_sampler=keys,
@@ -194,6 +208,7 @@ class Batches:
             num_workers=min(self.settings.num_workers, os.cpu_count() or 1),
             collate_fn=_collate,
             pin_memory=self.world.device.type == "cuda",
+            worker_init_fn=_outlive_signals,
         )
         for images, broken in loader:
             self._note(broken)

@@ -5,13 +5,13 @@ B images, C channels, S side in pixels, T tokens, D width.
 
 import json
 import math
+import signal
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import optimi
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -19,31 +19,19 @@ from torch.utils.tensorboard import SummaryWriter
 from amp.config import DistillOutputSettings, OptimSettings
 from amp.criteria import distillation_loss
 from amp.data import Batches
-from amp.distributed import World
-from amp.errors import UserError
-from amp.runs import atomic, check_same_run, progress, say
+from amp.distributed import (
+    World,
+    gathered,
+    gradients_stay_local,
+    local_part,
+    recompute_in_backward,
+    sharded_like,
+)
+from amp.errors import Stopped, UserError
+from amp.optim import make_optimizer, moments, prime, rates
+from amp.runs import atomic, check_same_run, progress, say, stop_on_signals
 from amp.towers import TokenReadout, Tower
-
-CHECKPOINT = "checkpoint.pt"
-
-
-def rates(step: int, optim: OptimSettings, batch_size: int, steps_per_epoch: int) -> tuple[float, float]:
-    """(learning rate, weight decay) of a step, counted from 0 (AMP, arXiv 2603.08100, section 4).
-
-    The rate climbs linearly from 0 to base_lr * batch_size / 256, which the last warm-up step has, then falls on a
-    cosine towards min_lr; the decay follows a cosine from weight_decay to weight_decay_end over all steps.
-    """
-    peak = optim.base_lr * batch_size / 256
-    warmup, total = optim.warmup_epochs * steps_per_epoch, optim.epochs * steps_per_epoch
-    if step < warmup:
-        rate = peak * step / max(1, warmup - 1)
-    else:
-        rate = _cosine(peak, optim.min_lr, (step - warmup) / (total - warmup))
-    return rate, _cosine(optim.weight_decay, optim.weight_decay_end, step / total)
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * share))
+from amp.training_state import Checkpoints
 
 
 def check_pair(teacher: Tower, student: Tower) -> None:
@@ -68,13 +56,41 @@ def share_head(teacher: Tower, student: Tower, head: Collection[str]) -> None:
             parameter.copy_(theirs[name])
 
 
+def set_weights(tower: Tower, weights: Mapping[str, Tensor]) -> None:
+    """Gives the tower these parameters, in their dtype."""
+    for name, parameter in tower.visual.named_parameters():
+        parameter.data = weights[name]
+
+
+def _owners(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Every parameter's name -> (module, attribute) that holds it, also when it is wrapped or sharded later."""
+    return {
+        f"{path}.{attribute}" if path else attribute: (owner, attribute)
+        for path, owner in module.named_modules()
+        for attribute, _ in owner.named_parameters(recurse=False)
+    }
+
+
+def _own_part(weight: nn.Parameter) -> nn.Parameter:
+    part = local_part(weight)
+    return part if isinstance(part, nn.Parameter) else nn.Parameter(part)
+
+
+def _compile(blocks: Collection[nn.Module]) -> None:
+    """Each block in place, names unchanged. Pruned blocks are all of different widths: each is a compilation."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+    for block in blocks:
+        block.compile()
+
+
 @dataclass
 class Distiller:
-    """One run: models, optimizer, schedule, log and checkpoint; resumes by itself from its folder.
+    """One run: models, optimizer, schedule, log and checkpoints; resumes by itself from its folder.
 
     Args:
         teacher: dense, frozen. student: pruned, its head shared by `share_head`, fp32 or (pure_bf16) bf16 weights.
-        header: settings of the run, recorded in the checkpoint; a checkpoint of other settings is refused.
+            Their towers are moved to the device, here, and sharded where the settings say so.
+        header: settings of the run, recorded in the checkpoints; a checkpoint of other settings is refused.
     """
 
     teacher: Tower
@@ -89,29 +105,65 @@ class Distiller:
     def __post_init__(self) -> None:
         self.folder = Path(self.output.dir)
         self.total_steps = self.optim.epochs * len(self.batches)
-        self._teacher = TokenReadout(self.teacher)
-        self._trained = {n: p for n, p in self.student.visual.named_parameters() if p.requires_grad}
-        self._student: nn.Module = self.world.data_parallel(TokenReadout(self.student))
-        self._optimizer = make_optimizer(list(self._trained.values()), self.optim)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.output.keep, self.world)
+        if self.batches.settings.batch_size % (self.world.size * self.optim.accumulate):
+            raise UserError(
+                f"optim.accumulate: {self.batches.settings.batch_size} images are not divisible into "
+                f"{self.optim.accumulate} micro-batches on each of {self.world.size} processes"
+            )
+        self._teacher = self._placed(self.teacher)
+        owners = _owners(self.student.visual)
+        self._student = self._placed(self.student)
+        self._weights = {name: getattr(module, own) for name, (module, own) in owners.items()}
+        # Elementwise, so an optimizer of every process's own shards is the optimizer of the whole.
+        trained = {name: weight for name, weight in self._weights.items() if weight.requires_grad}
+        self._own = {name: _own_part(weight) for name, weight in trained.items()}
+        self._optimizer = make_optimizer([p for p in self._own.values() if p.numel()], self.optim)
         self._resume()
 
+    def _placed(self, tower: Tower) -> nn.Module:
+        """The tower's readout on its device, compiled, recomputed and divided over the processes as the settings say."""
+        blocks = list(tower.blocks.values())
+        paths = list(tower.blocks)
+        if self.optim.compile:
+            _compile(blocks)
+        readout = TokenReadout(tower)
+        if tower is self.student:
+            # The backward pass begins with the last block: to recompute that one saves nothing.
+            wanted = self.optim.activation_checkpointing
+            count = len(blocks) - 1 if wanted is True else min(int(wanted), len(blocks) - 1)
+            recompute_in_backward(tower.visual, blocks[:count])
+        compute = torch.bfloat16 if self.optim.precision == "bf16" else None
+        units = [tower.visual.get_submodule(path) for path in paths]
+        return self.world.data_parallel(readout, self.optim.parallel, units, compute)
+
     def run(self) -> dict[str, float]:
-        """Trains to the end. Returns the last step's losses."""
+        """Trains to the end. Returns the last step's losses.
+
+        Raises:
+            Stopped: SIGTERM or Ctrl-C came, a loss is not finite, or the disk is full; with what to do.
+        """
         last: dict[str, float] = {}
         writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) if self.world.is_main else None
         bar = progress(self._remaining(), "distil", "step", total=self.total_steps, initial=self.step)
-        with self._open_log() as log:
+        with self._open_log() as log, stop_on_signals() as asked:
             for images_BCHW in bar:
-                last = self._train_step(images_BCHW)
+                last, stop = self._train_step(images_BCHW, asked.number)
                 if writer is not None:
                     log.write(json.dumps(last) + "\n")
                     if last["step"] % self.output.log_every == 0 or self.step == self.total_steps:
                         for key in ("loss", "loss_cls", "loss_patch", "lr", "weight_decay"):
                             writer.add_scalar(key, last[key], int(last["step"]))
                 bar.set_postfix_str(f"loss {last['loss']:.4g} lr {last['lr']:.2g}")
-                if self.step % self.output.save_every == 0 and self.step < self.total_steps:
+                if self.step < self.total_steps and (stop or self.step % self.output.save_every == 0):
                     log.flush()
                     self._save()
+                    if stop:
+                        raise Stopped(
+                            f"{signal.Signals(stop).name} after step {self.step} of {self.total_steps}; the same command "
+                            f"goes on from {self.checkpoints.path(self.step)}",
+                            128 + stop,
+                        )
         if writer is not None:
             writer.close()
         return last
@@ -121,27 +173,25 @@ class Distiller:
         for epoch in range(first, self.optim.epochs):
             yield from self.batches.epoch(epoch, start if epoch == first else 0)
 
-    def _train_step(self, images_BCHW: Tensor) -> dict[str, float]:
+    def _train_step(self, images_BCHW: Tensor, asked: int) -> tuple[dict[str, float], int]:
+        """One step of the optimizer: its record, and the signal that any process was asked to stop by, or 0."""
         lr, weight_decay = rates(self.step, self.optim, self.batches.settings.batch_size, len(self.batches))
         for group in self._optimizer.param_groups:
             group.update(lr=lr, weight_decay=weight_decay)
-        images_BCHW = images_BCHW.to(self.world.device, non_blocking=True)
-        with torch.inference_mode(), self._autocast():
-            target_BTD = self._teacher(images_BCHW.to(self.teacher.dtype))
-        with self._autocast():
-            tokens_BTD = self._student(images_BCHW.to(next(iter(self._trained.values())).dtype))
-        losses = distillation_loss(tokens_BTD, target_BTD, self.teacher.num_prefix_tokens)
-        losses[0].backward()
-        loss, loss_cls, loss_patch = (self.world.sum(torch.stack(losses).detach()) / self.world.size).tolist()
+        losses_3 = self._gradients(images_BCHW.to(self.world.device, non_blocking=True))
+        shared = torch.cat([losses_3, torch.tensor([asked > 0, asked], device=losses_3.device)])
+        *sums, stops, signals = self.world.sum(shared).tolist()
+        loss, loss_cls, loss_patch = (total / self.world.size for total in sums)
         if not math.isfinite(loss):
-            kept = self.folder / CHECKPOINT
-            raise RuntimeError(
-                f"loss is {loss} at step {self.step}; last good checkpoint: {kept if kept.exists() else 'none'}"
-            )
+            raise self._not_finite(loss)
+        for name, own in self._own.items():
+            gradient = self._weights[name].grad
+            own.grad = None if gradient is None else local_part(gradient)
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self._student.zero_grad()
         self.step += 1
-        return {
+        record = {
             "step": self.step - 1,
             "loss": loss,
             "loss_cls": loss_cls,
@@ -149,6 +199,37 @@ class Distiller:
             "lr": lr,
             "weight_decay": weight_decay,
         }
+        return record, round(signals / stops) if stops else 0
+
+    def _gradients(self, images_BCHW: Tensor) -> Tensor:
+        """Gradients of this process's share of the batch, averaged over all; its (loss, loss_cls, loss_patch)."""
+        total_3 = torch.zeros(3, device=images_BCHW.device)
+        parts = images_BCHW.chunk(self.optim.accumulate)
+        for number, part_BCHW in enumerate(parts, 1):
+            with nullcontext() if number == len(parts) else gradients_stay_local(self._student):
+                losses = self._losses(part_BCHW)
+                (losses[0] / len(parts)).backward()
+            total_3 += torch.stack(losses).detach() / len(parts)
+        return total_3
+
+    def _losses(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.inference_mode(), self._autocast():
+            target_BTD = self._teacher(images_BCHW.to(self.teacher.dtype))
+        with self._autocast():
+            tokens_BTD = self._student(images_BCHW.to(next(iter(self._own.values())).dtype))
+        return distillation_loss(tokens_BTD, target_BTD, self.teacher.num_prefix_tokens)
+
+    def _not_finite(self, loss: float) -> Stopped:
+        epoch, batch = divmod(self.step, len(self.batches))
+        files = [str(path) for path in self.batches.files(epoch, batch)]
+        listed = self.folder / f"batch_of_step_{self.step}.txt"
+        if self.world.is_main:
+            with atomic(listed) as partial:
+                partial.write_text("\n".join(files) + "\n", encoding="utf-8")
+        return Stopped(
+            f"loss is {loss} at step {self.step}; last good checkpoint: {self.checkpoints.last()}; "
+            f"the batch: {', '.join(files[:2])}, ..., all of it in {listed}"
+        )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.optim.precision == "fp32":
@@ -165,34 +246,31 @@ class Distiller:
             partial.write_text("".join(lines[: self.step]), encoding="utf-8")
         return path.open("a", encoding="utf-8")
 
+    def _state(self) -> dict[str, Tensor]:
+        """Weights and moments by name, each process its shards."""
+        state: dict[str, Tensor] = {}
+        for name, own in self._own.items():
+            whole = self._weights[name].detach()
+            state[f"student.{name}"] = whole
+            for key, moment in moments(self._optimizer, own).items():
+                state[f"{key}.{name}"] = sharded_like(moment, whole)
+        return state
+
     def _save(self) -> None:
-        if self.world.is_main:
-            state = {
-                "header": json.dumps(self.header),
-                "step": self.step,
-                "student": self._trained,
-                "optimizer": self._optimizer.state_dict(),
-            }
-            with atomic(self.folder / CHECKPOINT) as partial:
-                torch.save(state, partial)
-        self.world.barrier()
+        self.checkpoints.save(self.step, self._state(), {"header": self.header}, best=None)
 
     def _resume(self) -> None:
-        path = self.folder / CHECKPOINT
-        if not path.exists():
+        steps = self.checkpoints.steps()
+        if not steps:
             return
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        check_same_run(path, json.loads(state["header"]), self.header)
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                parameter.copy_(state["student"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        say(f"resuming after step {self.step} of {self.total_steps} from {path}")
+        record = self.checkpoints.record(steps[-1])
+        check_same_run(self.checkpoints.path(steps[-1]), record["header"], self.header)
+        prime(self._optimizer, record["step"])
+        self.checkpoints.load(steps[-1], self._state())
+        self.step = record["step"]
+        say(f"resuming after step {self.step} of {self.total_steps} from {self.checkpoints.path(self.step)}")
 
-
-def make_optimizer(parameters: list[nn.Parameter], optim: OptimSettings) -> torch.optim.Optimizer:
-    """AdamW over all parameters alike; for pure_bf16 with Kahan-summed bf16 weights and moments."""
-    if optim.precision == "pure_bf16":
-        return optimi.AdamW(parameters, lr=0.0, betas=optim.betas, eps=1e-8, weight_decay=0.0, kahan_sum=True)
-    return torch.optim.AdamW(parameters, lr=0.0, betas=optim.betas, eps=1e-8, weight_decay=0.0)
+    def weights(self) -> dict[str, Tensor]:
+        """The student tower's parameters by name, whole, on the CPU of the main process; every process must ask."""
+        whole = {name: gathered(weight) for name, weight in self._weights.items()}
+        return {name: weight.cpu() for name, weight in whole.items()} if self.world.is_main else {}
