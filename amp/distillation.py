@@ -128,12 +128,13 @@ class Distiller:
         if self.optim.compile:
             _compile(blocks)
         readout = TokenReadout(tower)
+        compute = None  # The teacher's weights have their dtypes, norms of fp32 among them.
         if tower is self.student:
+            compute = torch.bfloat16 if self.optim.precision == "bf16" else None
             # The backward pass begins with the last block: to recompute that one saves nothing.
             wanted = self.optim.activation_checkpointing
             count = len(blocks) - 1 if wanted is True else min(int(wanted), len(blocks) - 1)
             recompute_in_backward(tower.visual, blocks[:count])
-        compute = torch.bfloat16 if self.optim.precision == "bf16" else None
         units = [tower.visual.get_submodule(path) for path in paths]
         return self.world.data_parallel(readout, self.optim.parallel, units, compute)
 
