@@ -1,5 +1,8 @@
 """Distils a pruned student from its dense teacher; writes log.jsonl, tensorboard/ and distilled/."""
 
+import argparse
+import os
+
 from amp.cli import parse_args
 from amp.config import DistillConfig
 from amp.errors import UserError
@@ -7,11 +10,20 @@ from amp.runs import run_script
 
 
 def main() -> None:
-    config = parse_args(DistillConfig, __doc__)
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--dry_run", action="store_true", help="print what a GPU's memory must hold, and end")
+    options.add_argument("--num_gpus", type=int, help="of --dry_run (default: the processes of torchrun, else 8)")
+    config = parse_args(DistillConfig, __doc__, more=[options])
+    args, _ = options.parse_known_args()
+    if args.dry_run:
+        from amp.memory import say_plan
+
+        print(say_plan(config, int(os.environ.get("WORLD_SIZE", 8)) if args.num_gpus is None else args.num_gpus))
+        return
 
     from amp import distributed
     from amp.checkpoint import load_tower, read_folder_config, save_tower
-    from amp.data import Batches, augmentation, list_images
+    from amp.data import Batches, augmentation, hold_out, list_images
     from amp.distillation import Distiller, check_pair, set_weights, share_head
     from amp.runs import check_same_run, describe, file_sha256, prepare_output, say
     from amp.towers import after_last_block, build_tower
@@ -26,13 +38,11 @@ def main() -> None:
             say(f"already done: {folder / 'distilled'}")
             return
         fp32 = config.optim.precision == "fp32"
-        # What is to be sharded need not fit one GPU whole.
-        place = "cpu" if config.optim.parallel == "fsdp" else str(world.device)
         try:
-            teacher = build_tower(config.teacher.as_model("fp32" if fp32 else "bf16"), place)
+            teacher = build_tower(config.teacher.as_model("fp32" if fp32 else "bf16"))
         except UserError as error:
             raise UserError(str(error).replace("model.", "teacher.", 1)) from None
-        student = load_tower(config.student.pretrained, place, "fp32")
+        student = load_tower(config.student.pretrained, precision="fp32")
         check_pair(teacher, student)
         share_head(teacher, student, after_last_block(build_tower(config.teacher.as_model("fp32"), "meta")))
         if config.optim.precision == "pure_bf16":
@@ -43,7 +53,8 @@ def main() -> None:
             size = teacher.image_size
             transform = augmentation(config.data.augment, size, view["mean"], view["std"], view["interpolation"])
         batches = Batches(list_images(config.data, "train"), transform, config.data, world)
-        distiller = Distiller(teacher, student, batches, config.optim, config.output, header, world)
+        held_out = hold_out(config, teacher.transform, world)
+        distiller = Distiller(teacher, student, batches, config.optim, config.output, header, world, held_out)
         last = distiller.run()
         batches.say_broken()
         weights = distiller.weights()

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Frame = Literal["open_clip", "eva_clip", "dinov2", "timm", "hf"]
 Precision = Literal["fp32", "bf16"]
 Parallel = Literal["ddp", "fsdp"]
-DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes"]
+DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes", "webdataset"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
@@ -46,12 +46,13 @@ class ModelSettings(Settings):
 
 class DataSettings(Settings):
     name: DatasetName = Field(description="layout of the images on disk")
-    root: str = Field(description="folder of the dataset")
+    root: str = Field(description="folder of the dataset; for webdataset also a pattern, train-{000..127}.tar")
     batch_size: Annotated[int, Field(ge=2)] = Field(description="images in one batch, over all processes")
     shuffle: bool = Field(True, description="one fixed shuffle of the images, by seed")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the shuffle and the augmentation")
     num_workers: Annotated[int, Field(ge=0)] = Field(4, description="loader workers per process")
     strict: bool = Field(False, description="stop at a broken image instead of skipping it")
+    max_broken: Annotated[float, Field(ge=0, le=1)] = Field(0.01, description="share of broken images that ends a run")
 
 
 class PruneDataSettings(DataSettings):
@@ -119,7 +120,7 @@ class DistillDataSettings(DataSettings):
 
 
 class OptimSettings(Settings):
-    base_lr: Positive = Field(description="learning rate at a global batch of 256")
+    base_lr: Annotated[float, Field(gt=0, le=1)] = Field(description="learning rate at a global batch of 256")
     min_lr: Share = Field(description="learning rate at the end, not scaled with the batch")
     epochs: Count = Field(description="passes over the images")
     warmup_epochs: Annotated[int, Field(ge=0)] = Field(1, description="epochs of linear warm-up from 0")
@@ -149,6 +150,10 @@ class DistillOutputSettings(OutputSettings):
     save_every: Count = Field(500, description="steps between resumable checkpoints")
     keep: Count = Field(2, description="resumable checkpoints that stay, the last ones")
     log_every: Count = Field(10, description="steps between TensorBoard points")
+    eval_every: Annotated[int, Field(ge=0)] = Field(
+        1000, description="steps between losses on held-out images; 0: never"
+    )
+    eval_images: Count = Field(2048, description="held-out images, the first ones of their order")
 
 
 class DistillConfig(Settings):
@@ -159,3 +164,12 @@ class DistillConfig(Settings):
     data: DistillDataSettings
     optim: OptimSettings
     output: DistillOutputSettings
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> "DistillConfig":
+        peak = self.optim.base_lr * self.data.batch_size / 256
+        if self.optim.min_lr > peak:
+            raise ValueError(
+                f"optim.min_lr {self.optim.min_lr:g} is above the peak rate {peak:g} = base_lr * batch_size / 256"
+            )
+        return self

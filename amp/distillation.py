@@ -6,31 +6,26 @@ B images, C channels, S side in pixels, T tokens, D width.
 import json
 import math
 import signal
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from amp.config import DistillOutputSettings, OptimSettings
 from amp.criteria import distillation_loss
 from amp.data import Batches
-from amp.distributed import (
-    World,
-    gathered,
-    gradients_stay_local,
-    local_part,
-    recompute_in_backward,
-    sharded_like,
-)
-from amp.errors import Stopped, UserError
+from amp.distributed import World, gathered, gradients_stay_local, local_part, sharded_like
+from amp.errors import StoppedError, UserError
 from amp.optim import make_optimizer, moments, prime, rates
+from amp.pace import Pace, in_words
+from amp.placement import own_part, place
 from amp.runs import atomic, check_same_run, progress, say, stop_on_signals
-from amp.towers import TokenReadout, Tower
+from amp.towers import Tower
 from amp.training_state import Checkpoints
 
 
@@ -62,27 +57,6 @@ def set_weights(tower: Tower, weights: Mapping[str, Tensor]) -> None:
         parameter.data = weights[name]
 
 
-def _owners(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """Every parameter's name -> (module, attribute) that holds it, also when it is wrapped or sharded later."""
-    return {
-        f"{path}.{attribute}" if path else attribute: (owner, attribute)
-        for path, owner in module.named_modules()
-        for attribute, _ in owner.named_parameters(recurse=False)
-    }
-
-
-def _own_part(weight: nn.Parameter) -> nn.Parameter:
-    part = local_part(weight)
-    return part if isinstance(part, nn.Parameter) else nn.Parameter(part)
-
-
-def _compile(blocks: Collection[nn.Module]) -> None:
-    """Each block in place, names unchanged. Pruned blocks are all of different widths: each is a compilation."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
-    for block in blocks:
-        block.compile()
-
-
 @dataclass
 class Distiller:
     """One run: models, optimizer, schedule, log and checkpoints; resumes by itself from its folder.
@@ -91,6 +65,7 @@ class Distiller:
         teacher: dense, frozen. student: pruned, its head shared by `share_head`, fp32 or (pure_bf16) bf16 weights.
             Their towers are moved to the device, here, and sharded where the settings say so.
         header: settings of the run, recorded in the checkpoints; a checkpoint of other settings is refused.
+        held_out: images that the student is not trained on, for `val_loss`; the checkpoint that has the least is kept.
     """
 
     teacher: Tower
@@ -100,74 +75,73 @@ class Distiller:
     output: DistillOutputSettings
     header: Mapping[str, Any]
     world: World
+    held_out: Batches | None = None
     step: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.folder = Path(self.output.dir)
         self.total_steps = self.optim.epochs * len(self.batches)
+        self.best: dict[str, float] = {}
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.output.keep, self.world)
         if self.batches.settings.batch_size % (self.world.size * self.optim.accumulate):
             raise UserError(
                 f"optim.accumulate: {self.batches.settings.batch_size} images are not divisible into "
                 f"{self.optim.accumulate} micro-batches on each of {self.world.size} processes"
             )
-        self._teacher = self._placed(self.teacher)
-        owners = _owners(self.student.visual)
-        self._student = self._placed(self.student)
-        self._weights = {name: getattr(module, own) for name, (module, own) in owners.items()}
+        self._teacher, _ = place(self.teacher, self.optim, self.world)
+        self._student, self._weights = place(self.student, self.optim, self.world)
         # Elementwise, so an optimizer of every process's own shards is the optimizer of the whole.
         trained = {name: weight for name, weight in self._weights.items() if weight.requires_grad}
-        self._own = {name: _own_part(weight) for name, weight in trained.items()}
+        self._own = {name: own_part(weight) for name, weight in trained.items()}
         self._optimizer = make_optimizer([p for p in self._own.values() if p.numel()], self.optim)
         self._resume()
-
-    def _placed(self, tower: Tower) -> nn.Module:
-        """The tower's readout on its device, compiled, recomputed and divided over the processes as the settings say."""
-        blocks = list(tower.blocks.values())
-        paths = list(tower.blocks)
-        if self.optim.compile:
-            _compile(blocks)
-        readout = TokenReadout(tower)
-        compute = None  # The teacher's weights have their dtypes, norms of fp32 among them.
-        if tower is self.student:
-            compute = torch.bfloat16 if self.optim.precision == "bf16" else None
-            # The backward pass begins with the last block: to recompute that one saves nothing.
-            wanted = self.optim.activation_checkpointing
-            count = len(blocks) - 1 if wanted is True else min(int(wanted), len(blocks) - 1)
-            recompute_in_backward(tower.visual, blocks[:count])
-        units = [tower.visual.get_submodule(path) for path in paths]
-        return self.world.data_parallel(readout, self.optim.parallel, units, compute)
 
     def run(self) -> dict[str, float]:
         """Trains to the end. Returns the last step's losses.
 
         Raises:
-            Stopped: SIGTERM or Ctrl-C came, a loss is not finite, or the disk is full; with what to do.
+            StoppedError: SIGTERM or Ctrl-C came, a loss is not finite, or the disk is full; with what to do.
         """
         last: dict[str, float] = {}
-        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) if self.world.is_main else None
-        bar = progress(self._remaining(), "distil", "step", total=self.total_steps, initial=self.step)
-        with self._open_log() as log, stop_on_signals() as asked:
+        pace = Pace(self.batches.settings.batch_size, self.world.device)
+        words = ""
+        bar = progress(pace.watch(self._remaining()), "distil", "step", total=self.total_steps, initial=self.step)
+        with self._open_log() as log, self._open_board() as board, stop_on_signals() as asked:
             for images_BCHW in bar:
                 last, stop = self._train_step(images_BCHW, asked.number)
-                if writer is not None:
-                    log.write(json.dumps(last) + "\n")
-                    if last["step"] % self.output.log_every == 0 or self.step == self.total_steps:
-                        for key in ("loss", "loss_cls", "loss_patch", "lr", "weight_decay"):
-                            writer.add_scalar(key, last[key], int(last["step"]))
-                bar.set_postfix_str(f"loss {last['loss']:.4g} lr {last['lr']:.2g}")
-                if self.step < self.total_steps and (stop or self.step % self.output.save_every == 0):
+                done = self.step == self.total_steps
+                improved = self._evaluate(last)
+                log.write(json.dumps(last) + "\n")
+                if last["step"] % self.output.log_every == 0 or done:
+                    speed = pace.read(self.total_steps - self.step)
+                    words = in_words(speed)
+                    board(last | speed)
+                bar.set_postfix_str(f"loss {last['loss']:.4g} lr {last['lr']:.2g} {words}")
+                if not done and (stop or improved or self.step % self.output.save_every == 0):
                     log.flush()
                     self._save()
-                    if stop:
-                        raise Stopped(
-                            f"{signal.Signals(stop).name} after step {self.step} of {self.total_steps}; the same command "
-                            f"goes on from {self.checkpoints.path(self.step)}",
-                            128 + stop,
-                        )
-        if writer is not None:
-            writer.close()
+                if stop and not done:
+                    raise StoppedError(
+                        f"{signal.Signals(stop).name} after step {self.step} of {self.total_steps}; "
+                        f"the same command goes on from {self.checkpoints.path(self.step)}",
+                        128 + stop,
+                    )
         return last
+
+    def _evaluate(self, record: dict[str, float]) -> bool:
+        """Adds `val_loss` to a step's record where it is due; whether it is the least so far."""
+        due = self.output.eval_every and self.step % self.output.eval_every == 0
+        if self.held_out is None or not (due or self.step == self.total_steps):
+            return False
+        total_3 = torch.zeros(3, device=self.world.device)
+        with torch.no_grad():
+            for images_BCHW in self.held_out:
+                total_3 += torch.stack(self._losses(images_BCHW.to(self.world.device)))
+        record["val_loss"] = self.world.sum(total_3)[0].item() / self.world.size / len(self.held_out)
+        improved = record["val_loss"] < self.best.get("val_loss", math.inf)
+        if improved:
+            self.best = {"step": self.step, "val_loss": record["val_loss"]}
+        return improved
 
     def _remaining(self) -> Iterator[Tensor]:
         first, start = divmod(self.step, len(self.batches))
@@ -220,14 +194,14 @@ class Distiller:
             tokens_BTD = self._student(images_BCHW.to(next(iter(self._own.values())).dtype))
         return distillation_loss(tokens_BTD, target_BTD, self.teacher.num_prefix_tokens)
 
-    def _not_finite(self, loss: float) -> Stopped:
+    def _not_finite(self, loss: float) -> StoppedError:
         epoch, batch = divmod(self.step, len(self.batches))
         files = [str(path) for path in self.batches.files(epoch, batch)]
         listed = self.folder / f"batch_of_step_{self.step}.txt"
         if self.world.is_main:
             with atomic(listed) as partial:
                 partial.write_text("\n".join(files) + "\n", encoding="utf-8")
-        return Stopped(
+        return StoppedError(
             f"loss is {loss} at step {self.step}; last good checkpoint: {self.checkpoints.last()}; "
             f"the batch: {', '.join(files[:2])}, ..., all of it in {listed}"
         )
@@ -247,6 +221,20 @@ class Distiller:
             partial.write_text("".join(lines[: self.step]), encoding="utf-8")
         return path.open("a", encoding="utf-8")
 
+    @contextmanager
+    def _open_board(self) -> Iterator[Callable[[Mapping[str, float]], None]]:
+        """A function that adds a step's numbers to TensorBoard; the main process's."""
+        if not self.world.is_main:
+            yield lambda record: None
+            return
+        with SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) as writer:
+
+            def add(record: Mapping[str, float]) -> None:
+                for key in record.keys() - {"step"}:
+                    writer.add_scalar(key, record[key], int(record["step"]))
+
+            yield add
+
     def _state(self) -> dict[str, Tensor]:
         """Weights and moments by name, each process its shards."""
         state: dict[str, Tensor] = {}
@@ -258,7 +246,8 @@ class Distiller:
         return state
 
     def _save(self) -> None:
-        self.checkpoints.save(self.step, self._state(), {"header": self.header}, best=None)
+        record = {"header": self.header, "best": self.best}
+        self.checkpoints.save(self.step, self._state(), record, int(self.best.get("step", 0)))
 
     def _resume(self) -> None:
         steps = self.checkpoints.steps()
@@ -268,7 +257,7 @@ class Distiller:
         check_same_run(self.checkpoints.path(steps[-1]), record["header"], self.header)
         prime(self._optimizer, record["step"])
         self.checkpoints.load(steps[-1], self._state())
-        self.step = record["step"]
+        self.step, self.best = record["step"], record["best"]
         say(f"resuming after step {self.step} of {self.total_steps} from {self.checkpoints.path(self.step)}")
 
     def weights(self) -> dict[str, Tensor]:

@@ -12,20 +12,22 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
     checkpoint_wrapper,
 )
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from amp.config import Parallel
-from amp.errors import Stopped, UserError
+from amp.errors import StoppedError, UserError
 
 Value = TypeVar("Value")
 
@@ -79,15 +81,15 @@ class World:
         return box[0]
 
     def from_main(self, function: Callable[[], Value]) -> Value:
-        """What `function` returns on the main process, or the UserError or Stopped it raises there, on every one."""
+        """What `function` returns, or the UserError or StoppedError it raises, on the main process, on every one."""
         outcome: Any = None
         if self.is_main:
             try:
                 outcome = function()
-            except (UserError, Stopped) as error:
+            except (UserError, StoppedError) as error:
                 outcome = error
         outcome = self.broadcast(outcome)
-        if isinstance(outcome, (UserError, Stopped)):
+        if isinstance(outcome, (UserError, StoppedError)):
             raise outcome
         return outcome
 
@@ -121,7 +123,8 @@ class World:
             shard = partial(fully_shard, mesh=init_device_mesh(self.device.type, (self.size,)), mp_policy=policy)
             for block in blocks:
                 shard(block)
-            return shard(module)
+            shard(module)
+            return module
         module.to(self.device)
         if not any(parameter.requires_grad for parameter in module.parameters()):
             return module
@@ -130,15 +133,15 @@ class World:
 
     def save_tensors(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
         """Writes tensors, each process its shards of them, as safetensors files. Raises OSError on every process."""
-        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         with _one_line():
-            dcp.save(dict(tensors), storage_writer=writer, no_dist=self.size == 1)
+            save(dict(tensors), storage_writer=writer, no_dist=self.size == 1)
 
     def load_tensors(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
         """Fills tensors from what any number of processes saved. Raises OSError on every process."""
-        reader = dcp.HuggingFaceStorageReader(str(folder))
+        reader = HuggingFaceStorageReader(str(folder))
         with _one_line():
-            dcp.load(dict(tensors), storage_reader=reader, no_dist=self.size == 1)
+            load(dict(tensors), storage_reader=reader, no_dist=self.size == 1)
 
 
 @contextmanager
@@ -160,7 +163,8 @@ def gradients_stay_local(module: nn.Module) -> AbstractContextManager[None]:
 
 def local_part(tensor: Tensor) -> Tensor:
     """This process's shard of a parameter or gradient, sharing its memory; the tensor itself where it is whole."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    sharded = tensor.detach()
+    return sharded.to_local() if isinstance(sharded, DTensor) else tensor
 
 
 def sharded_like(local: Tensor, whole: Tensor) -> Tensor:
@@ -174,7 +178,8 @@ def sharded_like(local: Tensor, whole: Tensor) -> Tensor:
 
 def gathered(tensor: Tensor) -> Tensor:
     """The whole tensor, on every process."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    detached = tensor.detach()
+    return detached.full_tensor() if isinstance(detached, DTensor) else detached
 
 
 def recompute_in_backward(module: nn.Module, blocks: Collection[nn.Module]) -> None:

@@ -16,7 +16,7 @@ class UserError(ValueError):
         self.rank_local = rank_local
 
 
-class Stopped(RuntimeError):
+class StoppedError(RuntimeError):
     """A run that ends before its work is done, and says how to go on. Entry scripts print its one line.
 
     Args:

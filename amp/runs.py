@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel
 from tqdm import tqdm
 
-from amp.errors import Stopped, UserError
+from amp.errors import StoppedError, UserError
 
 Item = TypeVar("Item")
 SPEAK_SECONDS = 3.0
@@ -35,7 +35,7 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         _end(f"error: {error}", 2, error.rank_local)
-    except Stopped as stop:
+    except StoppedError as stop:
         _end(f"stopped: {stop}", stop.code)
     except KeyboardInterrupt:
         if main_process():

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from amp.distributed import World
-from amp.errors import Stopped, UserError
+from amp.errors import StoppedError, UserError
 from amp.runs import read_json
 
 RECORD = "state.json"
@@ -42,15 +42,15 @@ class Checkpoints:
         steps = self._steps()
         return str(self.path(steps[-1])) if steps else "none"
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any], best: int | None) -> None:
+    def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any], best: int) -> None:
         """Writes a checkpoint beside its name, renames it, and removes the ones too many.
 
         Args:
             tensors: each process its shards.
             record: JSON-able; `step` is added.
-            best: a step whose checkpoint stays whatever its age.
+            best: a step whose checkpoint stays whatever its age; 0: none.
         Raises:
-            Stopped: it cannot be written; the checkpoints before it are untouched.
+            StoppedError: it cannot be written; the checkpoints before it are untouched.
         """
         partial = self.folder / f".step_{step:07d}.partial"
         try:
@@ -60,7 +60,7 @@ class Checkpoints:
             except OSError as error:
                 raise self._cannot_write(step, error) from None
             self._on_main(lambda: self._finish(step, partial, record, best))
-        except Stopped:
+        except StoppedError:
             if self.world.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -74,14 +74,14 @@ class Checkpoints:
 
         self.world.from_main(told)
 
-    def _cannot_write(self, step: int | None, error: OSError) -> Stopped:
+    def _cannot_write(self, step: int | None, error: OSError) -> StoppedError:
         what = self.folder if step is None else self.path(step)
-        return Stopped(
+        return StoppedError(
             f"{what} cannot be written ({error.strerror or error}); last good checkpoint: {self.last()}; "
             "make room, then the same command goes on from there"
         )
 
-    def _finish(self, step: int, partial: Path, record: Mapping[str, Any], best: int | None) -> None:
+    def _finish(self, step: int, partial: Path, record: Mapping[str, Any], best: int) -> None:
         (partial / RECORD).write_text(json.dumps({**record, "step": step}, indent=1) + "\n", encoding="utf-8")
         for path in (partial / RECORD, partial):
             _sync(path)
@@ -100,7 +100,9 @@ class Checkpoints:
         try:
             self.world.load_tensors(tensors, self.path(step))
         except OSError as error:
-            raise UserError(f"{self.path(step)}: cannot be read ({error}); delete it to go on from an earlier one") from None
+            raise UserError(
+                f"{self.path(step)}: cannot be read ({error}); delete it to go on from an earlier one"
+            ) from None
 
 
 def _make_empty(folder: Path) -> None:
