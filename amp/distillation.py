@@ -24,7 +24,7 @@ from amp.errors import StoppedError, UserError
 from amp.optim import make_optimizer, moments, prime, rates
 from amp.pace import Pace, in_words
 from amp.placement import own_part, place
-from amp.runs import atomic, check_same_run, progress, say, stop_on_signals
+from amp.runs import StopRequest, atomic, check_same_run, progress, say, stop_on_signals
 from amp.towers import Tower
 from amp.training_state import Checkpoints
 
@@ -108,7 +108,7 @@ class Distiller:
         bar = progress(pace.watch(self._remaining()), "distil", "step", total=self.total_steps, initial=self.step)
         with self._open_log() as log, self._open_board() as board, stop_on_signals() as asked:
             for images_BCHW in bar:
-                last, stop = self._train_step(images_BCHW, asked.number)
+                last, stop = self._train_step(images_BCHW, asked)
                 done = self.step == self.total_steps
                 improved = self._evaluate(last)
                 log.write(json.dumps(last) + "\n")
@@ -148,13 +148,13 @@ class Distiller:
         for epoch in range(first, self.optim.epochs):
             yield from self.batches.epoch(epoch, start if epoch == first else 0)
 
-    def _train_step(self, images_BCHW: Tensor, asked: int) -> tuple[dict[str, float], int]:
+    def _train_step(self, images_BCHW: Tensor, asked: StopRequest) -> tuple[dict[str, float], int]:
         """One step of the optimizer: its record, and the signal that any process was asked to stop by, or 0."""
         lr, weight_decay = rates(self.step, self.optim, self.batches.settings.batch_size, len(self.batches))
         for group in self._optimizer.param_groups:
             group.update(lr=lr, weight_decay=weight_decay)
         losses_3 = self._gradients(images_BCHW.to(self.world.device, non_blocking=True))
-        shared = torch.cat([losses_3, torch.tensor([asked > 0, asked], device=losses_3.device)])
+        shared = torch.cat([losses_3, torch.tensor([asked.number > 0, asked.number], device=losses_3.device)])
         *sums, stops, signals = self.world.sum(shared).tolist()
         loss, loss_cls, loss_patch = (total / self.world.size for total in sums)
         if not math.isfinite(loss):

@@ -11,7 +11,7 @@ from conftest import GOLDEN
 from safetensors.torch import load_file
 from torch import Tensor
 
-from amp.checkpoint import load_tower, save_tower
+from amp.checkpoint import load_tower
 from amp.cli import load_config
 from amp.config import DistillConfig, ModelSettings, OptimSettings
 from amp.data import Batches, list_images
@@ -19,40 +19,10 @@ from amp.distillation import Distiller, check_pair, share_head
 from amp.distributed import World
 from amp.errors import UserError
 from amp.optim import make_optimizer, rates
-from amp.pruning import top_neurons
 from amp.towers import Tower, after_last_block, build_tower
 
 HEAD = {"ln_post.weight", "ln_post.bias", "proj"}
 WORLD = World(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(scope="session")
-def golden_distill() -> dict[str, Any]:
-    return json.loads((GOLDEN / "distill.json").read_text())
-
-
-@pytest.fixture
-def distill_yaml(
-    tmp_path: Path, tower: Tower, golden: dict[str, Any], golden_distill: dict[str, Any], golden_images: Path
-) -> Path:
-    """The golden distillation as a user would run it; the student in tmp_path/student, output in tmp_path/out."""
-    kept = []
-    for slot, scores, width in zip(
-        tower.slots, golden["score"]["scores_abs@15.0"], golden_distill["widths"], strict=True
-    ):
-        indices = top_neurons(torch.tensor(scores), width)
-        slot.keep(indices)
-        kept.append(indices.tolist())
-    save_tower(tower, kept, {}, tmp_path / "student")
-    path = tmp_path / "distill.yaml"
-    path.write_text(f"""
-teacher: {{frame: open_clip, name: {GOLDEN}/tiny-clip.json, pretrained: {GOLDEN}/tiny-clip.safetensors}}
-student: {{pretrained: {tmp_path}/student}}
-data: {{name: imagefolder, root: {golden_images}, batch_size: 16, augment: none, shuffle: false, num_workers: 0}}
-optim: {{base_lr: 0.02, min_lr: 1e-4, epochs: 5, warmup_epochs: 1, weight_decay: 0.04, weight_decay_end: 0.2}}
-output: {{dir: {tmp_path}/out}}
-""")
-    return path
 
 
 def _log(folder: Path) -> list[dict[str, float]]:
@@ -113,7 +83,7 @@ def test_resumed_equals_uninterrupted(
 
     step = Distiller._train_step
 
-    def killed(self: Distiller, images: Tensor, asked: int) -> tuple[dict[str, float], int]:
+    def killed(self: Distiller, images: Tensor, asked: Any) -> tuple[dict[str, float], int]:
         if self.step == killed_after:
             raise KeyboardInterrupt
         return step(self, images, asked)
