@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# A file may import only from rows above its own; no verb (row 5) imports another.
+# A file may import only from rows above its own; no verb (row 6) imports another.
 ROWS = [
     ["amp", "amp.errors", "amp.config"],
     ["amp.cli", "amp.criteria", "amp.distributed", "amp.optim", "amp.pace", "amp.runs", "amp.scenes"],
