@@ -108,7 +108,7 @@ class Distiller:
         bar = progress(pace.watch(self._remaining()), "distil", "step", total=self.total_steps, initial=self.step)
         with self._open_log() as log, self._open_board() as board, stop_on_signals() as asked:
             for images_BCHW in bar:
-                last, stop = self._train_step(images_BCHW, asked)
+                last, stop = self.train_step(images_BCHW, asked)
                 done = self.step == self.total_steps
                 improved = self._evaluate(last)
                 log.write(json.dumps(last) + "\n")
@@ -148,8 +148,12 @@ class Distiller:
         for epoch in range(first, self.optim.epochs):
             yield from self.batches.epoch(epoch, start if epoch == first else 0)
 
-    def _train_step(self, images_BCHW: Tensor, asked: StopRequest) -> tuple[dict[str, float], int]:
-        """One step of the optimizer: its record, and the signal that any process was asked to stop by, or 0."""
+    def train_step(self, images_BCHW: Tensor, asked: StopRequest) -> tuple[dict[str, float], int]:
+        """One step of the optimizer on this process's share of a batch, (B / processes, C, S, S) fp32.
+
+        Returns:
+            the step's record, and the signal that any process was asked to stop by, or 0.
+        """
         lr, weight_decay = rates(self.step, self.optim, self.batches.settings.batch_size, len(self.batches))
         for group in self._optimizer.param_groups:
             group.update(lr=lr, weight_decay=weight_decay)
@@ -159,12 +163,8 @@ class Distiller:
         loss, loss_cls, loss_patch = (total / self.world.size for total in sums)
         if not math.isfinite(loss):
             raise self._not_finite(loss)
-        for name, own in self._own.items():
-            gradient = self._weights[name].grad
-            own.grad = None if gradient is None else local_part(gradient)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self._student.zero_grad()
+        self._update()
+        self._forget_gradients()
         self.step += 1
         record = {
             "step": self.step - 1,
@@ -175,6 +175,26 @@ class Distiller:
             "weight_decay": weight_decay,
         }
         return record, round(signals / stops) if stops else 0
+
+    def parts(self, images_BCHW: Tensor) -> tuple[Callable[[], object], ...]:
+        """A step's work, to be timed alone: the teacher; the student forward and backward; the optimizer."""
+        target_BTD = self._target(images_BCHW)
+
+        def learn() -> None:
+            self._forget_gradients()
+            self._compare(images_BCHW, target_BTD)[0].backward()
+
+        return lambda: self._target(images_BCHW), learn, self._update
+
+    def _update(self) -> None:
+        for name, own in self._own.items():
+            gradient = self._weights[name].grad
+            own.grad = None if gradient is None else local_part(gradient)
+        self._optimizer.step()
+
+    def _forget_gradients(self) -> None:
+        self._optimizer.zero_grad()
+        self._student.zero_grad()
 
     def _gradients(self, images_BCHW: Tensor) -> Tensor:
         """Gradients of this process's share of the batch, averaged over all; its (loss, loss_cls, loss_patch)."""
@@ -188,8 +208,14 @@ class Distiller:
         return total_3
 
     def _losses(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._compare(images_BCHW, self._target(images_BCHW))
+
+    def _target(self, images_BCHW: Tensor) -> Tensor:
         with torch.inference_mode(), self._autocast():
-            target_BTD = self._teacher(images_BCHW.to(self.teacher.dtype))
+            tokens_BTD: Tensor = self._teacher(images_BCHW.to(self.teacher.dtype))
+            return tokens_BTD
+
+    def _compare(self, images_BCHW: Tensor, target_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with self._autocast():
             tokens_BTD = self._student(images_BCHW.to(next(iter(self._own.values())).dtype))
         return distillation_loss(tokens_BTD, target_BTD, self.teacher.num_prefix_tokens)

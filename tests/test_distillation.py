@@ -1,6 +1,7 @@
 """Distillation: golden losses and rates, resume equals uninterrupted, what is trained and what is shared."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from torch import Tensor
 from amp.checkpoint import load_tower
 from amp.cli import load_config
 from amp.config import DistillConfig, ModelSettings, OptimSettings
+from amp.criteria import distillation_loss
 from amp.data import Batches, list_images
 from amp.distillation import Distiller, check_pair, share_head
 from amp.distributed import World
-from amp.errors import UserError
+from amp.errors import StoppedError, UserError
 from amp.optim import make_optimizer, rates
-from amp.towers import Tower, after_last_block, build_tower
+from amp.towers import TokenReadout, Tower, after_last_block, build_tower
 
 HEAD = {"ln_post.weight", "ln_post.bias", "proj"}
 WORLD = World(0, 1, torch.device("cpu"))
@@ -81,17 +83,17 @@ def test_resumed_equals_uninterrupted(
     words += ["--set", "data.augment=dinov2"]
     assert call("distill.py", *words, "--set", f"output.dir={tmp_path}/whole")[0] == 0
 
-    step = Distiller._train_step
+    step = Distiller.train_step
 
     def killed(self: Distiller, images: Tensor, asked: Any) -> tuple[dict[str, float], int]:
         if self.step == killed_after:
             raise KeyboardInterrupt
         return step(self, images, asked)
 
-    monkeypatch.setattr(Distiller, "_train_step", killed)
+    monkeypatch.setattr(Distiller, "train_step", killed)
     assert call("distill.py", *words)[0] == 130
     assert not (tmp_path / "out" / "distilled").exists()
-    monkeypatch.setattr(Distiller, "_train_step", step)
+    monkeypatch.setattr(Distiller, "train_step", step)
     code, out, _ = call("distill.py", *words)
     assert code == 0
     assert (f"resuming after step {killed_after // 3 * 3} of 20" in out) == (killed_after > 2)
@@ -190,8 +192,61 @@ def test_nan_stops_the_run_and_says_where(distill_yaml: Path) -> None:
     batches = Batches(
         list_images(config.data, "train"), lambda _: torch.full((3, 32, 32), torch.nan), config.data, WORLD
     )
-    with pytest.raises(RuntimeError, match=r"loss is nan at step 0; last good checkpoint: none"):
+    with pytest.raises(StoppedError, match=r"loss is nan at step 0; last good checkpoint: none") as caught:
         Distiller(teacher, student, batches, config.optim, config.output, {}, WORLD).run()
+    assert caught.value.code == 1
+    listed = distill_yaml.parent / "out" / "batch_of_step_0.txt"
+    assert str(listed) in str(caught.value)
+    files = sorted(Path(config.data.root, "train").rglob("*.png"))[:16]
+    assert listed.read_text().splitlines() == [str(file) for file in files]
+
+
+def test_loss_on_held_out_images_is_the_loss_of_a_batch(
+    distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    words = ["--config_file", distill_yaml, "--set", "output.eval_every=8", "--set", "output.save_every=3"]
+    words += ["--set", "output.keep=1"]
+    assert call("distill.py", *words)[0] == 0
+    seen = {step["step"]: step["val_loss"] for step in _log(tmp_path / "out") if "val_loss" in step}
+    assert sorted(seen) == [7, 15, 19]
+    best = min((7, 15), key=lambda step: seen[step]) + 1
+    names = {path.name for path in (tmp_path / "out" / "checkpoints").iterdir()}
+    assert names == {"step_0000018", f"step_{best:07d}"}
+    config, teacher, _ = _pair(distill_yaml)
+    images = Batches(list_images(config.data, "val"), teacher.transform, config.data, WORLD)
+    student = load_tower(tmp_path / "out" / "distilled")
+    with torch.no_grad():
+        losses = [distillation_loss(TokenReadout(student)(b), TokenReadout(teacher)(b), 1)[0].item() for b in images]
+    assert seen[19] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_without_held_out_images_the_run_says_so_and_goes_on(
+    distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    shutil.copytree(Path(load_config(DistillConfig, distill_yaml).data.root, "train"), tmp_path / "images" / "train")
+    code, out, _ = call("distill.py", "--config_file", distill_yaml, "--set", f"data.root={tmp_path}/images")
+    assert code == 0
+    assert f"no loss on held-out images: data.root: {tmp_path}/images: has no folder 'val'" in out
+    assert not any("val_loss" in step for step in _log(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.min_lr=0.01", "optim.min_lr 0.01 is above the peak rate 0.00125 = base_lr * batch_size / 256"),
+        ("optim.base_lr=20", "optim.base_lr: 20 is not allowed"),
+        ("optim.epochs=0", "optim.epochs: 0 is not allowed"),
+        ("optim.epochs=1", "warmup_epochs 1 must be less than epochs 1"),
+        ("optim.accumulate=3", "optim.accumulate: 16 images are not divisible into 3 micro-batches on each of 1 proc"),
+        ("data.batch_size=65", "data.batch_size: 65 is more than the 64 images"),
+    ],
+)
+def test_settings_that_make_no_sense(
+    distill_yaml: Path, call: Callable[..., tuple[int, str, str]], word: str, message: str
+) -> None:
+    code, _, err = call("distill.py", "--config_file", distill_yaml, "--set", word)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
 
 
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])

@@ -23,10 +23,10 @@ ROWS = [
     ],
     ["amp.checkpoint", "amp.placement"],
     ["amp.scoring", "amp.pruning", "amp.distillation", "amp.memory", "amp.report"],
-    ["eval", "eval.benchmarks", "eval.efficiency", "eval.knn", "eval.results", "eval.zeroshot"],
+    ["eval", "eval.benchmarks", "eval.efficiency", "eval.knn", "eval.results", "eval.step", "eval.zeroshot"],
     [
         *("main_score", "main_prune", "distill", "amp.towers.__main__"),
-        *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency"),
+        *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency", "eval.eval_step"),
         *("amp.demo", "amp.demo.__main__", "amp.demo.dense"),
     ],
 ]

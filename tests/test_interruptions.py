@@ -35,14 +35,14 @@ def _same_files(home: Path) -> None:
 
 
 def _before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
-    step = Distiller._train_step
+    step = Distiller.train_step
 
-    def train_step(self: Distiller, images_BCHW: Tensor, asked: Any) -> Any:
+    def acted_before(self: Distiller, images_BCHW: Tensor, asked: Any) -> Any:
         if self.step == number:
             act()
         return step(self, images_BCHW, asked)
 
-    monkeypatch.setattr(Distiller, "_train_step", train_step)
+    monkeypatch.setattr(Distiller, "train_step", acted_before)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
