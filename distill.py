@@ -24,7 +24,8 @@ def main() -> None:
     from amp import distributed
     from amp.checkpoint import load_tower, read_folder_config, save_tower
     from amp.data import Batches, augmentation, hold_out, list_images
-    from amp.distillation import Distiller, check_pair, set_weights, share_head
+    from amp.distillation import Distiller, check_pair, share_head
+    from amp.placement import set_weights
     from amp.runs import check_same_run, describe, file_sha256, prepare_output, say
     from amp.towers import after_last_block, build_tower
 

@@ -138,11 +138,22 @@ class OptimSettings(Settings):
         False, description="recompute blocks in the backward pass: true, false or how many"
     )
     compile: bool = Field(False, description="torch.compile of every block")
+    step_in_backward: bool = Field(
+        False, description="update each weight as its gradient is there, and free it; one process, pure_bf16"
+    )
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "OptimSettings":
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_with_whole_gradients(self) -> "OptimSettings":
+        if self.step_in_backward and self.accumulate > 1:
+            raise ValueError("step_in_backward would step after every micro-batch: accumulate must be 1")
+        if self.step_in_backward and self.precision != "pure_bf16":
+            raise ValueError("step_in_backward is a part of the optimizer of precision pure_bf16 alone")
         return self
 
 

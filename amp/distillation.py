@@ -21,7 +21,7 @@ from amp.criteria import distillation_loss
 from amp.data import Batches
 from amp.distributed import World, gathered, gradients_stay_local, local_part, sharded_like
 from amp.errors import StoppedError, UserError
-from amp.optim import make_optimizer, moments, prime, rates
+from amp.optim import check_division, make_optimizer, moments, prime, rates
 from amp.pace import Pace, in_words
 from amp.placement import own_part, place
 from amp.runs import StopRequest, atomic, check_same_run, progress, say, stop_on_signals
@@ -32,9 +32,15 @@ from amp.training_state import Checkpoints
 def check_pair(teacher: Tower, student: Tower) -> None:
     """Raises UserError unless the student is the teacher's architecture with MLPs as wide or narrower."""
     if not student.same_architecture(teacher):
-        raise UserError(
-            f"student.pretrained: a pruned {student.base['name']!r}, the teacher is {teacher.base['name']!r}"
-        )
+        raise UserError(f"student.pretrained: a pruned {_in_words(student)}, the teacher is {_in_words(teacher)}")
+    for name, narrow, wide in zip(teacher.blocks, student.widths, teacher.widths, strict=True):
+        if narrow > wide:
+            raise UserError(f"student.pretrained: {name}: {narrow} hidden neurons, the teacher has {wide}")
+
+
+def _in_words(tower: Tower) -> str:
+    base = tower.base
+    return f"{base['name']!r} of {base['frame']} ({len(tower.blocks)} blocks, kwargs {base.get('kwargs')})"
 
 
 @torch.no_grad()
@@ -49,12 +55,6 @@ def share_head(teacher: Tower, student: Tower, head: Collection[str]) -> None:
         parameter.requires_grad_(name not in head)
         if name in head:
             parameter.copy_(theirs[name])
-
-
-def set_weights(tower: Tower, weights: Mapping[str, Tensor]) -> None:
-    """Gives the tower these parameters, in their dtype."""
-    for name, parameter in tower.visual.named_parameters():
-        parameter.data = weights[name]
 
 
 @dataclass
@@ -83,11 +83,7 @@ class Distiller:
         self.total_steps = self.optim.epochs * len(self.batches)
         self.best: dict[str, float] = {}
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.output.keep, self.world)
-        if self.batches.settings.batch_size % (self.world.size * self.optim.accumulate):
-            raise UserError(
-                f"optim.accumulate: {self.batches.settings.batch_size} images are not divisible into "
-                f"{self.optim.accumulate} micro-batches on each of {self.world.size} processes"
-            )
+        check_division(self.optim, self.batches.settings.batch_size, self.world.size)
         self._teacher, _ = place(self.teacher, self.optim, self.world)
         self._student, self._weights = place(self.student, self.optim, self.world)
         # Elementwise, so an optimizer of every process's own shards is the optimizer of the whole.
@@ -157,7 +153,11 @@ class Distiller:
         lr, weight_decay = rates(self.step, self.optim, self.batches.settings.batch_size, len(self.batches))
         for group in self._optimizer.param_groups:
             group.update(lr=lr, weight_decay=weight_decay)
-        losses_3 = self._gradients(images_BCHW.to(self.world.device, non_blocking=True))
+        try:
+            losses_3 = self._gradients(images_BCHW.to(self.world.device, non_blocking=True))
+        except torch.OutOfMemoryError:
+            advice = "--dry_run shows of what; then optim.accumulate, activation_checkpointing or parallel: fsdp"
+            raise UserError(f"out of memory on {self.world.device}: {advice}", rank_local=True) from None
         shared = torch.cat([losses_3, torch.tensor([asked.number > 0, asked.number], device=losses_3.device)])
         *sums, stops, signals = self.world.sum(shared).tolist()
         loss, loss_cls, loss_patch = (total / self.world.size for total in sums)
@@ -190,7 +190,8 @@ class Distiller:
         for name, own in self._own.items():
             gradient = self._weights[name].grad
             own.grad = None if gradient is None else local_part(gradient)
-        self._optimizer.step()
+        if not self.optim.step_in_backward:
+            self._optimizer.step()
 
     def _forget_gradients(self) -> None:
         self._optimizer.zero_grad()

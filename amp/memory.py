@@ -42,18 +42,19 @@ def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
     student = _student(config)
     head = after_last_block(build_tower(config.teacher.as_model("fp32"), "meta"))
     num_student = sum(p.numel() for p in student.visual.parameters())
-    num_trained = sum(p.numel() for n, p in student.visual.named_parameters() if n not in head)
+    trained = [p.numel() for n, p in student.visual.named_parameters() if n not in head]
     teacher_bytes = sum(p.numel() * p.element_size() for p in teacher.visual.parameters())
     moments = 3 if config.optim.precision == "pure_bf16" else 2  # and the Kahan compensation
     student.visual.to(torch.bfloat16 if low else torch.float32)
     by_block, before, block_input = _saved_bytes(student)
     recomputed = by_block[: num_recomputed(config.optim, len(by_block))]
     kept = before + sum(by_block[len(recomputed) :]) + len(recomputed) * block_input + max(recomputed, default=0)
+    gradients = max(trained) if config.optim.step_in_backward else sum(trained)
     plan = {
         "teacher weights": teacher_bytes / shards,
         "student weights": num_student * weight_bytes / shards,
-        "gradients": num_trained * weight_bytes / shards,
-        "optimizer": num_trained * weight_bytes * moments / shards,
+        "gradients": gradients * weight_bytes / shards,
+        "optimizer": sum(trained) * weight_bytes * moments / shards,
         "gathered weights": 0.0,
         "activations": float(images * kept),
     }

@@ -1,13 +1,14 @@
 """How a student is trained: rates of every step, and the optimizer."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import optimi
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amp.config import OptimSettings
+from amp.errors import UserError
 
 
 def rates(step: int, optim: OptimSettings, batch_size: int, steps_per_epoch: int) -> tuple[float, float]:
@@ -29,14 +30,32 @@ def _cosine(start: float, end: float, share: float) -> float:
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * share))
 
 
-def make_optimizer(parameters: Iterable[Tensor], optim: OptimSettings) -> torch.optim.Optimizer:
+def check_division(optim: OptimSettings, batch_size: int, num_processes: int) -> None:
+    """Raises UserError when a step cannot be divided as `optim` says."""
+    if batch_size % (num_processes * optim.accumulate):
+        raise UserError(
+            f"optim.accumulate: {batch_size} images are not divisible into {optim.accumulate} micro-batches on each of "
+            f"{num_processes} processes"
+        )
+    if optim.step_in_backward and num_processes > 1:
+        raise UserError(
+            f"optim.step_in_backward: each of {num_processes} processes would step before the gradients are averaged, "
+            "and their weights drift apart; allowed on one process"
+        )
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], optim: OptimSettings) -> torch.optim.Optimizer:
     """AdamW over all parameters alike; for pure_bf16 with Kahan-summed bf16 weights and moments.
 
-    Its rates are 0 until they are set, as `rates` gives them.
+    Its rates are 0 until they are set, as `rates` gives them. With `step_in_backward` it steps by itself.
     """
-    if optim.precision == "pure_bf16":
-        return optimi.AdamW(parameters, lr=0.0, betas=optim.betas, eps=1e-8, weight_decay=0.0, kahan_sum=True)
-    return torch.optim.AdamW(parameters, lr=0.0, betas=optim.betas, eps=1e-8, weight_decay=0.0)
+    if optim.precision != "pure_bf16":
+        return torch.optim.AdamW(parameters, lr=0.0, betas=optim.betas, eps=1e-8, weight_decay=0.0)
+    own = {"betas": optim.betas, "eps": 1e-8, "weight_decay": 0.0, "gradient_release": optim.step_in_backward}
+    optimizer = optimi.AdamW(parameters, lr=0.0, kahan_sum=True, **own)
+    if optim.step_in_backward:
+        optimi.prepare_for_gradient_release(nn.ParameterList(parameters), optimizer)
+    return optimizer
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:

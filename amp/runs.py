@@ -26,7 +26,7 @@ SPEAK_SECONDS = 3.0
 INSIST_SECONDS = 5.0
 # Settings that leave a run's result as it is, up to rounding.
 READING = {"num_workers", "max_broken"}
-WORKING = {"parallel", "accumulate", "activation_checkpointing", "compile"}
+WORKING = {"parallel", "accumulate", "activation_checkpointing", "compile", "step_in_backward"}
 
 
 def run_script(main: Callable[[], None]) -> None:
