@@ -26,7 +26,7 @@ def main() -> None:
     from amp.data import Batches, augmentation, hold_out, list_images
     from amp.distillation import Distiller, check_pair, share_head
     from amp.placement import set_weights
-    from amp.runs import check_same_run, describe, file_sha256, prepare_output, say
+    from amp.runs import check_same_run, describe, file_sha256, prepare_output, room_for, say
     from amp.towers import after_last_block, build_tower
 
     with distributed.start() as world:
@@ -63,7 +63,8 @@ def main() -> None:
             whole = load_tower(config.student.pretrained, precision="fp32")
             set_weights(whole, weights)
             provenance = {**header, "student": student_config.provenance, "last_step": last}
-            save_tower(whole, student_config.kept, provenance, folder / "distilled")
+            with room_for(folder / "distilled"):
+                save_tower(whole, student_config.kept, provenance, folder / "distilled")
         world.barrier()
         say(f"wrote {folder / 'distilled'}; log in {folder / 'log.jsonl'} and TensorBoard in {folder / 'tensorboard'}")
 

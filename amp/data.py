@@ -4,6 +4,7 @@ B images, C channels, S side in pixels.
 """
 
 import io
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -230,6 +231,8 @@ class Batches:
             self._note(broken)
             if images is None:
                 raise UserError(f"data.root: {self.settings.root}: holds no readable image")
+            if broken:
+                self._check_share(*broken[-1])
             yield images
 
     def _note(self, broken: list[tuple[str, str]]) -> None:
@@ -239,12 +242,14 @@ class Batches:
             if path not in self.broken:
                 self.broken[path] = reason
                 warn_here(f"skipped broken image {path} ({reason})")
+
+    def _check_share(self, last: str, reason: str) -> None:
         # Of the images that this process has read, or will have read in an epoch.
         seen = min(len(self.paths), max(self._num_read, len(self.paths) // self.world.size))
-        if broken and len(self.broken) > self.settings.max_broken * seen:
+        if len(self.broken) > math.ceil(self.settings.max_broken * seen):
             raise UserError(
-                f"data.max_broken: {len(self.broken)} broken of {seen} images, the last {broken[-1][0]} "
-                f"({broken[-1][1]}); more than the share of {self.settings.max_broken:g} that is allowed",
+                f"data.max_broken: {len(self.broken)} broken of {seen} images, the last {last} ({reason}); "
+                f"more than the share of {self.settings.max_broken:g} that is allowed",
                 rank_local=True,
             )
 

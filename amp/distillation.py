@@ -24,7 +24,7 @@ from amp.errors import StoppedError, UserError
 from amp.optim import check_division, make_optimizer, moments, prime, rates
 from amp.pace import Pace, in_words
 from amp.placement import own_part, place
-from amp.runs import StopRequest, atomic, check_same_run, progress, say, stop_on_signals
+from amp.runs import STOPS, StopRequest, atomic, check_same_run, progress, say, stop_on_signals
 from amp.towers import Tower
 from amp.training_state import Checkpoints
 
@@ -158,9 +158,9 @@ class Distiller:
         except torch.OutOfMemoryError:
             advice = "--dry_run shows of what; then optim.accumulate, activation_checkpointing or parallel: fsdp"
             raise UserError(f"out of memory on {self.world.device}: {advice}", rank_local=True) from None
-        shared = torch.cat([losses_3, torch.tensor([asked.number > 0, asked.number], device=losses_3.device)])
-        *sums, stops, signals = self.world.sum(shared).tolist()
-        loss, loss_cls, loss_patch = (total / self.world.size for total in sums)
+        signals = torch.tensor([asked.number == number for number in STOPS], device=losses_3.device)
+        shared = self.world.sum(torch.cat([losses_3, signals])).tolist()
+        loss, loss_cls, loss_patch = (total / self.world.size for total in shared[:3])
         if not math.isfinite(loss):
             raise self._not_finite(loss)
         self._update()
@@ -174,7 +174,7 @@ class Distiller:
             "lr": lr,
             "weight_decay": weight_decay,
         }
-        return record, round(signals / stops) if stops else 0
+        return record, next((number for number, count in zip(STOPS, shared[3:], strict=True) if count), 0)
 
     def parts(self, images_BCHW: Tensor) -> tuple[Callable[[], object], ...]:
         """A step's work, to be timed alone: the teacher; the student forward and backward; the optimizer."""

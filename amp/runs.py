@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from amp.errors import StoppedError, UserError
@@ -24,6 +25,7 @@ from amp.errors import StoppedError, UserError
 Item = TypeVar("Item")
 SPEAK_SECONDS = 3.0
 INSIST_SECONDS = 5.0
+STOPS = (signal.SIGTERM, signal.SIGINT)
 # Settings that leave a run's result as it is, up to rounding.
 READING = {"num_workers", "max_broken"}
 WORKING = {"parallel", "accumulate", "activation_checkpointing", "compile", "step_in_backward"}
@@ -71,7 +73,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.number, noted = request.number or number, noted or time.monotonic()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in STOPS}
     try:
         yield request
     finally:
@@ -127,6 +129,17 @@ def atomic(path: Path) -> Iterator[Path]:
             partial.replace(path)
     finally:
         _remove(partial)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Around the writing of `path`: a full disk is one line instead of a traceback."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        advice = "make room, then the same command goes on from the last checkpoint"
+        raise StoppedError(f"{path} cannot be written ({reason}); {advice}") from None
 
 
 def _remove(path: Path) -> None:
