@@ -108,7 +108,7 @@ class Distiller:
                 done = self.step == self.total_steps
                 improved = self._evaluate(last)
                 log.write(json.dumps(last) + "\n")
-                if last["step"] % self.output.log_every == 0 or done:
+                if last["step"] % self.output.log_every == 0 or done or "val_loss" in last:
                     speed = pace.read(self.total_steps - self.step)
                     words = in_words(speed)
                     board(last | speed)

@@ -110,6 +110,22 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(
     assert (code, "resuming after step 3 of 20" in out) == (0, True)
 
 
+@pytest.mark.usefixtures("_files_of_any_size")
+def test_a_full_disk_at_the_last_write_is_one_line(
+    distill_yaml: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    with monkeypatch.context() as patched:
+        _before_step(patched, 19, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard)))
+        code, _, err = _run(call, distill_yaml)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert code == 1
+    (line,) = (line for line in err.splitlines() if line.startswith("stopped"))
+    assert f"{tmp_path}/out/distilled cannot be written" in line
+    assert "Traceback" not in err
+    assert not [path for path in (tmp_path / "out").iterdir() if "distilled" in path.name]
+
+
 def _checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
     return Checkpoints(folder / "checkpoints", keep, WORLD)
 
