@@ -52,7 +52,9 @@ class DataSettings(Settings):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the shuffle and the augmentation")
     num_workers: Annotated[int, Field(ge=0)] = Field(4, description="loader workers per process")
     strict: bool = Field(False, description="stop at a broken image instead of skipping it")
-    max_broken: Annotated[float, Field(ge=0, le=1)] = Field(0.01, description="a run ends at more than this share of broken images")
+    max_broken: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="a run ends at more than this share of broken images"
+    )
 
 
 class PruneDataSettings(DataSettings):
