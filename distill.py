@@ -6,7 +6,7 @@ import os
 from amp.cli import parse_args
 from amp.config import DistillConfig
 from amp.errors import UserError
-from amp.runs import run_script
+from amp.runs import run_script, say
 
 
 def main() -> None:
@@ -16,9 +16,10 @@ def main() -> None:
     config = parse_args(DistillConfig, __doc__, more=[options])
     args, _ = options.parse_known_args()
     if args.dry_run:
-        from amp.memory import say_plan
+        from amp.memory import describe_plan
 
-        print(say_plan(config, int(os.environ.get("WORLD_SIZE", 8)) if args.num_gpus is None else args.num_gpus))
+        processes = int(os.environ.get("WORLD_SIZE", 8))
+        say(describe_plan(config, processes if args.num_gpus is None else args.num_gpus))
         return
 
     from amp import distributed
@@ -26,7 +27,7 @@ def main() -> None:
     from amp.data import Batches, augmentation, hold_out, list_images
     from amp.distillation import Distiller, check_pair, share_head
     from amp.placement import set_weights
-    from amp.runs import check_same_run, describe, file_sha256, prepare_output, room_for, say
+    from amp.runs import check_same_run, describe, file_sha256, prepare_output, room_for
     from amp.towers import after_last_block, build_tower
 
     with distributed.start() as world:

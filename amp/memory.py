@@ -66,7 +66,7 @@ def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
     return {**plan, "total": sum(plan.values())}
 
 
-def say_plan(config: DistillConfig, num_gpus: int) -> str:
+def describe_plan(config: DistillConfig, num_gpus: int) -> str:
     """The plan as a table, with what it assumes."""
     plan, optim = plan_memory(config, num_gpus), config.optim
     num_student = sum(p.numel() for p in _student(config).visual.parameters())
