@@ -39,10 +39,20 @@ _Loader.add_implicit_resolver(
 )
 
 
-def parse_args(config_class: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
-    """Reads --config_file, --frame and --set of an entry script. Raises UserError; --help exits with 0."""
+def parse_args(
+    config_class: type[Config],
+    description: str,
+    argv: Sequence[str] | None = None,
+    more: Sequence[argparse.ArgumentParser] = (),
+) -> Config:
+    """Reads --config_file, --frame and --set of an entry script. Raises UserError; --help exits with 0.
+
+    Args:
+        more: parsers of options of its own, which the script reads from them.
+    """
     parser = argparse.ArgumentParser(
         description=description,
+        parents=list(more),
         epilog="settings (YAML, or --set key.path=value):\n" + settings_help(config_class),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
