@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Frame = Literal["open_clip", "eva_clip", "dinov2", "timm", "hf"]
 Precision = Literal["fp32", "bf16"]
-DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes"]
+Parallel = Literal["ddp", "fsdp"]
+DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes", "webdataset"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
@@ -46,12 +47,15 @@ class ModelSettings(Settings):
 
 class DataSettings(Settings):
     name: DatasetName = Field(description="layout of the images on disk")
-    root: str = Field(description="folder of the dataset")
+    root: str = Field(description="folder of the dataset; for webdataset also a pattern, train-{000..127}.tar")
     batch_size: Annotated[int, Field(ge=2)] = Field(description="images in one batch, over all processes")
     shuffle: bool = Field(True, description="one fixed shuffle of the images, by seed")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the shuffle and the augmentation")
     num_workers: Annotated[int, Field(ge=0)] = Field(4, description="loader workers per process")
     strict: bool = Field(False, description="stop at a broken image instead of skipping it")
+    max_broken: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="a run ends at more than this share of broken images"
+    )
 
 
 class PruneDataSettings(DataSettings):
@@ -171,7 +175,7 @@ class DistillDataSettings(DataSettings):
 
 
 class OptimSettings(Settings):
-    base_lr: Positive = Field(description="learning rate at a global batch of 256")
+    base_lr: Annotated[float, Field(gt=0, le=1)] = Field(description="learning rate at a global batch of 256")
     min_lr: Share = Field(description="learning rate at the end, not scaled with the batch")
     epochs: Count = Field(description="passes over the images")
     warmup_epochs: Annotated[int, Field(ge=0)] = Field(1, description="epochs of linear warm-up from 0")
@@ -183,6 +187,15 @@ class OptimSettings(Settings):
     precision: Literal["fp32", "bf16", "pure_bf16"] = Field(
         "fp32", description="bf16: autocast; pure_bf16: weights and moments too, Kahan-summed"
     )
+    parallel: Parallel = Field("ddp", description="ddp: a replica on every process; fsdp: shards of one")
+    accumulate: Count = Field(1, description="micro-batches a step, one after another; the batch stays the same")
+    activation_checkpointing: bool | Count = Field(
+        False, description="recompute blocks in the backward pass: true, false or how many"
+    )
+    compile: bool = Field(False, description="torch.compile of every block")
+    step_in_backward: bool = Field(
+        False, description="update each weight as its gradient is there, and free it; one process, pure_bf16"
+    )
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "OptimSettings":
@@ -190,10 +203,23 @@ class OptimSettings(Settings):
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
         return self
 
+    @model_validator(mode="after")
+    def _steps_with_whole_gradients(self) -> "OptimSettings":
+        if self.step_in_backward and self.accumulate > 1:
+            raise ValueError("step_in_backward would step after every micro-batch: accumulate must be 1")
+        if self.step_in_backward and self.precision != "pure_bf16":
+            raise ValueError("step_in_backward is a part of the optimizer of precision pure_bf16 alone")
+        return self
+
 
 class DistillOutputSettings(OutputSettings):
     save_every: Count = Field(500, description="steps between resumable checkpoints")
+    keep: Count = Field(2, description="resumable checkpoints that stay, the last ones")
     log_every: Count = Field(10, description="steps between TensorBoard points")
+    eval_every: Annotated[int, Field(ge=0)] = Field(
+        1000, description="steps between losses on held-out images; 0: never"
+    )
+    eval_images: Count = Field(2048, description="held-out images, the first ones of their order")
 
 
 class DistillConfig(Settings):
@@ -208,3 +234,12 @@ class DistillConfig(Settings):
     def with_frame(self, frame: Frame) -> "DistillConfig":
         """The same settings with `teacher.frame` in place."""
         return self.model_copy(update={"teacher": self.teacher.model_copy(update={"frame": frame})})
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> "DistillConfig":
+        peak = self.optim.base_lr * self.data.batch_size / 256
+        if self.optim.min_lr > peak:
+            raise ValueError(
+                f"optim.min_lr {self.optim.min_lr:g} is above the peak rate {peak:g} = base_lr * batch_size / 256"
+            )
+        return self

@@ -3,7 +3,10 @@
 B images, C channels, S side in pixels.
 """
 
+import io
+import math
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,26 +19,28 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from amp.config import DataSettings
+from amp.config import DataSettings, DistillConfig
 from amp.distributed import World
 from amp.errors import UserError
 from amp.runs import say, warn_here
 from amp.scenes import build_scenes
+from amp.shards import Member, find_shards, list_members, shuffle_nearby
 
 Split = Literal["train", "val"]
 Transform = Callable[[Any], Tensor]
+Source = Path | Member
 
 EXTENSIONS = frozenset(Image.registered_extensions())
 FOLDERS = {"coco": {"train": "train2017", "val": "val2017"}}
 HELD_OUT_EVERY = 4
 
 
-def list_images(settings: DataSettings, split: Split) -> list[Path]:
-    """Sorted image files of a split.
+def list_images(settings: DataSettings, split: Split) -> Sequence[Source]:
+    """Images of a split: sorted files, or the members of shards.
 
     coco: `root/train2017`, `root/val2017`; imagenet1k, imagefolder, digit_scenes: `root/train`, `root/val`, at any
-    depth. An imagefolder with neither is split: every fourth file, sorted, is held out. Missing digit scenes are
-    built first.
+    depth. webdataset: .tar shards in such folders, or of a pattern. An imagefolder or webdataset with neither is
+    split: every fourth image, sorted, is held out. Missing digit scenes are built first.
     Raises:
         UserError: the folder is missing or holds no image file.
     """
@@ -45,13 +50,18 @@ def list_images(settings: DataSettings, split: Split) -> list[Path]:
             say(f"building the digit scenes in {root}")
         build_scenes(root)
     names = FOLDERS.get(settings.name, {"train": "train", "val": "val"})
-    if not root.is_dir():
+    may_be_one = settings.name in ("imagefolder", "webdataset")
+    if not root.is_dir() and settings.name != "webdataset":
         raise UserError(f"data.root: {root}: no such folder")
-    one_folder = settings.name == "imagefolder" and not any((root / name).is_dir() for name in names.values())
+    one_folder = may_be_one and not any((root / name).is_dir() for name in names.values())
     folder = root if one_folder else root / names[split]
-    if not folder.is_dir():
+    if not folder.is_dir() and not one_folder:
         raise UserError(f"data.root: {root}: has no folder {names[split]!r}, which {settings.name} needs")
-    paths = sorted(p for p in _files(folder) if p.suffix.lower() in EXTENSIONS and p.is_file())
+    paths: Sequence[Source]
+    if settings.name == "webdataset":
+        paths = list_members(find_shards(str(folder)), EXTENSIONS)
+    else:
+        paths = sorted(p for p in _files(folder) if p.suffix.lower() in EXTENSIONS and p.is_file())
     if not paths:
         raise UserError(f"data.root: {folder}: holds no image file")
     if one_folder and len(paths) < HELD_OUT_EVERY:
@@ -113,8 +123,8 @@ class _Images(Dataset[tuple[Tensor, list[tuple[str, str]]]]):
     depend on the number of processes. Random transforms are seeded by (seed, epoch, index) alone.
     """
 
-    def __init__(self, paths: Sequence[Path], transform: Transform, seed: int) -> None:
-        self.paths = [str(p) for p in paths]
+    def __init__(self, paths: Sequence[Source], transform: Transform, seed: int) -> None:
+        self.paths = paths
         self.transform = transform
         self.seed = seed
 
@@ -122,9 +132,10 @@ class _Images(Dataset[tuple[Tensor, list[tuple[str, str]]]]):
         epoch, index = key
         broken: list[tuple[str, str]] = []
         for step in range(len(self.paths)):
-            path = self.paths[(index + step) % len(self.paths)]
+            source = self.paths[(index + step) % len(self.paths)]
+            path = str(source)
             try:
-                with Image.open(path) as file:
+                with Image.open(io.BytesIO(source.read()) if isinstance(source, Member) else path) as file:
                     image = file.convert("RGB")
             except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 broken.append((path, str(error).splitlines()[0].replace(path, "").strip(" '")))
@@ -134,6 +145,12 @@ class _Images(Dataset[tuple[Tensor, list[tuple[str, str]]]]):
                 torch.default_generator.manual_seed(int(mixed[0] >> np.uint64(1)))
                 return self.transform(image), broken
         return torch.empty(0), broken
+
+
+def _outlive_signals(worker: int) -> None:
+    """A queue signals every process of a job; workers end when the process that reads them does."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(
@@ -152,12 +169,13 @@ class Batches:
         broken: files that could not be read and were skipped, by this process.
     """
 
-    paths: Sequence[Path]
+    paths: Sequence[Source]
     transform: Transform
     settings: DataSettings
     world: World
     num_samples: int | None = None
     broken: dict[str, str] = field(default_factory=dict)
+    _num_read: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._share = self.world.share(self.settings.batch_size)
@@ -171,10 +189,22 @@ class Batches:
         """Indices of `paths` in the global order of an epoch."""
         if self.settings.shuffle:
             generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
-            indices = torch.randperm(len(self.paths), generator=generator).tolist()
+            members = [source for source in self.paths if isinstance(source, Member)]
+            indices = (
+                shuffle_nearby(members, generator)
+                if members
+                else torch.randperm(len(self.paths), generator=generator).tolist()
+            )
         else:
             indices = list(range(len(self.paths)))
         return indices[: self.num_samples]
+
+    def files(self, epoch: int, batch: int) -> list[Source]:
+        """Of a global batch of an epoch, in order."""
+        return [self.paths[index] for index in self._cut(self.order(epoch), batch)]
+
+    def _cut(self, order: list[int], batch: int) -> list[int]:
+        return order[batch * self.settings.batch_size : (batch + 1) * self.settings.batch_size]
 
     def __len__(self) -> int:
         """Global batches in an epoch."""
@@ -185,8 +215,8 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         """Local images (B / processes, C, S, S) fp32 of the epoch's batches, from batch `start` on."""
-        size, order = self.settings.batch_size, self.order(epoch)
-        keys = [[(epoch, i) for i in order[b * size : (b + 1) * size][self._share]] for b in range(start, len(self))]
+        order = self.order(epoch)
+        keys = [[(epoch, i) for i in self._cut(order, b)[self._share]] for b in range(start, len(self))]
         loader: DataLoader[Any] = DataLoader(
             _Images(self.paths, self.transform, self.settings.seed),
             batch_sampler=keys,
@@ -194,11 +224,15 @@ class Batches:
             num_workers=min(self.settings.num_workers, os.cpu_count() or 1),
             collate_fn=_collate,
             pin_memory=self.world.device.type == "cuda",
+            worker_init_fn=_outlive_signals,
         )
         for images, broken in loader:
+            self._num_read += self._share.stop - self._share.start
             self._note(broken)
             if images is None:
                 raise UserError(f"data.root: {self.settings.root}: holds no readable image")
+            if broken:
+                self._check_share(*broken[-1])
             yield images
 
     def _note(self, broken: list[tuple[str, str]]) -> None:
@@ -209,8 +243,30 @@ class Batches:
                 self.broken[path] = reason
                 warn_here(f"skipped broken image {path} ({reason})")
 
+    def _check_share(self, last: str, reason: str) -> None:
+        # Of the images that this process has read, or will have read in an epoch.
+        seen = min(len(self.paths), max(self._num_read, len(self.paths) // self.world.size))
+        if len(self.broken) > math.ceil(self.settings.max_broken * seen):
+            raise UserError(
+                f"data.max_broken: {len(self.broken)} broken of {seen} images, the last {last} ({reason}); "
+                f"more than the share of {self.settings.max_broken:g} that is allowed",
+                rank_local=True,
+            )
+
     def say_broken(self) -> None:
         """One line with the number of skipped files over all processes, if any."""
         found = set().union(*self.world.gather_objects(set(self.broken)))
         if found:
             say(f"{len(found)} of {len(self.paths)} image files were broken and skipped, the next readable ones taken")
+
+
+def hold_out(config: DistillConfig, transform: Transform, world: World) -> Batches | None:
+    """Whole batches of the validation split; None, and a line that says why, where there is none."""
+    if config.output.eval_every == 0:
+        return None
+    num_samples = max(config.output.eval_images, config.data.batch_size)
+    try:
+        return Batches(list_images(config.data, "val"), transform, config.data, world, num_samples)
+    except UserError as error:
+        say(f"no loss on held-out images: {error}")
+        return None

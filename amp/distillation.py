@@ -5,53 +5,42 @@ B images, C channels, S side in pixels, T tokens, D width.
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import signal
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import optimi
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from amp.config import DistillOutputSettings, OptimSettings
 from amp.criteria import distillation_loss
 from amp.data import Batches
-from amp.distributed import World
-from amp.errors import UserError
-from amp.runs import atomic, check_same_run, progress, say
-from amp.towers import TokenReadout, Tower
-
-CHECKPOINT = "checkpoint.pt"
-
-
-def rates(step: int, optim: OptimSettings, batch_size: int, steps_per_epoch: int) -> tuple[float, float]:
-    """(learning rate, weight decay) of a step, counted from 0 (AMP, arXiv 2603.08100, section 4).
-
-    The rate climbs linearly from 0 to base_lr * batch_size / 256, which the last warm-up step has, then falls on a
-    cosine towards min_lr; the decay follows a cosine from weight_decay to weight_decay_end over all steps.
-    """
-    peak = optim.base_lr * batch_size / 256
-    warmup, total = optim.warmup_epochs * steps_per_epoch, optim.epochs * steps_per_epoch
-    if step < warmup:
-        rate = peak * step / max(1, warmup - 1)
-    else:
-        rate = _cosine(peak, optim.min_lr, (step - warmup) / (total - warmup))
-    return rate, _cosine(optim.weight_decay, optim.weight_decay_end, step / total)
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * share))
+from amp.distributed import World, gathered, gradients_stay_local, local_part, sharded_like
+from amp.errors import StoppedError, UserError
+from amp.optim import check_division, make_optimizer, moments, prime, rates
+from amp.pace import Pace, in_words
+from amp.placement import own_part, place
+from amp.runs import STOPS, StopRequest, atomic, check_same_run, progress, say, stop_on_signals
+from amp.towers import Tower
+from amp.training_state import Checkpoints
 
 
 def check_pair(teacher: Tower, student: Tower) -> None:
     """Raises UserError unless the student is the teacher's architecture with MLPs as wide or narrower."""
     if not student.same_architecture(teacher):
-        raise UserError(
-            f"student.pretrained: a pruned {student.base['name']!r}, the teacher is {teacher.base['name']!r}"
-        )
+        raise UserError(f"student.pretrained: a pruned {_in_words(student)}, the teacher is {_in_words(teacher)}")
+    for name, narrow, wide in zip(teacher.blocks, student.widths, teacher.widths, strict=True):
+        if narrow > wide:
+            raise UserError(f"student.pretrained: {name}: {narrow} hidden neurons, the teacher has {wide}")
+
+
+def _in_words(tower: Tower) -> str:
+    base = tower.base
+    return f"{base['name']!r} of {base['frame']} ({len(tower.blocks)} blocks, kwargs {base.get('kwargs')})"
 
 
 @torch.no_grad()
@@ -70,11 +59,13 @@ def share_head(teacher: Tower, student: Tower, head: Collection[str]) -> None:
 
 @dataclass
 class Distiller:
-    """One run: models, optimizer, schedule, log and checkpoint; resumes by itself from its folder.
+    """One run: models, optimizer, schedule, log and checkpoints; resumes by itself from its folder.
 
     Args:
         teacher: dense, frozen. student: pruned, its head shared by `share_head`, fp32 or (pure_bf16) bf16 weights.
-        header: settings of the run, recorded in the checkpoint; a checkpoint of other settings is refused.
+            Their towers are moved to the device, here, and sharded where the settings say so.
+        header: settings of the run, recorded in the checkpoints; a checkpoint of other settings is refused.
+        held_out: images that the student is not trained on, for `val_loss`; the checkpoint that has the least is kept.
     """
 
     teacher: Tower
@@ -84,64 +75,98 @@ class Distiller:
     output: DistillOutputSettings
     header: Mapping[str, Any]
     world: World
+    held_out: Batches | None = None
     step: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.folder = Path(self.output.dir)
         self.total_steps = self.optim.epochs * len(self.batches)
-        self._teacher = TokenReadout(self.teacher)
-        self._trained = {n: p for n, p in self.student.visual.named_parameters() if p.requires_grad}
-        self._student: nn.Module = self.world.data_parallel(TokenReadout(self.student))
-        self._optimizer = make_optimizer(list(self._trained.values()), self.optim)
+        self.best: dict[str, float] = {}
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.output.keep, self.world)
+        check_division(self.optim, self.batches.settings.batch_size, self.world.size)
+        self._teacher, _ = place(self.teacher, self.optim, self.world)
+        self._student, self._weights = place(self.student, self.optim, self.world)
+        # Elementwise, so an optimizer of every process's own shards is the optimizer of the whole.
+        trained = {name: weight for name, weight in self._weights.items() if weight.requires_grad}
+        self._own = {name: own_part(weight) for name, weight in trained.items()}
+        self._optimizer = make_optimizer([p for p in self._own.values() if p.numel()], self.optim)
         self._resume()
 
     def run(self) -> dict[str, float]:
-        """Trains to the end. Returns the last step's losses."""
+        """Trains to the end. Returns the last step's losses.
+
+        Raises:
+            StoppedError: SIGTERM or Ctrl-C came, a loss is not finite, or the disk is full; with what to do.
+        """
         last: dict[str, float] = {}
-        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) if self.world.is_main else None
-        bar = progress(self._remaining(), "distil", "step", total=self.total_steps, initial=self.step)
-        with self._open_log() as log:
+        pace = Pace(self.batches.settings.batch_size, self.world.device)
+        words = ""
+        bar = progress(pace.watch(self._remaining()), "distil", "step", total=self.total_steps, initial=self.step)
+        with self._open_log() as log, self._open_board() as board, stop_on_signals() as asked:
             for images_BCHW in bar:
-                last = self._train_step(images_BCHW)
-                if writer is not None:
-                    log.write(json.dumps(last) + "\n")
-                    if last["step"] % self.output.log_every == 0 or self.step == self.total_steps:
-                        for key in ("loss", "loss_cls", "loss_patch", "lr", "weight_decay"):
-                            writer.add_scalar(key, last[key], int(last["step"]))
-                bar.set_postfix_str(f"loss {last['loss']:.4g} lr {last['lr']:.2g}")
-                if self.step % self.output.save_every == 0 and self.step < self.total_steps:
+                last, stop = self.train_step(images_BCHW, asked)
+                done = self.step == self.total_steps
+                improved = self._evaluate(last)
+                log.write(json.dumps(last) + "\n")
+                if last["step"] % self.output.log_every == 0 or done or "val_loss" in last:
+                    speed = pace.read(self.total_steps - self.step)
+                    words = in_words(speed)
+                    board(last | speed)
+                bar.set_postfix_str(f"loss {last['loss']:.4g} lr {last['lr']:.2g} {words}")
+                if not done and (stop or improved or self.step % self.output.save_every == 0):
                     log.flush()
                     self._save()
-        if writer is not None:
-            writer.close()
+                if stop and not done:
+                    raise StoppedError(
+                        f"{signal.Signals(stop).name} after step {self.step} of {self.total_steps}; "
+                        f"the same command goes on from {self.checkpoints.path(self.step)}",
+                        128 + stop,
+                    )
         return last
+
+    def _evaluate(self, record: dict[str, float]) -> bool:
+        """Adds `val_loss` to a step's record where it is due; whether it is the least so far."""
+        due = self.output.eval_every and self.step % self.output.eval_every == 0
+        if self.held_out is None or not (due or self.step == self.total_steps):
+            return False
+        total_3 = torch.zeros(3, device=self.world.device)
+        with torch.no_grad():
+            for images_BCHW in self.held_out:
+                total_3 += torch.stack(self._losses(images_BCHW.to(self.world.device)))
+        record["val_loss"] = self.world.sum(total_3)[0].item() / self.world.size / len(self.held_out)
+        improved = record["val_loss"] < self.best.get("val_loss", math.inf)
+        if improved:
+            self.best = {"step": self.step, "val_loss": record["val_loss"]}
+        return improved
 
     def _remaining(self) -> Iterator[Tensor]:
         first, start = divmod(self.step, len(self.batches))
         for epoch in range(first, self.optim.epochs):
             yield from self.batches.epoch(epoch, start if epoch == first else 0)
 
-    def _train_step(self, images_BCHW: Tensor) -> dict[str, float]:
+    def train_step(self, images_BCHW: Tensor, asked: StopRequest) -> tuple[dict[str, float], int]:
+        """One step of the optimizer on this process's share of a batch, (B / processes, C, S, S) fp32.
+
+        Returns:
+            the step's record, and the signal that any process was asked to stop by, or 0.
+        """
         lr, weight_decay = rates(self.step, self.optim, self.batches.settings.batch_size, len(self.batches))
         for group in self._optimizer.param_groups:
             group.update(lr=lr, weight_decay=weight_decay)
-        images_BCHW = images_BCHW.to(self.world.device, non_blocking=True)
-        with torch.inference_mode(), self._autocast():
-            target_BTD = self._teacher(images_BCHW.to(self.teacher.dtype))
-        with self._autocast():
-            tokens_BTD = self._student(images_BCHW.to(next(iter(self._trained.values())).dtype))
-        losses = distillation_loss(tokens_BTD, target_BTD, self.teacher.num_prefix_tokens)
-        losses[0].backward()
-        loss, loss_cls, loss_patch = (self.world.sum(torch.stack(losses).detach()) / self.world.size).tolist()
+        try:
+            losses_3 = self._gradients(images_BCHW.to(self.world.device, non_blocking=True))
+        except torch.OutOfMemoryError:
+            advice = "--dry_run shows of what; then optim.accumulate, activation_checkpointing or parallel: fsdp"
+            raise UserError(f"out of memory on {self.world.device}: {advice}", rank_local=True) from None
+        signals = torch.tensor([asked.number == number for number in STOPS], device=losses_3.device)
+        shared = self.world.sum(torch.cat([losses_3, signals])).tolist()
+        loss, loss_cls, loss_patch = (total / self.world.size for total in shared[:3])
         if not math.isfinite(loss):
-            kept = self.folder / CHECKPOINT
-            raise RuntimeError(
-                f"loss is {loss} at step {self.step}; last good checkpoint: {kept if kept.exists() else 'none'}"
-            )
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+            raise self._not_finite(loss)
+        self._update()
+        self._forget_gradients()
         self.step += 1
-        return {
+        record = {
             "step": self.step - 1,
             "loss": loss,
             "loss_cls": loss_cls,
@@ -149,6 +174,64 @@ class Distiller:
             "lr": lr,
             "weight_decay": weight_decay,
         }
+        return record, next((number for number, count in zip(STOPS, shared[3:], strict=True) if count), 0)
+
+    def parts(self, images_BCHW: Tensor) -> tuple[Callable[[], object], ...]:
+        """A step's work, to be timed alone: the teacher; the student forward and backward; the optimizer."""
+        target_BTD = self._target(images_BCHW)
+
+        def learn() -> None:
+            self._forget_gradients()
+            self._compare(images_BCHW, target_BTD)[0].backward()
+
+        return lambda: self._target(images_BCHW), learn, self._update
+
+    def _update(self) -> None:
+        for name, own in self._own.items():
+            gradient = self._weights[name].grad
+            own.grad = None if gradient is None else local_part(gradient)
+        if not self.optim.step_in_backward:
+            self._optimizer.step()
+
+    def _forget_gradients(self) -> None:
+        self._optimizer.zero_grad()
+        self._student.zero_grad()
+
+    def _gradients(self, images_BCHW: Tensor) -> Tensor:
+        """Gradients of this process's share of the batch, averaged over all; its (loss, loss_cls, loss_patch)."""
+        total_3 = torch.zeros(3, device=images_BCHW.device)
+        parts = images_BCHW.chunk(self.optim.accumulate)
+        for number, part_BCHW in enumerate(parts, 1):
+            with nullcontext() if number == len(parts) else gradients_stay_local(self._student):
+                losses = self._losses(part_BCHW)
+                (losses[0] / len(parts)).backward()
+            total_3 += torch.stack(losses).detach() / len(parts)
+        return total_3
+
+    def _losses(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._compare(images_BCHW, self._target(images_BCHW))
+
+    def _target(self, images_BCHW: Tensor) -> Tensor:
+        with torch.inference_mode(), self._autocast():
+            tokens_BTD: Tensor = self._teacher(images_BCHW.to(self.teacher.dtype))
+            return tokens_BTD
+
+    def _compare(self, images_BCHW: Tensor, target_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with self._autocast():
+            tokens_BTD = self._student(images_BCHW.to(next(iter(self._own.values())).dtype))
+        return distillation_loss(tokens_BTD, target_BTD, self.teacher.num_prefix_tokens)
+
+    def _not_finite(self, loss: float) -> StoppedError:
+        epoch, batch = divmod(self.step, len(self.batches))
+        files = [str(path) for path in self.batches.files(epoch, batch)]
+        listed = self.folder / f"batch_of_step_{self.step}.txt"
+        if self.world.is_main:
+            with atomic(listed) as partial:
+                partial.write_text("\n".join(files) + "\n", encoding="utf-8")
+        return StoppedError(
+            f"loss is {loss} at step {self.step}; last good checkpoint: {self.checkpoints.last()}; "
+            f"the batch: {', '.join(files[:2])}, ..., all of it in {listed}"
+        )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.optim.precision == "fp32":
@@ -165,34 +248,46 @@ class Distiller:
             partial.write_text("".join(lines[: self.step]), encoding="utf-8")
         return path.open("a", encoding="utf-8")
 
+    @contextmanager
+    def _open_board(self) -> Iterator[Callable[[Mapping[str, float]], None]]:
+        """A function that adds a step's numbers to TensorBoard; the main process's."""
+        if not self.world.is_main:
+            yield lambda record: None
+            return
+        with SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) as writer:
+
+            def add(record: Mapping[str, float]) -> None:
+                for key in record.keys() - {"step"}:
+                    writer.add_scalar(key, record[key], int(record["step"]))
+
+            yield add
+
+    def _state(self) -> dict[str, Tensor]:
+        """Weights and moments by name, each process its shards."""
+        state: dict[str, Tensor] = {}
+        for name, own in self._own.items():
+            whole = self._weights[name].detach()
+            state[f"student.{name}"] = whole
+            for key, moment in moments(self._optimizer, own).items():
+                state[f"{key}.{name}"] = sharded_like(moment, whole)
+        return state
+
     def _save(self) -> None:
-        if self.world.is_main:
-            state = {
-                "header": json.dumps(self.header),
-                "step": self.step,
-                "student": self._trained,
-                "optimizer": self._optimizer.state_dict(),
-            }
-            with atomic(self.folder / CHECKPOINT) as partial:
-                torch.save(state, partial)
-        self.world.barrier()
+        record = {"header": self.header, "best": self.best}
+        self.checkpoints.save(self.step, self._state(), record, int(self.best.get("step", 0)))
 
     def _resume(self) -> None:
-        path = self.folder / CHECKPOINT
-        if not path.exists():
+        steps = self.checkpoints.steps()
+        if not steps:
             return
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        check_same_run(path, json.loads(state["header"]), self.header)
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                parameter.copy_(state["student"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        say(f"resuming after step {self.step} of {self.total_steps} from {path}")
+        record = self.checkpoints.record(steps[-1])
+        check_same_run(self.checkpoints.path(steps[-1]), record["header"], self.header)
+        prime(self._optimizer, record["step"])
+        self.checkpoints.load(steps[-1], self._state())
+        self.step, self.best = record["step"], record["best"]
+        say(f"resuming after step {self.step} of {self.total_steps} from {self.checkpoints.path(self.step)}")
 
-
-def make_optimizer(parameters: list[nn.Parameter], optim: OptimSettings) -> torch.optim.Optimizer:
-    """AdamW over all parameters alike; for pure_bf16 with Kahan-summed bf16 weights and moments."""
-    if optim.precision == "pure_bf16":
-        return optimi.AdamW(parameters, lr=0.0, betas=optim.betas, eps=1e-8, weight_decay=0.0, kahan_sum=True)
-    return torch.optim.AdamW(parameters, lr=0.0, betas=optim.betas, eps=1e-8, weight_decay=0.0)
+    def weights(self) -> dict[str, Tensor]:
+        """The student tower's parameters by name, whole, on the CPU of the main process; every process must ask."""
+        whole = {name: gathered(weight) for name, weight in self._weights.items()}
+        return {name: weight.cpu() for name, weight in whole.items()} if self.world.is_main else {}

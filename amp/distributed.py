@@ -1,18 +1,33 @@
 """The only file that knows torch.distributed. On one process every operation is the identity."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from amp.errors import UserError
+from amp.config import Parallel
+from amp.errors import StoppedError, UserError
 
 Value = TypeVar("Value")
 
@@ -66,15 +81,15 @@ class World:
         return box[0]
 
     def from_main(self, function: Callable[[], Value]) -> Value:
-        """What `function` returns on the main process, or the UserError it raises there, on every process."""
+        """What `function` returns, or the UserError or StoppedError it raises, on the main process, on every one."""
         outcome: Any = None
         if self.is_main:
             try:
                 outcome = function()
-            except UserError as error:
+            except (UserError, StoppedError) as error:
                 outcome = error
         outcome = self.broadcast(outcome)
-        if isinstance(outcome, UserError):
+        if isinstance(outcome, (UserError, StoppedError)):
             raise outcome
         return outcome
 
@@ -90,12 +105,89 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def data_parallel(self, module: nn.Module) -> nn.Module:
-        """`module` with its gradients averaged over the processes; itself on one process."""
+    def data_parallel(
+        self, module: nn.Module, kind: Parallel, blocks: Collection[nn.Module], compute: torch.dtype | None = None
+    ) -> nn.Module:
+        """`module` with its gradients averaged over the processes; itself on one process.
+
+        Args:
+            kind: ddp keeps a replica on every process; fsdp keeps a shard of every parameter, gathered block by block
+                where it is needed (FSDP2, `torch.distributed.fsdp.fully_shard`).
+            blocks: submodules of `module`.
+            compute: dtype that shards are gathered in; None keeps theirs. Gradients are averaged in fp32.
+        """
         if self.size == 1:
+            return module.to(self.device)
+        if kind == "fsdp":
+            policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+            shard = partial(fully_shard, mesh=init_device_mesh(self.device.type, (self.size,)), mp_policy=policy)
+            for block in blocks:
+                shard(block)
+            shard(module)
+            return module
+        module.to(self.device)
+        if not any(parameter.requires_grad for parameter in module.parameters()):
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+
+    def save_tensors(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        """Writes tensors, each process its shards of them, as safetensors files. Raises OSError on every process."""
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        with _one_line():
+            save(dict(tensors), storage_writer=writer, no_dist=self.size == 1)
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        """Fills tensors from what any number of processes saved. Raises OSError on every process."""
+        reader = HuggingFaceStorageReader(str(folder))
+        with _one_line():
+            load(dict(tensors), storage_reader=reader, no_dist=self.size == 1)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """What the first process to fail met, instead of every process's traceback; one process is no news."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            yield
+    except CheckpointException as failure:
+        cause, _ = next(iter(failure.failures.values()))
+        raise OSError(getattr(cause, "strerror", None) or " ".join(str(cause).split())[:200]) from None
+
+
+def gradients_stay_local(module: nn.Module) -> AbstractContextManager[None]:
+    """Around the micro-batches of a step but the last: replicas average the sum of them once."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This process's shard of a parameter or gradient, sharing its memory; the tensor itself where it is whole."""
+    sharded = tensor.detach()
+    return sharded.to_local() if isinstance(sharded, DTensor) else tensor
+
+
+def sharded_like(local: Tensor, whole: Tensor) -> Tensor:
+    """The tensor whose shard on this process is `local`, sharded as `whole` is."""
+    if not isinstance(whole, DTensor):
+        return local
+    return DTensor.from_local(
+        local, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole tensor, on every process."""
+    detached = tensor.detach()
+    return detached.full_tensor() if isinstance(detached, DTensor) else detached
+
+
+def recompute_in_backward(module: nn.Module, blocks: Collection[nn.Module]) -> None:
+    """Wraps submodules so that they keep their inputs alone for the backward pass; names in state dicts stay."""
+    chosen = set(blocks)
+    # No module of ours draws random numbers: towers are in eval mode.
+    wrapper = partial(checkpoint_wrapper, preserve_rng_state=False)
+    apply_activation_checkpointing(module, checkpoint_wrapper_fn=wrapper, check_fn=lambda m: m in chosen)
 
 
 @contextmanager

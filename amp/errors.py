@@ -1,4 +1,4 @@
-"""The user's mistakes: one line that says what is wrong, where, and what is allowed."""
+"""Ends of a run that need no traceback: the user's mistakes, and stops with work left to do; one line each."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,6 +14,18 @@ class UserError(ValueError):
     def __init__(self, message: str, rank_local: bool = False) -> None:
         super().__init__(message)
         self.rank_local = rank_local
+
+
+class StoppedError(RuntimeError):
+    """A run that ends before its work is done, and says how to go on. Entry scripts print its one line.
+
+    Args:
+        code: exit code of the script: 1, or 128 + the signal that asked for the stop.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:

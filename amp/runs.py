@@ -5,23 +5,31 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel
+from safetensors import SafetensorError
 from tqdm import tqdm
 
-from amp.errors import UserError
+from amp.errors import StoppedError, UserError
 
 Item = TypeVar("Item")
 SPEAK_SECONDS = 3.0
+INSIST_SECONDS = 5.0
+STOPS = (signal.SIGTERM, signal.SIGINT)
+# Settings that leave a run's result as it is, up to rounding.
+READING = {"num_workers", "max_broken"}
 STORING = {"store", "store_every"}
+WORKING = {"parallel", "accumulate", "activation_checkpointing", "compile", "step_in_backward"}
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -29,17 +37,49 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        # All processes of a run read the same settings; one of them says what is wrong with them. The others give it
-        # time: torchrun ends all as soon as one has ended.
-        if main_process() or error.rank_local:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(SPEAK_SECONDS)
-        sys.exit(2)
+        _end(f"error: {error}", 2, error.rank_local)
+    except StoppedError as stop:
+        _end(f"stopped: {stop}", stop.code)
     except KeyboardInterrupt:
         if main_process():
             print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _end(line: str, code: int, rank_local: bool = False) -> NoReturn:
+    """Exits with one line, by the main process: all of a run met the same cause, unless it is this one's alone."""
+    if main_process() or rank_local:
+        print(line, file=sys.stderr, flush=True)
+    else:
+        time.sleep(SPEAK_SECONDS)  # torchrun ends all as soon as one has ended.
+    sys.exit(code)
+
+
+@dataclass
+class StopRequest:
+    """Whether a queue (SIGTERM) or Ctrl-C (SIGINT) has asked this process to stop."""
+
+    number: int = 0
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Within the block SIGTERM and SIGINT are noted, to be obeyed between two steps; a later Ctrl-C stops at once."""
+    request, noted = StopRequest(), 0.0
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal noted
+        # torchrun sends the same signal once more; people wait before they insist.
+        if number == signal.SIGINT and request.number and time.monotonic() - noted > INSIST_SECONDS:
+            raise KeyboardInterrupt
+        request.number, noted = request.number or number, noted or time.monotonic()
+
+    before = {number: signal.signal(number, note) for number in STOPS}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main_process() -> bool:
@@ -90,6 +130,17 @@ def atomic(path: Path) -> Iterator[Path]:
             partial.replace(path)
     finally:
         _remove(partial)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Around the writing of `path`: a full disk is one line instead of a traceback."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        advice = "make room, then the same command goes on from the last checkpoint"
+        raise StoppedError(f"{path} cannot be written ({reason}); {advice}") from None
 
 
 def _remove(path: Path) -> None:
@@ -147,10 +198,11 @@ def first_difference(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
 def describe(config: BaseModel, pretrained: str | None, leave_out: Sequence[str] = (), **more: Any) -> dict[str, Any]:
     """What decides a run's result, for its artifacts: settings, digest of the weights file, versions.
 
-    Left out: where the output goes, how many workers read the images, where blocks' inputs are kept.
+    Left out: where the output goes, how the images are read, where blocks' inputs are kept, and how the work of a step
+    is divided.
     """
-    exclude: Any = {"output": True, "data": {"num_workers"}, "prune": STORING, **dict.fromkeys(leave_out, True)}
-    settings = config.model_dump(mode="json", exclude=exclude)
+    exclude: Any = {"output": True, "data": READING, "prune": STORING, "optim": WORKING}
+    settings = config.model_dump(mode="json", exclude={**exclude, **dict.fromkeys(leave_out, True)})
     return {
         "settings": settings,
         "pretrained_sha256": file_sha256(pretrained),

@@ -15,6 +15,7 @@ from numbered_images import write_images
 from PIL import Image
 from torch import Tensor
 
+from amp.candidates import top_neurons
 from amp.checkpoint import save_tower
 from amp.config import DataSettings, ModelSettings
 from amp.data import Batches, list_images
@@ -97,6 +98,35 @@ model: {{frame: open_clip, name: {GOLDEN}/tiny-clip.json, pretrained: {GOLDEN}/t
 data: {{name: imagefolder, root: {golden_images}, batch_size: 32, shuffle: false, num_workers: 0}}
 score: {{criterion: entropy, inverse_temperature: 15.0, absolute: true}}
 prune: {{entropy_increase: 1e-2, search_steps: 6}}
+output: {{dir: {tmp_path}/out}}
+""")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden_distill() -> dict[str, Any]:
+    return json.loads((GOLDEN / "distill.json").read_text())
+
+
+@pytest.fixture
+def distill_yaml(
+    tmp_path: Path, tower: Tower, golden: dict[str, Any], golden_distill: dict[str, Any], golden_images: Path
+) -> Path:
+    """The golden distillation as a user would run it; the student in tmp_path/student, output in tmp_path/out."""
+    kept = []
+    for slot, scores, width in zip(
+        tower.slots, golden["score"]["scores_abs@15.0"], golden_distill["widths"], strict=True
+    ):
+        indices = top_neurons(torch.tensor(scores), width)
+        slot.keep(indices)
+        kept.append(indices.tolist())
+    save_tower(tower, kept, {}, tmp_path / "student")
+    path = tmp_path / "distill.yaml"
+    path.write_text(f"""
+teacher: {{frame: open_clip, name: {GOLDEN}/tiny-clip.json, pretrained: {GOLDEN}/tiny-clip.safetensors}}
+student: {{pretrained: {tmp_path}/student}}
+data: {{name: imagefolder, root: {golden_images}, batch_size: 16, augment: none, shuffle: false, num_workers: 0}}
+optim: {{base_lr: 0.02, min_lr: 1e-4, epochs: 5, warmup_epochs: 1, weight_decay: 0.04, weight_decay_end: 0.2}}
 output: {{dir: {tmp_path}/out}}
 """)
     return path

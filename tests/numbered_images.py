@@ -40,7 +40,9 @@ def read_number(image: Image.Image) -> Tensor:
 
 
 def settings(root: Path, **more: Any) -> DataSettings:
-    return DataSettings(**{"name": "imagefolder", "root": str(root), "batch_size": 4, "num_workers": 0} | more)
+    return DataSettings(
+        **{"name": "imagefolder", "root": str(root), "batch_size": 4, "num_workers": 0, "max_broken": 1.0} | more
+    )
 
 
 def numbers(batches: Sequence[Tensor]) -> list[list[int]]:

@@ -189,3 +189,27 @@ def test_images_of_any_mode_become_rgb(tmp_path: Path, mode: str) -> None:
     own = settings(tmp_path, batch_size=2)
     list(Batches(list_images(own, "train"), note, own, world()))
     assert seen == ["RGB", "RGB"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_more_than_a_share_of_broken_images_ends_the_run(root: Path, num_workers: int) -> None:
+    own = settings(root, shuffle=False, max_broken=0.1, num_workers=num_workers)
+    paths = list_images(own, "train")
+    for index in (1, 5, 7):
+        spoil(paths[index], "text")
+    assert len(list(Batches(paths, read_number, own, world()))) == 5, "a tenth of 23, rounded up, is allowed"
+    spoil(paths[9], "text")
+    with pytest.raises(UserError) as caught:
+        list(Batches(paths, read_number, own, world()))
+    assert caught.value.rank_local
+    assert str(caught.value).startswith(f"data.max_broken: 4 broken of 23 images, the last {paths[9]} (")
+    assert "more than the share of 0.1 that is allowed" in str(caught.value)
+
+
+def test_a_process_counts_against_its_own_share(root: Path) -> None:
+    own = settings(root, shuffle=False, max_broken=0.1)
+    paths = list_images(own, "train")
+    for index in (0, 1, 4):
+        spoil(paths[index], "text")
+    with pytest.raises(UserError, match=r"data.max_broken: 3 broken of 11 images"):
+        list(Batches(paths, read_number, own, world(0, 2)))

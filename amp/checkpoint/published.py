@@ -97,6 +97,11 @@ def load_published(
     return tower
 
 
+def published_widths(path: str | Path, dense: Tower) -> list[int]:
+    """Hidden width of every block of a published checkpoint of `dense`. Raises UserError."""
+    return read_widths(from_original(read_state(path), dense), dense)
+
+
 def outside_tower(dense: Tower) -> State:
     """The tensors of a model outside its vision tower: the text tower, and what both share."""
     prefix = _prefix(dense)

@@ -1,0 +1,62 @@
+"""How fast a run goes, and what it waits for."""
+
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+
+
+class Pace:
+    """Speed, waiting for data and memory of a loop over batches.
+
+    Args:
+        batch_size: images of a step, over all processes.
+        device: whose memory is shown; for a CPU the process's.
+    """
+
+    def __init__(self, batch_size: int, device: torch.device) -> None:
+        self.batch_size, self.device = batch_size, device
+        self._start()
+
+    def _start(self) -> None:
+        self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    def watch(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The batches, with the time until each is there noted."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - asked
+            self._steps += 1
+            yield batch
+
+    def read(self, steps_left: int) -> dict[str, float]:
+        """Since the last call: `{images_per_second, data_wait_share, memory_gb, hours_left}`; memory is the peak."""
+        seconds = time.perf_counter() - self._since
+        values = {
+            "images_per_second": self.batch_size * self._steps / seconds,
+            "data_wait_share": self._waited / seconds,
+            "memory_gb": self._peak_bytes() / 1e9,
+            "hours_left": steps_left * seconds / max(1, self._steps) / 3600,
+        }
+        self._start()
+        return values
+
+    def _peak_bytes(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def in_words(pace: dict[str, float]) -> str:
+    """Short enough for a progress bar; it shows the time that is left by itself."""
+    speed, waiting, memory = (pace[key] for key in ("images_per_second", "data_wait_share", "memory_gb"))
+    return f"{speed:.0f} img/s, {waiting:.0%} waiting for data, {memory:.1f} GB"

@@ -1,0 +1,70 @@
+"""Distillations of one set of processes, one after another: torchrun tests/distil_many.py YAML NAME:KEY=VALUE,... ...
+
+Each writes into its output.dir, and the digests of every process's weights into `digests.json`.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amp import distributed
+from amp.checkpoint import load_tower
+from amp.cli import load_config
+from amp.config import DistillConfig
+from amp.data import Batches, augmentation, list_images
+from amp.distillation import Distiller, share_head
+from amp.distributed import World, gathered
+from amp.errors import StoppedError
+from amp.towers import after_last_block, build_tower
+
+
+def prepare(config: DistillConfig, world: World) -> Distiller:
+    """As distill.py does it."""
+    model = config.teacher.as_model("fp32")
+    teacher, student = build_tower(model), load_tower(config.student.pretrained)
+    share_head(teacher, student, after_last_block(build_tower(model, "meta")))
+    view = teacher.preprocess
+    transform = augmentation("clip", teacher.image_size, view["mean"], view["std"], view["interpolation"])
+    batches = Batches(list_images(config.data, "train"), transform, config.data, world)
+    return Distiller(teacher, student, batches, config.optim, config.output, {}, world)
+
+
+class Interrupted(Distiller):
+    """The last process alone is asked to stop, before step 3."""
+
+    def _gradients(self, images_BCHW: torch.Tensor) -> Any:
+        if self.step == 3 and self.world.rank == self.world.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super()._gradients(images_BCHW)
+
+
+def main() -> None:
+    yaml, *runs = sys.argv[1:]
+    with distributed.start() as world:
+        for run in runs:
+            name, _, words = run.partition(":")
+            folder = Path(yaml).parent / name
+            config = load_config(DistillConfig, yaml, [f"output.dir={folder}", *filter(None, words.split(","))])
+            distiller = prepare(config, world)
+            if name.startswith("interrupted"):
+                distiller.__class__ = Interrupted
+            stopped = None
+            try:
+                distiller.run()
+            except StoppedError as stop:
+                stopped = (stop.code, str(stop))
+            whole = b"".join(gathered(weight).numpy().tobytes() for weight in distiller._weights.values())
+            sharded = sum(own.numel() for own in distiller._own.values())
+            told = world.gather_objects((hashlib.sha256(whole).hexdigest(), sharded, stopped))
+            if world.is_main:
+                (folder / "digests.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
