@@ -22,6 +22,7 @@ from amp.errors import UserError
 Item = TypeVar("Item")
 SPEAK_SECONDS = 3.0
 STORING = {"store", "store_every"}
+DIVIDING = {"micro_batch"}
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -147,9 +148,15 @@ def first_difference(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
 def describe(config: BaseModel, pretrained: str | None, leave_out: Sequence[str] = (), **more: Any) -> dict[str, Any]:
     """What decides a run's result, for its artifacts: settings, digest of the weights file, versions.
 
-    Left out: where the output goes, how many workers read the images, where blocks' inputs are kept.
+    Left out: where the output goes, how many workers read the images, what only divides the work or places it.
     """
-    exclude: Any = {"output": True, "data": {"num_workers"}, "prune": STORING, **dict.fromkeys(leave_out, True)}
+    exclude: Any = {
+        "output": True,
+        "data": {"num_workers"},
+        "prune": STORING,
+        "score": DIVIDING,
+        **dict.fromkeys(leave_out, True),
+    }
     settings = config.model_dump(mode="json", exclude=exclude)
     return {
         "settings": settings,

@@ -28,7 +28,7 @@ ROWS = [
         *("amp.replay", "amp.meter", "amp.candidates"),
     ],
     ["amp.scoring", "amp.pruning", "amp.distillation", "amp.report"],
-    ["eval", "eval.benchmarks", "eval.efficiency", "eval.knn", "eval.results", "eval.zeroshot"],
+    ["amp.plan", "eval", "eval.benchmarks", "eval.efficiency", "eval.knn", "eval.results", "eval.zeroshot"],
     [
         *("main_score", "main_prune", "distill", "amp.towers.__main__", "amp.checkpoint.__main__"),
         *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency", "eval.eval_search_cost"),
