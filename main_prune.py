@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from amp.cli import parse_args
+from amp.cli import parse_args, plan_options
 from amp.config import PruneConfig
 from amp.errors import UserError
 from amp.runs import file_sha256, run_script, say
@@ -14,9 +14,9 @@ from amp.runs import file_sha256, run_script, say
 THROUGHPUT = {"batch_size": 64, "num_rounds": 20}
 
 
-def read_options(argv: Sequence[str] | None = None) -> tuple[PruneConfig, list[float]]:
-    """Settings, and the thresholds of `--sweep`. Raises UserError."""
-    options = argparse.ArgumentParser(add_help=False)
+def read_options() -> tuple[PruneConfig, argparse.Namespace]:
+    """Settings, and the script's own options. Raises UserError."""
+    options = plan_options()
     options.add_argument(
         "--sweep",
         nargs="+",
@@ -25,14 +25,15 @@ def read_options(argv: Sequence[str] | None = None) -> tuple[PruneConfig, list[f
         metavar="NATS",
         help="size and entropy at several entropy_increases",
     )
-    config = parse_args(PruneConfig, __doc__, argv, more=[options])
-    sweep: list[float] = sorted(set(options.parse_known_args(argv)[0].sweep))
-    if sweep and sweep[0] < 0:
-        raise UserError(f"--sweep: {sweep[0]}: thresholds are at least 0")
+    config = parse_args(PruneConfig, __doc__, more=[options])
+    args, _ = options.parse_known_args()
+    args.sweep = sorted(set(args.sweep))
+    if args.sweep and args.sweep[0] < 0:
+        raise UserError(f"--sweep: {args.sweep[0]}: thresholds are at least 0")
     for key, given in (("widths", config.prune.widths), ("target", config.prune.target.asked)):
-        if sweep and given:
+        if args.sweep and given:
             raise UserError(f"--sweep: prune.{key} must be null; the thresholds alone decide")
-    return config, sweep
+    return config, args
 
 
 def open_candidates(
@@ -152,7 +153,13 @@ def write_pruned(result: Any, tower: Any, config: PruneConfig, record: dict[str,
 
 
 def main() -> None:
-    config, sweep = read_options()
+    config, args = read_options()
+    sweep = args.sweep
+    if args.dry_run:
+        from amp.plan import describe_plan
+
+        print(describe_plan(config, "search", args.gpu_memory))
+        return
 
     from amp import distributed, runs
     from amp.pruning import check_widths, prune

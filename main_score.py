@@ -1,12 +1,19 @@
 """Scores the hidden neurons of every MLP by one label-free criterion; writes scores.safetensors."""
 
-from amp.cli import parse_args
+from amp.cli import parse_args, plan_options
 from amp.config import PruneConfig
 from amp.runs import run_script
 
 
 def main() -> None:
-    config = parse_args(PruneConfig, __doc__)
+    options = plan_options()
+    config = parse_args(PruneConfig, __doc__, more=[options])
+    args, _ = options.parse_known_args()
+    if args.dry_run:
+        from amp.plan import describe_plan
+
+        print(describe_plan(config, "scoring", args.gpu_memory))
+        return
 
     from amp import distributed
     from amp.data import Batches, list_images
@@ -32,7 +39,8 @@ def main() -> None:
         else:
             batches = Batches(paths, tower.transform, config.data, world, config.data.num_samples)
             bar = progress(batches, "score", "batch", total=len(batches))
-            scores = score_entropy(tower, bar, config.score.inverse_temperature, config.score.absolute, world)
+            own = config.score
+            scores = score_entropy(tower, bar, own.inverse_temperature, own.absolute, world, own.micro_batch)
             batches.say_broken()
         if world.is_main:
             save_scores(scores, header, path)

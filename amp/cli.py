@@ -69,6 +69,14 @@ def parse_args(
     return load_config(config_class, args.config_file, [*args.set, *frame])
 
 
+def plan_options() -> argparse.ArgumentParser:
+    """--dry_run and --gpu_memory, for `parse_args`'s `more`."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--dry_run", action="store_true", help="print what a process's memory must hold, and end")
+    options.add_argument("--gpu_memory", type=float, default=80.0, metavar="GB", help="of --dry_run (default: 80)")
+    return options
+
+
 def load_config(config_class: type[Config], config_file: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Settings from a YAML file, with 'key.path=value' overrides. Raises UserError."""
     raw = _read_yaml(Path(config_file))

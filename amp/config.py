@@ -76,6 +76,9 @@ class ScoreSettings(Settings):
     inverse_temperature: Positive = Field(15.0, description="factor on the similarities in the entropy")
     absolute: bool = Field(True, description="absolute value per image before the mean")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the criterion 'random'")
+    micro_batch: Count | None = Field(
+        None, description="images in one backward pass of a process, for less memory and one more forward; null: all"
+    )
 
 
 class TargetSettings(Settings):

@@ -9,7 +9,7 @@ from typing import Any
 from amp.candidates import Candidates
 from amp.config import SearchSettings
 from amp.errors import UserError
-from amp.racing import Race
+from amp.racing import Race, Series
 from amp.runs import progress, say
 from amp.search import Limits, next_threshold, search_width
 from amp.towers import Tower
@@ -63,34 +63,35 @@ class Pruned:
 
 
 class BlockSearch:
-    """The search of one block: its probes are differences to the network so far, on the same batches.
+    """The search of one block: its probes are compared with the network so far, on the same batches.
 
     Args:
         low, high: the differences accepted, in nats.
+        earlier: networks of the block before.
     """
 
-    def __init__(self, candidates: Candidates, block: int, race: Race, low: float, high: float) -> None:
+    def __init__(
+        self, candidates: Candidates, block: int, race: Race, low: float, high: float, earlier: Sequence[Series]
+    ) -> None:
         self._candidates, self._block, self._race = candidates, block, race
         self._low, self._high = low, high
-        self._whole = candidates.tower.widths[block]
-        self._taken: dict[int, list[float]] = {}
+        self._earlier = [Series(None, one.values) for one in earlier]
+        self._reference = self._series(candidates.tower.widths[block])
+        self._probes: dict[int, Series] = {}
+
+    @property
+    def networks(self) -> list[Series]:
+        """All that were measured, the network so far first."""
+        return [self._reference, *self._probes.values()]
 
     def probe(self, width: int) -> float:
         """What the block's top `width` neurons alone add to the entropy, as exactly as the decision needs it."""
-        return self._race.run(lambda count: self._differences(width, count), self._controls(), self._low, self._high)
+        others = [*self._probes.values(), *self._earlier]
+        self._probes[width] = self._series(width)
+        return self._race.run(self._probes[width], self._reference, others, self._low, self._high)
 
-    def batches(self, width: int) -> int:
-        """How many a probe took."""
-        return len(self._taken[width])
-
-    def _differences(self, width: int, count: int) -> list[float]:
-        reference = self._candidates.entropies(self._block, self._whole, count)
-        narrowed = self._candidates.entropies(self._block, width, count)
-        self._taken[width] = [a - b for a, b in zip(narrowed, reference, strict=True)]
-        return self._taken[width]
-
-    def _controls(self) -> list[list[float]]:
-        return list(self._taken.values())
+    def _series(self, width: int) -> Series:
+        return Series(lambda count: self._candidates.entropies(self._block, width, count))
 
 
 def find_widths(
@@ -108,12 +109,13 @@ def find_widths(
     race = _race(settings, num_batches or candidates.meter.num_batches, entropy_increase)
     found = WidthsFound(list(dense), entropy_increase)
     drift, bound = 0.0, settings.total_increase or math.inf
+    networks: list[Series] = []
     blocks = _searched(tower, settings)
     with ExitStack() as settled, progress(None, "search", "probe", len(blocks) * settings.search_steps) as bar:
         for block in blocks:
             high = min(entropy_increase, bound - drift)
             low = -min(entropy_increase, bound + drift) if settings.two_sided else -math.inf
-            search = BlockSearch(candidates, block, race, low, high)
+            search = BlockSearch(candidates, block, race, low, high, networks)
 
             def probe(width: int, search: BlockSearch = search, name: str = tower.slots[block].name) -> float:
                 value = search.probe(width)
@@ -124,9 +126,10 @@ def find_widths(
             limits = Limits(high, low, settings.search_steps, settings.width_multiple, settings.min_width)
             one = search_width(probe, tower.widths[block], limits)
             found.probes += [(block, width, drift + value) for width, value in one.probes]
-            found.probe_batches += [search.batches(width) for width, _ in one.probes]
+            networks = search.networks
+            found.probe_batches += [len(probe) for probe in networks[1:]]
             if found.widths == dense:
-                found.dense_batches = max([found.dense_batches, *found.probe_batches])
+                found.dense_batches = len(networks[0])
             if one.value is not None:
                 found.widths[block], found.final_entropy = one.width, drift + one.value
                 drift = found.final_entropy

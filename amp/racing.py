@@ -1,28 +1,92 @@
-"""How many batches a decision takes: a sequential test on differences that were measured on the same batches.
+"""How many batches a decision takes: a sequential test on networks that were measured on the same batches.
 
 The batches of a search are a finite population, in an order that was shuffled once; those measured so far are a sample
-of it without replacement. Widths of one block move the entropy of a batch alike, so what is known of one probe on many
-batches tells of another on few (a control variate).
+of it without replacement. Narrow networks move the entropy of a batch alike, so that one that is known on many batches
+tells of another that is known on few (a control variate): most probes of a block take few batches once one of them,
+and the network so far or one like it, are known well.
+
+n batches of a probe, m batches of its controls, N batches in all.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-FIRST_LOOK = 6  # batches; fewer say nothing of their own spread
-GROWTH = 12  # a look for every twelfth batch more
+FIRST_LOOK = 8  # batches; fewer say nothing of their own spread
+GROWTH = 8  # a look for every eighth batch more
+HOPE = 0.25  # of the error: what a next step may hope to bring it to
+
+
+class Series:
+    """A network's entropies on the first batches, in nats.
+
+    Args:
+        measure: count -> those of the first `count` batches; None where no more can be had.
+    """
+
+    def __init__(self, measure: Callable[[int], Sequence[float]] | None, values: Any = ()) -> None:
+        self.measure = measure
+        self.values = np.asarray(values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def extend(self, count: int) -> None:
+        """Makes it known on at least `count` batches, where it can be."""
+        if self.measure and count > len(self):
+            self.values = np.asarray(self.measure(count))
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Of a population's mean: its value, standard error, and the degrees of freedom of that error."""
+class Fit:
+    """An estimate of the mean over all N batches, from n of the probe's and m of its controls'.
+
+    With y = b x + e: mean(y) = b mean_m(x) + mean_n(e), of variance shared (1/m - 1/N) + own (1/n - 1/N).
+    """
 
     value: float
-    error: float
+    own: float
+    shared: float
+    num_probe: int
+    num_controls: int
+    population: int
     degrees: int
+    controls: tuple[Series, ...] = ()
+
+    @property
+    def error(self) -> float:
+        """Standard error of `value`."""
+        return math.sqrt(self._variance(self.num_probe, self.num_controls))
+
+    def _variance(self, n: float, m: float) -> float:
+        return self.own * (1 / n - 1 / self.population) + self.shared * (1 / m - 1 / self.population)
+
+    def counts(self, variance: float) -> tuple[int, int]:
+        """The numbers of batches, of the probe and of its controls, that bring it to a variance at least cost."""
+        room = variance + (self.own + self.shared) / self.population
+        most = min([self.population, *(len(control) for control in self.controls if not control.measure)])
+        weight = self.weight
+        n = (self.own + math.sqrt(self.own * self.shared * weight)) / room
+        m = most
+        if self.shared and weight:
+            m = min(max(math.ceil(n * math.sqrt(self.shared / (self.own * weight or 1e-30))), self.num_controls), most)
+        left = room - (self.shared / m if self.shared else 0.0)
+        n = self.own / left if left > 0 else self.population
+        return min(max(math.ceil(n), self.num_probe), self.population), m
+
+    @property
+    def weight(self) -> int:
+        """How many controls a batch more must be measured of."""
+        return sum(1 for control in self.controls if control.measure)
+
+    def cost(self, variance: float) -> int:
+        """Batches that are still to be measured."""
+        n, m = self.counts(variance)
+        return n - self.num_probe + sum(max(0, m - len(control)) for control in self.controls if control.measure)
 
 
 @dataclass(frozen=True)
@@ -30,7 +94,7 @@ class Race:
     """When a probe is decided.
 
     Attributes:
-        population: batches there are.
+        population: batches there are, N.
         confidence: standard errors between the estimate and the limit; None measures all batches.
         tolerance: nats around the limit in which either answer is right.
     """
@@ -39,72 +103,61 @@ class Race:
     confidence: float | None = None
     tolerance: float = 0.0
 
-    def looks(self) -> Iterator[int]:
-        """Numbers of batches after which a decision is tried; the last is all of them."""
-        count = FIRST_LOOK if self.confidence is not None else self.population
-        while count < self.population:
-            yield count
-            count += max(1, count // GROWTH)
-        yield self.population
-
-    def decided(self, estimate: Estimate, low: float, high: float) -> bool:
-        """Whether more batches would leave the answer, `low <= mean <= high`, as it is."""
-        if estimate.error == 0 or self.confidence is None:
-            return estimate.error == 0
-        # As unlikely as `confidence` standard errors of a normal, at the few degrees of freedom there are.
-        errors = float(-stdtrit(estimate.degrees, ndtr(-self.confidence)))
-        margin = errors * estimate.error - self.tolerance
-        return all(abs(estimate.value - limit) >= margin for limit in (low, high))
-
-    def run(
-        self,
-        differences: Callable[[int], Sequence[float]],
-        controls: Sequence[Sequence[float]],
-        low: float,
-        high: float,
-    ) -> float:
-        """The mean difference, as exactly as the decision `low <= mean <= high` needs it.
+    def run(self, probe: Series, reference: Series, others: Sequence[Series], low: float, high: float) -> float:
+        """What the probe has more than the reference, as exactly as `low <= mean <= high` needs it.
 
         Args:
-            differences: count -> those of the first `count` batches.
-            controls: differences of other probes, on the first batches too, each on as many as it took.
+            others: networks like them, known on some batches; those that can be are extended where that is cheaper.
         """
-        for count in self.looks():
-            sample = differences(count)
-            found = estimate(sample, controls, self.population)
-            if self.decided(found, low, high):
-                return found.value
-        raise AssertionError("all batches leave no doubt")
+        count = min(FIRST_LOOK, self.population) if self.confidence else self.population
+        while True:
+            probe.extend(count)
+            reference.extend(count)
+            fits = list(self.fits(probe, reference, others))
+            best = min(fits, key=lambda fit: fit.error)
+            if self.confidence is None or best.num_probe == self.population:
+                return best.value
+            # As unlikely as `confidence` standard errors of a normal, at the few degrees of freedom there are.
+            errors = float(-stdtrit(best.degrees, ndtr(-self.confidence)))
+            gap = min(abs(best.value - low), abs(best.value - high)) + self.tolerance
+            if gap >= errors * best.error:
+                return best.value
+            wanted = max(gap / errors, HOPE * best.error) ** 2
+            plan = min(fits, key=lambda fit: fit.cost(wanted))
+            n, m = plan.counts(wanted)
+            for control in plan.controls:
+                control.extend(min(m, _next(len(control))))
+            count = min(n, _next(count)) if n > count or not plan.controls else count
+            if plan.controls and n <= count and all(len(c) >= m or not c.measure for c in plan.controls):
+                count = min(self.population, count + 1)
+
+    def fits(self, probe: Series, reference: Series, others: Sequence[Series]) -> Iterator[Fit]:
+        """The estimate from the common batches alone, and those by pairs of controls that are known on as many."""
+        n, total = min(len(probe), len(reference)), self.population
+        y = probe.values[:n] - reference.values[:n]
+        yield Fit(math.fsum(y) / n, float(y.var(ddof=1)) if n > 1 else math.inf, 0.0, n, n, total, max(1, n - 1))
+        inside = [one for one in others if one.measure and len(one) >= n]
+        outside = sorted((one for one in others if not one.measure and len(one) > n), key=len)[-2:]
+        if self.confidence is None or n < FIRST_LOOK:
+            return
+        for first in inside or outside[-1:]:
+            for second in (reference, *outside):
+                if second is not first:
+                    yield regress(y, (first, second), total)
 
 
-def estimate(sample: Sequence[float], controls: Sequence[Sequence[float]], population: int) -> Estimate:
-    """The population's mean from its first values: by themselves, or by regression on the control that tells most.
+def regress(y: np.ndarray, controls: tuple[Series, ...], population: int) -> Fit:
+    """Least squares of y, known on the first n batches, on controls that are known on n or more."""
+    n, m = len(y), min(len(control) for control in controls)
+    x = np.stack([control.values[:m] for control in controls], axis=1)
+    centred = x[:n] - x[:n].mean(axis=0)
+    slopes, *_ = np.linalg.lstsq(centred, y - y.mean(), rcond=None)
+    rest = y - y.mean() - centred @ slopes
+    degrees = n - 1 - len(controls)
+    told = x @ slopes
+    value = float(y.mean() + told.mean() - told[:n].mean())
+    return Fit(value, float(rest @ rest) / degrees, float(told.var(ddof=1)), n, m, population, degrees, controls)
 
-    With y = b x + e on the n common batches and x known on m > n of them, mean(y) = b mean_m(x) + mean_n(e), whose
-    variance is b² var(x) (1/m - 1/N) + var(e) (1/n - 1/N).
 
-    Args:
-        sample: y, n >= 1 values of the first batches.
-        controls: x, each of the first m batches.
-        population: N.
-    """
-    y = np.asarray(sample)
-    n = len(y)
-    if n >= population or n < 3:
-        return Estimate(math.fsum(sample) / n, 0.0 if n >= population else math.inf, 1)
-    remaining = 1 / n - 1 / population
-    best = Estimate(float(y.mean()), float(np.sqrt(y.var(ddof=1) * remaining)), n - 1)
-    for control in controls:
-        x = np.asarray(control)
-        m = len(x)
-        common = x[:n]
-        spread = float(common.var())
-        if m <= n or spread == 0:
-            continue
-        slope = float(np.mean((common - common.mean()) * (y - y.mean()))) / spread
-        rest = y - y.mean() - slope * (common - common.mean())
-        variance = float(rest @ rest) / (n - 2) * remaining + slope**2 * float(x.var(ddof=1)) * (1 / m - 1 / population)
-        if variance < best.error**2:
-            value = float(y.mean()) + slope * float(x.mean() - common.mean())
-            best = Estimate(value, math.sqrt(variance), n - 2)
-    return best
+def _next(count: int) -> int:
+    return count + max(1, count // GROWTH)

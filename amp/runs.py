@@ -30,6 +30,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT)
 READING = {"num_workers", "max_broken"}
 STORING = {"store", "store_every"}
 WORKING = {"parallel", "accumulate", "activation_checkpointing", "compile", "step_in_backward"}
+DIVIDING = {"micro_batch"}
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -201,7 +202,7 @@ def describe(config: BaseModel, pretrained: str | None, leave_out: Sequence[str]
     Left out: where the output goes, how the images are read, where blocks' inputs are kept, and how the work of a step
     is divided.
     """
-    exclude: Any = {"output": True, "data": READING, "prune": STORING, "optim": WORKING}
+    exclude: Any = {"output": True, "data": READING, "score": DIVIDING, "prune": STORING, "optim": WORKING}
     settings = config.model_dump(mode="json", exclude={**exclude, **dict.fromkeys(leave_out, True)})
     return {
         "settings": settings,

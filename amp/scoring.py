@@ -4,7 +4,8 @@ B images, T tokens, H hidden width.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,6 +40,7 @@ class TaylorScorer:
         self._forwards = [0] * len(slots)
         self._backwards = [0] * len(slots)
         self._handles: list[RemovableHandle] = []
+        self._paused = False
         self.num_images = 0
 
     def __enter__(self) -> "TaylorScorer":
@@ -53,8 +55,19 @@ class TaylorScorer:
             handle.remove()
         self._handles.clear()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within the block, what runs is not scored."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
     def _watch(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         def before_out_projection(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            if self._paused:
+                return inputs
             activation_BTH = inputs[0] if inputs[0].requires_grad else inputs[0].detach().requires_grad_()
             self._forwards[index] += 1
             held = activation_BTH.detach()
@@ -105,12 +118,19 @@ class TaylorScorer:
 
 
 def score_entropy(
-    tower: Tower, batches: Iterable[Tensor], inverse_temperature: float, absolute: bool, world: World
+    tower: Tower,
+    batches: Iterable[Tensor],
+    inverse_temperature: float,
+    absolute: bool,
+    world: World,
+    micro_batch: int | None = None,
 ) -> list[Tensor]:
     """Taylor scores of the entropy of each global batch; one (H,) fp32 tensor a block, equal on every process.
 
     Args:
         batches: local shares (B / processes, C, S, S) of the global batches.
+        micro_batch: images in one backward pass. The entropy's gradient at the features of the whole batch, which a
+            forward pass without a graph gives, is handed to one part of the batch after another.
 
     The gathered rows' entropy is the global one on every process, and the mean of scores over batches of one size is
     the mean over images.
@@ -118,8 +138,17 @@ def score_entropy(
     with TaylorScorer(tower.slots, absolute) as scorer:
         for images_BCHW in batches:
             images_BCHW = images_BCHW.to(world.device, tower.dtype, non_blocking=True)
-            feature_BD = world.gather(tower.feature(images_BCHW))
-            scorer.step(information_entropy(feature_BD, inverse_temperature), len(images_BCHW))
+            if micro_batch is None or micro_batch >= len(images_BCHW):
+                feature_BD = world.gather(tower.feature(images_BCHW))
+                scorer.step(information_entropy(feature_BD, inverse_temperature), len(images_BCHW))
+                continue
+            parts = images_BCHW.split(micro_batch)
+            with scorer.paused(), torch.no_grad():
+                feature_BD = torch.cat([tower.feature(part) for part in parts])
+            loss = information_entropy(world.gather(feature_BD.requires_grad_()), inverse_temperature)
+            (gradient_BD,) = torch.autograd.grad(loss, feature_BD)
+            for part, gradient in zip(parts, gradient_BD.split(micro_batch), strict=True):
+                scorer.step((tower.feature(part) * gradient).sum(), len(part))
         return scorer.scores(world)
 
 

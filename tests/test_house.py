@@ -31,7 +31,7 @@ ROWS = [
     ["amp.replay", "amp.meter", "amp.candidates"],
     ["amp.placement"],
     ["amp.scoring", "amp.pruning", "amp.distillation", "amp.memory", "amp.report"],
-    ["eval", "eval.layouts", "eval.paper", "eval.sharding"],
+    ["amp.plan", "eval", "eval.layouts", "eval.paper", "eval.sharding"],
     [
         "eval.benchmarks",
         "eval.classifiers",

@@ -1,0 +1,80 @@
+"""Laws of the plan: what it says a run needs is what the run takes, and the recipes' plans fit an 80 GB GPU."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import WORLD
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from amp.cli import load_config
+from amp.config import ModelSettings, PruneConfig
+from amp.meter import EntropyMeter
+from amp.plan import describe_plan, plan_scoring, plan_search
+from amp.scoring import score_entropy
+from amp.towers import Tower, build_tower
+
+TIMM = ModelSettings(frame="timm", name="vit_tiny_patch16_224", kwargs={"depth": 4})
+
+
+def measured(run: Callable[[], Any]) -> int:
+    """The most bytes that `run` held at once on the CPU, by its allocator."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    now = most = 0
+    for event in profiled.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("name", ["open_clip", "timm"])
+def test_activations_are_those_that_a_run_takes(name: str, golden_model: ModelSettings) -> None:
+    settings = golden_model if name == "open_clip" else TIMM
+    tower, meta = build_tower(settings), build_tower(settings, "meta")
+    images_BCSS = torch.randn(8, 3, tower.image_size, tower.image_size)
+    scoring = measured(lambda: score_entropy(tower, [images_BCSS], 15.0, True, WORLD))
+    planned = plan_scoring(meta, 8)
+    assert planned["activations"] - images_BCSS.nbytes == pytest.approx(scoring, rel=0.2)
+    weights = sum(p.numel() * 4 for p in tower.model.parameters())
+    assert planned["weights"] == pytest.approx(weights, rel=0.01)
+    meter = EntropyMeter(tower, [images_BCSS], 15.0, WORLD)
+    search = measured(meter)
+    assert plan_search(meta, 8, 1, "host", None)["activations"] - images_BCSS.nbytes == pytest.approx(search, rel=0.2)
+
+
+@pytest.mark.parametrize("every", [None, 1, 2])
+def test_what_is_kept_is_what_the_meter_says(tower: Tower, golden_model: ModelSettings, every: int | None) -> None:
+    images = list(torch.zeros(3, 4, 3, 32, 32))
+    meter = EntropyMeter(tower, images, 15.0, WORLD, every=every)
+    meta = build_tower(golden_model, "meta")
+    for store, key in (("device", "stored"), ("host", "stored_elsewhere")):
+        assert plan_search(meta, 4, 3, store, every)[key] == meter.stored_bytes
+
+
+def test_a_recipe_fits_a_gpu() -> None:
+    config = load_config(PruneConfig, "configs/prune_entropy/open_clip_g_coco_entropy.yaml")
+    assert describe_plan(config, "scoring", 80.0).endswith("fits a GPU of 80 GB")
+
+
+def test_a_plan_that_does_not_fit_says_what_to_do(prune_yaml: Path, call: Callable[..., Any]) -> None:
+    words = ["--config_file", prune_yaml, "--dry_run", "--gpu_memory", "0.001"]
+    code, out, _ = call("main_score.py", *words)
+    assert code == 0
+    assert "does not fit a GPU of 0.001 GB; score.micro_batch" in out
+    code, out, _ = call("main_prune.py", *words, "--set", "prune.store=device")
+    assert code == 0
+    assert "does not fit a GPU of 0.001 GB; prune.store: host or disk" in out
+    assert not (prune_yaml.parent / "out").exists()
+
+
+def test_scores_in_parts_are_those_of_the_whole_batch(tower: Tower, batches: Callable[[str], list[Tensor]]) -> None:
+    whole = score_entropy(tower, batches("train"), 15.0, True, WORLD)
+    for micro_batch in (1, 12, 32):
+        parts = score_entropy(tower, batches("train"), 15.0, True, WORLD, micro_batch)
+        for a, b in zip(whole, parts, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-9)
