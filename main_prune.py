@@ -25,8 +25,15 @@ def read_options() -> tuple[PruneConfig, argparse.Namespace]:
         metavar="NATS",
         help="size and entropy at several entropy_increases",
     )
+    options.add_argument(
+        "--compensate_only",
+        action="store_true",
+        help="refit the out-projections of output.dir/pruned as prune.compensation says; writes output.dir/compensated",
+    )
     config = parse_args(PruneConfig, __doc__, more=[options])
     args, _ = options.parse_known_args()
+    if args.compensate_only and config.prune.compensation == "none":
+        raise UserError("--compensate_only: prune.compensation is none; say --set prune.compensation=ridge, or mean")
     args.sweep = sorted(set(args.sweep))
     if args.sweep and args.sweep[0] < 0:
         raise UserError(f"--sweep: {args.sweep[0]}: thresholds are at least 0")
@@ -134,6 +141,42 @@ def sweep_thresholds(candidates: Any, config: PruneConfig, header: Any, threshol
     runs.say("to write one of them out: the same command with --set prune.entropy_increase=NATS, without --sweep")
 
 
+def compensate_only(config: PruneConfig, world: Any) -> None:
+    """Writes compensated/: the neurons of pruned/, with out-projections refitted to the dense model's."""
+    import torch
+
+    from amp import runs
+    from amp.candidates import Candidates
+    from amp.checkpoint import read_folder_config, save_tower
+    from amp.towers import build_tower
+
+    folder = Path(config.output.dir)
+    pruned = read_folder_config(folder / "pruned")
+    config = config.with_frame(pruned.base["frame"])
+    tower = build_tower(config.model, str(world.device))
+    if pruned.kept is None or not tower.same_base(pruned.base):
+        raise UserError(
+            f"--compensate_only: {folder / 'pruned'}: its kept neurons are not those of {config.model.name}"
+        )
+    chosen = [
+        torch.zeros(width).index_fill(0, torch.tensor(kept), 1.0)
+        for width, kept in zip(tower.widths, pruned.kept, strict=True)
+    ]
+    candidates = Candidates(tower, chosen, None, None, open_compensation(config, tower, chosen, world))
+    say_errors(candidates.keep(pruned.widths)[1])
+    if world.is_main:
+        header = runs.describe(config, config.model.weights)
+        save_tower(tower, pruned.kept, {**header, "pruned": pruned.provenance}, folder / "compensated")
+    world.barrier()
+    say(f"wrote {folder / 'compensated'}")
+
+
+def say_errors(errors: Sequence[dict[str, float]]) -> None:
+    """What compensation did, on the console."""
+    means = [sum(error[key] for error in errors) / len(errors) for key in ("without", "with")]
+    say(f"compensation: error of the MLPs' outputs {means[0]:.1%} -> {means[1]:.1%} of their variance")
+
+
 def write_pruned(result: Any, tower: Any, config: PruneConfig, record: dict[str, Any], header: Any, world: Any) -> None:
     """Writes prune.png, pruned/ and, as the sign that all is there, prune.json."""
     from amp import report, runs
@@ -169,6 +212,9 @@ def main() -> None:
 
     with distributed.start() as world:
         folder = world.from_main(lambda: runs.prepare_output(config.output.dir))
+        if args.compensate_only:
+            compensate_only(config, world)
+            return
         if not sweep and world.broadcast((folder / "prune.json").exists() and (folder / "pruned").is_dir()):
             record = runs.read_json(folder / "prune.json")
             config = config.with_frame(runs.recorded_frame(record))
@@ -199,8 +245,7 @@ def main() -> None:
         record = {"widths": tower.widths, "dense_widths": dense_widths, **result.entropies, **sizes, "cost": cost}
         if result.errors:
             record["compensation"] = result.errors
-            errors = [sum(error[key] for error in result.errors) / len(result.errors) for key in ("without", "with")]
-            runs.say(f"compensation: error of the MLPs' outputs {errors[0]:.1%} -> {errors[1]:.1%} of their variance")
+            say_errors(result.errors)
         write_pruned(result, tower, config, {**record, **header}, header, world)
 
 

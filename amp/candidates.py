@@ -57,7 +57,7 @@ class Candidates:
         in_search: bool = True,
     ) -> None:
         self.tower, self.meter = tower, meter
-        self._compensation, self._in_search = compensation, in_search
+        self._compensation, self.in_search = compensation, in_search
         self._scores, self._journal = scores, journal
         self._seen: dict[tuple[int, ...], int] = {}
 
@@ -65,7 +65,7 @@ class Candidates:
     def narrowed(self, block: int, width: int) -> Iterator[None]:
         """Within the block of code, one with only its top `width` neurons: for a probe, and for a settled block."""
         slot = self.tower.slots[block]
-        compensator = self._compensation.of(block) if self._compensation and self._in_search else None
+        compensator = self._compensation.of(block) if self._compensation and self.in_search else None
         with slot.narrowed(top_neurons(self._scores[block], width)):
             if compensator is not None:
                 compensator.apply(slot, width)

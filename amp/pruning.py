@@ -196,7 +196,9 @@ def prune(
     else:
         found = find_widths(candidates, settings, settings.entropy_increase)
     kept, errors = candidates.keep(found.widths)
-    return Pruned(kept, found.dense_entropy, found.final_entropy, found, errors)
+    # Compensation that no probe saw changes the network that was found.
+    final = candidates.mean() if errors and not candidates.in_search else found.final_entropy
+    return Pruned(kept, found.dense_entropy, final, found, errors)
 
 
 def find_size(

@@ -62,7 +62,11 @@ class Tower:
 
     def same_architecture(self, other: "Tower") -> bool:
         """Whether both are of one dense model, whatever their widths and weights."""
-        return all(self.base.get(key) == other.base.get(key) for key in ("frame", "model_config", "kwargs"))
+        return self.same_base(other.base)
+
+    def same_base(self, base: Mapping[str, Any]) -> bool:
+        """Whether `base`, as JSON keeps it, is of the same dense model."""
+        return all(self.base.get(key) == base.get(key) for key in ("frame", "model_config", "kwargs"))
 
     @property
     def widths(self) -> list[int]:
