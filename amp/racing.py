@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 FIRST_LOOK = 8  # batches; fewer say nothing of their own spread
-GROWTH = 8  # a look for every eighth batch more
+GROWTH = 16  # a look for every sixteenth batch more
 HOPE = 0.25  # of the error: what a next step may hope to bring it to
 
 
@@ -60,33 +60,28 @@ class Fit:
     @property
     def error(self) -> float:
         """Standard error of `value`."""
-        return math.sqrt(self._variance(self.num_probe, self.num_controls))
-
-    def _variance(self, n: float, m: float) -> float:
-        return self.own * (1 / n - 1 / self.population) + self.shared * (1 / m - 1 / self.population)
+        n, m, total = self.num_probe, self.num_controls, self.population
+        return math.sqrt(self.own * (1 / n - 1 / total) + self.shared * (1 / m - 1 / total))
 
     def counts(self, variance: float) -> tuple[int, int]:
         """The numbers of batches, of the probe and of its controls, that bring it to a variance at least cost."""
         room = variance + (self.own + self.shared) / self.population
         most = min([self.population, *(len(control) for control in self.controls if not control.measure)])
-        weight = self.weight
-        n = (self.own + math.sqrt(self.own * self.shared * weight)) / room
+        weight = sum(1 for control in self.controls if control.measure)
         m = most
-        if self.shared and weight:
-            m = min(max(math.ceil(n * math.sqrt(self.shared / (self.own * weight or 1e-30))), self.num_controls), most)
-        left = room - (self.shared / m if self.shared else 0.0)
-        n = self.own / left if left > 0 else self.population
-        return min(max(math.ceil(n), self.num_probe), self.population), m
-
-    @property
-    def weight(self) -> int:
-        """How many controls a batch more must be measured of."""
-        return sum(1 for control in self.controls if control.measure)
+        if weight and self.own > 0:
+            # The least n + weight m at which own / n + shared / m = room.
+            m = math.ceil((self.shared + math.sqrt(self.own * self.shared / weight)) / room)
+            m = min(max(m, self.num_controls), most)
+        left = room - self.shared / m
+        n = math.ceil(self.own / left) if left > 0 else self.population
+        return min(max(n, self.num_probe), self.population), m
 
     def cost(self, variance: float) -> int:
-        """Batches that are still to be measured."""
+        """Batches that are still to be measured, of the probe and of its controls."""
         n, m = self.counts(variance)
-        return n - self.num_probe + sum(max(0, m - len(control)) for control in self.controls if control.measure)
+        of_controls = sum(max(0, m - len(control)) for control in self.controls if control.measure)
+        return n - self.num_probe + of_controls
 
 
 @dataclass(frozen=True)
@@ -125,11 +120,11 @@ class Race:
             wanted = max(gap / errors, HOPE * best.error) ** 2
             plan = min(fits, key=lambda fit: fit.cost(wanted))
             n, m = plan.counts(wanted)
+            known = sum(map(len, plan.controls))
             for control in plan.controls:
                 control.extend(min(m, _next(len(control))))
-            count = min(n, _next(count)) if n > count or not plan.controls else count
-            if plan.controls and n <= count and all(len(c) >= m or not c.measure for c in plan.controls):
-                count = min(self.population, count + 1)
+            stuck = sum(map(len, plan.controls)) == known
+            count = min(max(n, count + stuck), _next(count))
 
     def fits(self, probe: Series, reference: Series, others: Sequence[Series]) -> Iterator[Fit]:
         """The estimate from the common batches alone, and those by pairs of controls that are known on as many."""

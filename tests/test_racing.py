@@ -5,81 +5,103 @@ import math
 import numpy as np
 import pytest
 
-from amp.racing import Race, estimate
+from amp.racing import Race, Series
 
 POPULATION = 400
-
-
-class Sample:
-    """The first batches' values, as many as asked for; remembers the last number."""
-
-    def __init__(self, values: list[float]) -> None:
-        self.values, self.taken = values, 0
-
-    def __call__(self, count: int) -> list[float]:
-        assert self.taken < count <= POPULATION
-        self.taken = count
-        return self.values[:count]
 
 
 def population(seed: int, mean: float, spread: float = 1.0) -> list[float]:
     return list(np.random.default_rng(seed).normal(mean, spread, POPULATION))
 
 
-def test_all_batches_leave_no_doubt() -> None:
-    values = population(0, 0.1)
-    found = estimate(values, [], POPULATION)
-    assert (found.value, found.error) == (math.fsum(values) / POPULATION, 0.0)
-    assert Race(POPULATION, 4.0).decided(found, -math.inf, found.value)
+def known(values: list[float], count: int = 0) -> Series:
+    """A network of which more can be measured."""
+    return Series(lambda more: values[:more], values[:count])
+
+
+NOTHING = [0.0] * POPULATION
+
+
+def decide(race: Race, values: list[float], low: float, high: float, *others: Series) -> tuple[float, int]:
+    """The race's value and the batches it took of the probe, beside a reference of zeros."""
+    probe = known(values)
+    return race.run(probe, known(NOTHING), others, low, high), len(probe)
 
 
 def test_without_a_confidence_all_batches_are_measured_at_once() -> None:
-    sample = Sample(population(0, 100.0))
-    assert Race(POPULATION).run(sample, [], -math.inf, 0.0) == math.fsum(sample.values) / POPULATION
-    assert list(Race(POPULATION).looks()) == [POPULATION]
+    values, asked = population(0, 100.0), []
+
+    def measure(count: int) -> list[float]:
+        asked.append(count)
+        return values[:count]
+
+    found = Race(POPULATION).run(Series(measure), known(NOTHING), [], -math.inf, 0.0)
+    assert found == math.fsum(values) / POPULATION
+    assert asked == [POPULATION]
 
 
 @pytest.mark.parametrize("limit", [-1.0, -0.3, -0.1, 0.0, 0.1, 0.3, 1.0])
 def test_decisions_are_those_of_all_batches_at_a_part_of_the_cost(limit: float) -> None:
-    race, taken = Race(POPULATION, 4.0), []
+    taken = []
     for seed in range(40):
-        sample = Sample(population(seed, 0.0))
-        found = race.run(sample, [], -math.inf, limit)
-        assert (found <= limit) == (math.fsum(sample.values) / POPULATION <= limit)
-        taken.append(sample.taken)
+        values = population(seed, 0.0)
+        found, count = decide(Race(POPULATION, 4.0), values, -math.inf, limit)
+        assert (found <= limit) == (math.fsum(values) / POPULATION <= limit)
+        taken.append(count)
+    assert max(taken) <= POPULATION
     if abs(limit) == 1.0:
-        assert np.mean(taken) < POPULATION / 8
+        assert np.mean(taken) < POPULATION / 6
 
 
 def test_a_fall_beyond_the_lower_limit_is_seen_too() -> None:
-    sample = Sample(population(0, -5.0))
-    assert Race(POPULATION, 4.0).run(sample, [], -1.0, 1.0) < -1.0
-    assert sample.taken < POPULATION / 8
+    found, count = decide(Race(POPULATION, 4.0), population(0, -5.0), -1.0, 1.0)
+    assert found < -1.0
+    assert count < POPULATION / 6
 
 
 def test_within_the_tolerance_either_answer_is_right() -> None:
-    samples = {tolerance: Sample(population(0, 0.05)) for tolerance in (1.0, 0.5, 0.0)}
-    for tolerance, sample in samples.items():
-        Race(POPULATION, 4.0, tolerance).run(sample, [], -math.inf, 0.0)
-    assert samples[1.0].taken < samples[0.5].taken < samples[0.0].taken == POPULATION
+    values = population(0, 0.02)
+    taken = [decide(Race(POPULATION, 4.0, tolerance), values, -math.inf, 0.0)[1] for tolerance in (1.0, 0.5, 0.0)]
+    assert taken[0] < taken[1] < taken[2]
+
+
+def alike(seed: int) -> tuple[list[float], list[float], list[float]]:
+    """Entropies of the network so far, and of two narrow ones: batches differ much, the narrow ones little."""
+    base = population(seed, 3.0, 2.0)
+    shift = population(seed + 1000, 0.3)
+    one = [a + b for a, b in zip(base, shift, strict=True)]
+    two = [a + 1.5 * b + c for a, b, c in zip(base, shift, population(seed + 2000, 0.0, 0.05), strict=True)]
+    return base, one, two
 
 
 def test_a_probe_that_is_known_well_tells_of_one_like_it() -> None:
-    x = population(0, 0.3)
-    y = [2 * a + b for a, b in zip(x, population(1, 0.0, 0.1), strict=True)]
-    truth = math.fsum(y) / POPULATION
-    alone, told = estimate(y[:20], [], POPULATION), estimate(y[:20], [x[:300], population(2, 0.0)[:300]], POPULATION)
-    assert told.error < alone.error / 3
-    assert abs(told.value - truth) < 4 * told.error
-    # One known on no more batches, or constant, tells nothing.
-    assert estimate(y[:20], [x[:20], [1.0] * 300], POPULATION) == alone
+    alone, told = [], []
+    for seed in range(30):
+        base, one, two = alike(seed)
+        truth = math.fsum(two) / POPULATION - math.fsum(base) / POPULATION
+        limit = truth - 0.03
+        for taken, others in ((alone, []), (told, [known(one, POPULATION)])):
+            probe, reference = known(two), known(base, POPULATION)
+            found = Race(POPULATION, 4.0).run(probe, reference, others, -math.inf, limit)
+            assert (found <= limit) == (truth <= limit)
+            taken.append(len(probe))
+    assert np.mean(told) < np.mean(alone) / 4
 
 
-def test_the_error_is_honest() -> None:
+def test_networks_of_an_earlier_block_are_not_measured_further() -> None:
+    base, one, two = alike(0)
+    earlier = Series(None, one[:60])
+    Race(POPULATION, 4.0).run(known(two), known(base), [earlier], -math.inf, 0.44)
+    assert len(earlier) == 60
+
+
+def test_the_errors_are_honest() -> None:
     """Over many populations, about two thirds of the estimates lie within one standard error."""
     within = []
     for seed in range(300):
-        values = population(seed, 0.0)
-        found = estimate(values[:100], [], POPULATION)
-        within.append(abs(found.value - math.fsum(values) / POPULATION) <= found.error)
-    assert 0.6 < np.mean(within) < 0.76
+        base, one, two = alike(seed)
+        truth = math.fsum(two) / POPULATION - math.fsum(base) / POPULATION
+        fits = Race(POPULATION, 4.0).fits(known(two, 60), known(base, 200), [known(one, 200)])
+        within.append([abs(fit.value - truth) <= fit.error for fit in fits])
+    for share in np.mean(within, axis=0):
+        assert 0.6 < share < 0.76
