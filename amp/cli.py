@@ -13,11 +13,15 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from amp.config import DistillConfig, Frame, PruneConfig
+from amp.config import CompareConfig, DistillConfig, Frame, PruneConfig
 from amp.errors import UserError, nearest
 
-Config = TypeVar("Config", PruneConfig, DistillConfig)
-CONFIGS: dict[str, type[BaseModel]] = {"main_score.py and main_prune.py": PruneConfig, "distill.py": DistillConfig}
+Config = TypeVar("Config", PruneConfig, DistillConfig, CompareConfig)
+CONFIGS: dict[str, type[BaseModel]] = {
+    "main_score.py and main_prune.py": PruneConfig,
+    "distill.py": DistillConfig,
+    "eval/eval_compare.py": CompareConfig,
+}
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Frame = Literal["open_clip", "eva_clip", "dinov2", "timm", "hf"]
 Precision = Literal["fp32", "bf16"]
 DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes"]
+Criterion = Literal["entropy", "cross_entropy", "kl", "variance", "magnitude", "diversity", "random"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
@@ -67,10 +68,25 @@ class PruneDataSettings(DataSettings):
 
 
 class ScoreSettings(Settings):
-    criterion: Literal["entropy", "random"] = Field("entropy", description="what ranks the neurons")
+    criterion: Criterion = Field("entropy", description="what ranks the neurons")
     inverse_temperature: Positive = Field(15.0, description="factor on the similarities in the entropy")
     absolute: bool = Field(True, description="absolute value per image before the mean")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the criterion 'random'")
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
+        None, description="class names for 'cross_entropy', in the order of their sorted folders"
+    )
+    template: str | None = Field(None, description="prompt around a class, null: 'a photo of a {c}'")
+    labels: Literal["predicted", "folders"] | None = Field(
+        None, description="true classes for 'cross_entropy'; null: predicted"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the criteria 'random' and 'kl'")
+
+    @model_validator(mode="after")
+    def _classes_are_there(self) -> "ScoreSettings":
+        if self.criterion == "cross_entropy" and self.classes is None:
+            raise ValueError("classes: missing; criterion cross_entropy needs the classes' names, a list")
+        if self.template is not None and "{c}" not in self.template:
+            raise ValueError(f"template: {self.template!r}: has no {{c}} where the class is to stand")
+        return self
 
 
 class SearchSettings(Settings):
@@ -155,3 +171,48 @@ class DistillConfig(Settings):
     def with_frame(self, frame: Frame) -> "DistillConfig":
         """The same settings with `teacher.frame` in place."""
         return self.model_copy(update={"teacher": self.teacher.model_copy(update={"frame": frame})})
+
+
+class CompareRowSettings(Settings):
+    criterion: Criterion = Field("entropy", description="what ranks the neurons")
+    allocation: Literal["search", "uniform", "global"] = Field("search", description="what gives each block its width")
+    compensation: Literal["none", "mean", "ridge"] = Field("none", description="refit of the out-projections")
+    compensate_in_search: bool = Field(False, description="whether each probe is compensated too")
+
+    @model_validator(mode="after")
+    def _search_has_what_it_compensates(self) -> "CompareRowSettings":
+        if self.compensate_in_search and (self.allocation != "search" or self.compensation == "none"):
+            raise ValueError("compensate_in_search: needs allocation: search, and compensation: mean or ridge")
+        return self
+
+
+class CompareSettings(Settings):
+    sizes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.8, 0.6, 0.5, 0.4), description="shares of the tower's parameters to compare at"
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2), description="each chooses other images, and other random neurons"
+    )
+    search_steps: Annotated[int, Field(ge=1, le=32)] = Field(6, description="probes per block")
+    damping: Share = Field(1.0e-3, description="of ridge, as a share of the mean variance")
+
+
+class CompareDistilSettings(Settings):
+    num_samples: Count = Field(description="training images to distil on")
+    batch_size: Count = Field(description="images in one step")
+    measure_every: Count = Field(description="steps between two measurements")
+    optim: OptimSettings
+
+
+class CompareConfig(Settings):
+    """Settings of eval/eval_compare.py."""
+
+    model: ModelSettings
+    data: PruneDataSettings
+    score: ScoreSettings = ScoreSettings()
+    compare: CompareSettings = CompareSettings()
+    rows: dict[str, CompareRowSettings] = Field(
+        min_length=1, description="what is compared: a name, and its criterion, allocation, compensation"
+    )
+    distil: CompareDistilSettings
+    output: OutputSettings

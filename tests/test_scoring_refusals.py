@@ -6,7 +6,7 @@ from conftest import WORLD
 from torch.utils.checkpoint import checkpoint
 from toy_blocks import Toy, toy_input
 
-from amp.scoring import TaylorScorer
+from amp.activations import TaylorScorer
 
 
 @pytest.mark.parametrize(("order", "ran"), [((0, 1, 1, 2), "ran 2 times and got 2"), ((0, 2), "ran 0 times and got 0")])
