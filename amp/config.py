@@ -75,8 +75,8 @@ class ScoreSettings(Settings):
         None, description="class names for 'cross_entropy', in the order of their sorted folders"
     )
     template: str | None = Field(None, description="prompt around a class, null: 'a photo of a {c}'")
-    labels: Literal["predicted", "folders"] | None = Field(
-        None, description="true classes for 'cross_entropy'; null: predicted"
+    labels: Literal["folders"] | None = Field(
+        None, description="classes of the images for 'cross_entropy'; null: as the network predicts"
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the criteria 'random' and 'kl'")
 

@@ -167,7 +167,7 @@ def folder_labels(batches: Batches, settings: ScoreSettings) -> list[int] | None
     if len(folders) != num_classes:
         raise UserError(
             f"score.labels: folders: {batches.settings.root} holds images in {len(folders)} folders, score.classes "
-            f"names {num_classes}; one folder a class is needed, or score.labels: predicted"
+            f"names {num_classes}; one folder a class is needed, or score.labels: null"
         )
     place = {folder: index for index, folder in enumerate(folders)}
     size, order = batches.settings.batch_size, batches.order(0)

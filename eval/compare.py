@@ -3,6 +3,7 @@
 B images, C classes, N texts, E width of an embedding, D width of a feature, K kept neurons.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -260,12 +261,12 @@ def prune_to_share(
         below = [increase for increase, widths in tried.items() if share_of(widths) <= share]
         if above and below:
             large, small = max(above), min(below)
+            if abs(math.log(large / small)) < 0.01:
+                break
             # Interpolated on the logarithm, but never so near to an end that it would creep.
             part = min(0.8, max(0.2, distance(large) / (distance(large) + distance(small))))
             following = large ** (1 - part) * small**part
         else:
             following = max(above) * 3 if above else min(below) / 3 if below else FIRST_INCREASE
-        if following in tried:
-            break
         tried[following] = search(following)
     return tried[min(tried, key=distance)]

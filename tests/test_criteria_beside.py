@@ -31,25 +31,25 @@ def test_the_mean_square_of_the_surprisals_gradient_is_the_curvature_of_the_kl_d
     anchor_AD, removed_D = normal(4, 3).double(), normal(3, seed=1).double()
     gate = torch.ones((), dtype=torch.float64, requires_grad=True)
 
-    def feature_1D(gate: Tensor) -> Tensor:
+    def feature(gate: Tensor) -> Tensor:
         """An image's feature, to which a gated neuron adds."""
         return (normal(1, 3, seed=2).double() + gate * removed_D).float()
 
-    def log_p_A(gate: Tensor) -> Tensor:
-        cosine_A = F.normalize(feature_1D(gate).double(), dim=-1) @ F.normalize(anchor_AD, dim=-1).T
+    def log_p(gate: Tensor) -> Tensor:
+        cosine_A = F.normalize(feature(gate).double(), dim=-1) @ F.normalize(anchor_AD, dim=-1).T
         return (5 * cosine_A).log_softmax(dim=-1)[0]
 
-    p_A = log_p_A(gate).exp().detach()
+    p_A = log_p(gate).exp().detach()
     fisher = torch.zeros(())
     for drawn in range(4):
         noise_1A = torch.full((1, 4), 1e-30)
         noise_1A[0, drawn] = 1 - 2**-24  # forces this draw
-        surprisal = sampled_surprisal(feature_1D(gate), anchor_AD, 5.0, noise_1A)
+        surprisal = sampled_surprisal(feature(gate), anchor_AD, 5.0, noise_1A)
         assert surprisal.item() == pytest.approx(-p_A[drawn].log().item(), rel=1e-4)
         (slope,) = torch.autograd.grad(surprisal, gate)
         fisher += p_A[drawn] * slope.square()
     gone = torch.tensor(1 - 1e-2, dtype=torch.float64)
-    divergence = (p_A * (p_A.log() - log_p_A(gone))).sum()
+    divergence = (p_A * (p_A.log() - log_p(gone))).sum()
     assert fisher.item() / 2 * 1e-4 == pytest.approx(divergence.item(), rel=0.05)
     assert divergence > 0
 

@@ -14,8 +14,8 @@ from conftest import WORLD, refusal
 from mlp_layouts import ALL, D, H, make_block
 from score_many import score_many
 from test_scoring import masks, random_batches
-from toy_blocks import Toy, toy_input
 from torch import Tensor
+from toy_blocks import Toy, toy_input
 
 from amp.activations import VarianceScorer
 from amp.config import ModelSettings, ScoreSettings

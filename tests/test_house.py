@@ -12,7 +12,7 @@ ROWS = [
     ["amp", "amp.errors", "amp.config"],
     ["amp.cli", "amp.criteria", "amp.distributed", "amp.runs", "amp.scenes"],
     ["amp.search", "amp.mlp", "amp.data"],
-    ["amp.compensation"],
+    ["amp.activations", "amp.allocation", "amp.compensation"],
     [
         "amp.towers.weights",
         "amp.towers.base",
@@ -27,10 +27,13 @@ ROWS = [
     ],
     ["amp.checkpoint.folder", "amp.checkpoint.published", "amp.checkpoint"],
     ["amp.scoring", "amp.pruning", "amp.distillation", "amp.report"],
-    ["eval", "eval.benchmarks", "eval.efficiency", "eval.knn", "eval.results", "eval.zeroshot"],
+    [
+        *("eval", "eval.benchmarks", "eval.compare", "eval.compare_table", "eval.efficiency", "eval.knn"),
+        *("eval.results", "eval.zeroshot"),
+    ],
     [
         *("main_score", "main_prune", "distill", "amp.towers.__main__", "amp.checkpoint.__main__"),
-        *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency"),
+        *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency", "eval.eval_compare"),
         *("amp.demo", "amp.demo.__main__", "amp.demo.dense"),
     ],
 ]
