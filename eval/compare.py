@@ -48,16 +48,24 @@ class Exam:
     labelled: Sequence[tuple[Tensor, int]]
     captioned: Sequence[tuple[Tensor, Sequence[str]]]
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.dense.visual.parameters()).device
+
     @cached_property
     def _images(self) -> tuple[Tensor, Tensor]:
-        return torch.stack([image for image, _ in self.labelled]), torch.stack([image for image, _ in self.captioned])
+        labelled_BCHW, captioned_BCHW = (
+            torch.stack([image for image, _ in items]).to(self.device, self.dense.dtype)
+            for items in (self.labelled, self.captioned)
+        )
+        return labelled_BCHW, captioned_BCHW
 
     @cached_property
     @torch.no_grad()
     def _texts(self) -> Tensor:
         assert self.dense.encode_text is not None
         texts = [text for _, captions in self.captioned for text in captions]
-        return F.normalize(self.dense.encode_text(self.dense.make_tokenizer()(texts)), dim=-1)
+        return F.normalize(self.dense.encode_text(self.dense.make_tokenizer()(texts).to(self.device)).float(), dim=-1)
 
     @cached_property
     @torch.no_grad()
@@ -68,17 +76,24 @@ class Exam:
     def __call__(self, tower: Tower) -> Quality:
         """`{top1, recall1, cosine}`: zero-shot, text to image, and mean cosine of the features to the dense ones."""
         assert tower.encode_image is not None
-        labelled_BCHW, captioned_BCHW = self._images
-        classes_B = torch.tensor([label for _, label in self.labelled])
-        owners_N = torch.tensor([i for i, (_, captions) in enumerate(self.captioned) for _ in captions])
-        embeddings_BE = F.normalize(tower.encode_image(captioned_BCHW), dim=-1)
-        found_B = (tower.encode_image(labelled_BCHW) @ self.classifier_EC).argmax(dim=1)
+        _, captioned_BCHW = self._images
+        owners = [i for i, (_, captions) in enumerate(self.captioned) for _ in captions]
+        embeddings_BE = F.normalize(tower.encode_image(captioned_BCHW).float(), dim=-1)
+        found_N = (self._texts @ embeddings_BE.T).argmax(dim=1).cpu()
         cosine_B = F.cosine_similarity(tower.feature(captioned_BCHW), self._features)
         return {
-            "top1": (found_B == classes_B).double().mean().item(),
-            "recall1": ((self._texts @ embeddings_BE.T).argmax(dim=1) == owners_N).double().mean().item(),
+            "top1": self.top1(tower),
+            "recall1": (found_N == torch.tensor(owners)).double().mean().item(),
             "cosine": cosine_B.mean().item(),
         }
+
+    @torch.no_grad()
+    def top1(self, tower: Tower) -> float:
+        """Zero-shot accuracy alone."""
+        assert tower.encode_image is not None
+        classes_B = torch.tensor([label for _, label in self.labelled])
+        found_B = (tower.encode_image(self._images[0]).float().cpu() @ self.classifier_EC).argmax(dim=1)
+        return (found_B == classes_B).double().mean().item()
 
 
 @dataclass
@@ -111,7 +126,8 @@ class Seed:
         """Batches (B, C, S, S) in this seed's order."""
         own = self.config.data.model_dump(include=set(DataSettings.model_fields))
         data = DataSettings(**own | {"seed": self.seed, "batch_size": batch_size})
-        return list(Batches(list_images(data, split), self.dense.transform, data, self.world, num_samples))
+        batches = Batches(list_images(data, split), self.dense.transform, data, self.world, num_samples)
+        return [images_BCHW.to(self.world.device, self.dense.dtype) for images_BCHW in batches]
 
     @cached_property
     def scoring_images(self) -> list[Tensor]:
@@ -153,7 +169,8 @@ class Seed:
             return uniform_widths(self.dense.slots, self.num_params, share)
         if row.allocation == "global":
             return global_widths(self.dense.slots, self.scores(row.criterion), self.num_params, share)
-        tried = self._searched.setdefault((row.criterion, row.compensation * row.compensate_in_search), {})
+        probed = row.compensation if row.compensate_in_search else "none"
+        tried = self._searched.setdefault((row.criterion, probed), {})
         return prune_to_share(lambda increase: self._search(row, increase), self.share, share, tried)
 
     def share(self, widths: Widths) -> float:
@@ -206,19 +223,15 @@ class Seed:
             _cut(tower, block, scores[block], widths[block], compensator)
         return tower
 
-    def distil(self, student: Tower, measure: Callable[[Tower], Quality]) -> list[Quality]:
-        """The method's distillation of `student`, in memory; what is measured every `measure_every` steps.
-
-        Returns:
-            of each measurement `{step, top1, recall1, cosine}`; the last is that of the finished student.
-        """
+    def distil(self, student: Tower, top1: Callable[[Tower], float]) -> list[tuple[int, float]]:
+        """The method's distillation of `student`, in memory. Returns (steps done, top-1), every `measure_every`."""
         settings, head = self.config.distil, after_last_block(build_tower(self.config.model, "meta"))
         share_head(self.dense, student, head)
         trained = [parameter for parameter in student.visual.parameters() if parameter.requires_grad]
         optimizer, readout = make_optimizer(trained, settings.optim), TokenReadout(student)
         per_epoch = len(self.distil_images)
         total = settings.optim.epochs * per_epoch
-        curve: list[Quality] = []
+        curve = []
         for step in range(total):
             lr, weight_decay = rates(step, settings.optim, settings.batch_size, per_epoch)
             optimizer.param_groups[0].update(lr=lr, weight_decay=weight_decay)
@@ -228,7 +241,7 @@ class Seed:
             optimizer.step()
             optimizer.zero_grad()
             if (step + 1) % settings.measure_every == 0 or step + 1 == total:
-                curve.append({"step": step + 1, **measure(student)})
+                curve.append((step + 1, top1(student)))
         return curve
 
 

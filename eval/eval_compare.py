@@ -62,9 +62,10 @@ def prune_cell(config: CompareConfig, cell: Cell, of_seed: "Seed", exam: "Exam")
 def distil_cell(
     config: CompareConfig, cell: Cell, of_seed: "Seed", exam: "Exam", done: dict[str, Any]
 ) -> dict[str, Any]:
-    """The cell with its distillation's curve beside what pruning found."""
+    """The cell with its distillation's curve and end beside what pruning found."""
     student = of_seed.prune(config.rows[cell.row], done["widths"])
-    return {"curve": of_seed.distil(student, exam), **done}
+    curve = of_seed.distil(student, exam.top1)
+    return {"curve": curve, "distilled": exam(student), **done}
 
 
 def run_cells(config: CompareConfig, cells: list[Cell], folder: Path, world: "World", exam: "Exam") -> None:
@@ -73,14 +74,16 @@ def run_cells(config: CompareConfig, cells: list[Cell], folder: Path, world: "Wo
     from eval.compare import Seed
 
     of_seed = cache(lambda seed: Seed(config, seed, World(0, 1, world.device)))
-    own = cells[world.rank * len(cells) // world.size : (world.rank + 1) * len(cells) // world.size]
-    for cell in progress(own, "prune", "cell"):
+    # Neighbours share searches.
+    neighbours = cells[world.rank * len(cells) // world.size : (world.rank + 1) * len(cells) // world.size]
+    for cell in progress(neighbours, "prune", "cell"):
         path = cell.path(folder)
         if path.exists():
             check_same_run(path, read_json(path), header(config, cell.row))
         else:
             write_json(path, prune_cell(config, cell, of_seed(cell.seed), exam))
-    for cell in progress(own, "distil", "cell"):
+    world.barrier()
+    for cell in progress(cells[world.rank :: world.size], "distil", "cell"):
         done = read_json(cell.path(folder))
         if "curve" not in done:
             write_json(cell.path(folder), distil_cell(config, cell, of_seed(cell.seed), exam, done))

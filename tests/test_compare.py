@@ -62,8 +62,9 @@ def test_a_comparison_its_table_and_a_row_added_to_it(words: list[str], tmp_path
     assert {str(path.relative_to(out / "cells")) for path in cells} == {f"{row}/0.6_1.json" for row in ROWS}
     record = json.loads((out / "cells/random/0.6_1.json").read_text())
     assert record["params"] == pytest.approx(0.6, abs=0.006)
-    assert [point["step"] for point in record["curve"]] == [3, 4]
-    assert record["curve"][-1]["cosine"] > record["pruned"]["cosine"], "it learns"
+    assert [step for step, _ in record["curve"]] == [3, 4]
+    assert record["curve"][-1][1] == record["distilled"]["top1"]
+    assert record["distilled"]["cosine"] > record["pruned"]["cosine"], "it learns"
 
     more = {**ROWS, "ridge": {"criterion": "magnitude", "allocation": "global", "compensation": "ridge"}}
     code, _, err = run(call, words, more)
@@ -161,18 +162,20 @@ def test_a_size_that_no_increase_gives_ends_at_the_closest() -> None:
 
 
 def test_steps_count_from_where_top1_stays() -> None:
-    curve = [{"step": 10 * i, "top1": top1} for i, top1 in enumerate([0.5, 0.9, 0.8, 0.9, 0.95], 1)]
+    curve = [(10 * i, top1) for i, top1 in enumerate([0.5, 0.9, 0.8, 0.9, 0.95], 1)]
     assert [steps_to(curve, top1) for top1 in (0.1, 0.9, 0.96)] == [10, 40, None]
 
 
 def test_the_table_gives_mean_and_deviation() -> None:
     dense = {"top1": 0.9, "recall1": 0.8, "cosine": 1.0}
     found = {
-        (seed, "a", 0.5): {"pruned": dict.fromkeys(dense, value), "curve": [{"step": 4, **dict.fromkeys(dense, value)}]}
+        (seed, "a", 0.5): {**dict.fromkeys(("pruned", "distilled"), dict.fromkeys(dense, value)), "curve": [(4, value)]}
+        | {"params": 0.51}
         for seed, value in enumerate((0.4, 0.6, 0.95))
     }
     line = tabulate(found, dense).splitlines()[-1]
     assert line.count("0.650 ± 0.278") == 6
+    assert line.split("|")[1].strip() == "0.5 (0.51)"
     assert line.split("|")[-2].strip() == "-", "two of three never get there"
 
 
