@@ -140,7 +140,7 @@ def checked(slots: Sequence[MlpSlot], scores: list[Tensor]) -> list[Tensor]:
     for slot, score_H in zip(slots, scores, strict=True):
         if not torch.isfinite(score_H).all():
             raise UserError(
-                f"score.criterion: block {slot.name}: a score is not finite, nor is then an activation or a gradient; "
+                f"score.criterion: block {slot.name}: a score is not finite, as an activation or a gradient is not; "
                 "try model.precision: fp32"
             )
         if not score_H.any():

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from amp.report import save_figure, table
+from amp.report import BLUE, GREY, save_figure, table
 
 Cell = tuple[int, str, float]  # seed, row, size
 METRICS = {"top1": "top-1", "recall1": "recall@1", "cosine": "cosine"}
@@ -29,44 +29,50 @@ def tabulate(found: Mapping[Cell, Any], dense: Mapping[str, float]) -> str:
         found: `{params, pruned: {top1, recall1, cosine}, distilled: {...}, curve: [[step, top1], ...]}` of every cell.
         dense: `{top1, recall1, cosine}`.
     """
-    headers = ["size", "row", *METRICS.values(), *(f"{name}, distilled" for name in METRICS.values()), "steps to 0.99"]
-    lines = [["1", "dense", *(f"{dense[key]:.3f}" for key in METRICS), *["-"] * 4]]
+    headers = ["row", "size", *METRICS.values(), *(f"{name}, distilled" for name in METRICS.values()), "steps to 0.99"]
+    lines = [["dense", "1", *(f"{dense[key]:.3f}" for key in METRICS), *["-"] * 4]]
     for size in _distinct(found, 2):
         for row in _distinct(found, 1):
-            cells = [record for (_, own, at), record in found.items() if (own, at) == (row, size)]
+            cells = _cells(found, row, size)
             pruned = [_spread([cell["pruned"][key] for cell in cells]) for key in METRICS]
             distilled = [_spread([cell["distilled"][key] for cell in cells]) for key in METRICS]
             steps = [steps_to(cell["curve"], NEARLY * dense["top1"]) for cell in cells]
             share = statistics.fmean(cell["params"] for cell in cells)
             # A search may have no step near the size that was asked for.
             at = f"{size:g}" if abs(share - size) <= 0.01 * size else f"{size:g} ({share:.2f})"
-            lines.append([at, row, *pruned, *distilled, _middle(steps)])
+            lines.append([row, at, *pruned, *distilled, _middle(steps)])
     return table(headers, lines)
 
 
 def plot(found: Mapping[Cell, Any], dense: Mapping[str, float], path: Path) -> None:
-    """Top-1 against parameters left, one line a row, bars for the spread: before training, and distilled."""
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5.2), layout="constrained", sharey=True)
-    colours = plt.get_cmap("tab20")
-    for panel, title, stage in (
-        (axes[0], "Before any training", "pruned"),
-        (axes[1], "After the same short distillation", "distilled"),
-    ):
-        for index, row in enumerate(_distinct(found, 1)):
-            points = []
-            for size in _distinct(found, 2):
-                cells = [record for (_, own, at), record in found.items() if (own, at) == (row, size)]
-                values = [cell[stage]["top1"] for cell in cells]
-                share = statistics.fmean(cell["params"] for cell in cells)
-                points.append((100 * share, statistics.fmean(values), _deviation(values)))
-            style = {"color": colours(index % 20), "linestyle": "-" if row.startswith("AMP") else "--"}
-            panel.errorbar(*zip(*points, strict=True), marker="o", markersize=3.5, capsize=2, label=row, **style)
-        panel.axhline(dense["top1"], color="black", linewidth=0.8, linestyle=":")
-        panel.annotate("dense", (0, dense["top1"]), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
-        panel.set(xlabel="parameters of the tower left (%)", title=title)
-    axes[0].set(ylabel="zero-shot top-1", ylim=(0, 1.03))
-    axes[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    """A panel a size, a line a row: top-1 before any training (hollow) and distilled (full), bars for the spread."""
+    sizes, rows = _distinct(found, 2), _distinct(found, 1)
+    figure, panels = plt.subplots(
+        1, len(sizes), figsize=(3.4 + 2.9 * len(sizes), 1.4 + 0.28 * len(rows)), layout="constrained", squeeze=False
+    )
+    for panel, size in zip(panels[0], sizes, strict=True):
+        for stage, colour, face in (("pruned", "#e08e2b", "white"), ("distilled", BLUE, BLUE)):
+            values = [[cell[stage]["top1"] for cell in _cells(found, row, size)] for row in rows]
+            panel.errorbar(
+                [statistics.fmean(of_row) for of_row in values],
+                range(len(rows)),
+                xerr=[_deviation(of_row) for of_row in values],
+                **{"fmt": "o", "color": colour, "markerfacecolor": face, "markersize": 5, "capsize": 2},
+                label={"pruned": "before any training", "distilled": "distilled"}[stage],
+            )
+        panel.axvline(dense["top1"], color="black", linewidth=0.8, linestyle=":", label="dense")
+        panel.set(title=f"{size:.0%} of the parameters", xlabel="zero-shot top-1", yticks=range(len(rows)))
+        panel.set_yticklabels(rows if panel is panels[0, 0] else [])
+        panel.grid(axis="y", color=GREY, linewidth=0.5)
+        panel.set_axisbelow(True)
+        panel.invert_yaxis()
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     save_figure(figure, path)
+
+
+def _cells(found: Mapping[Cell, Any], row: str, size: float) -> list[Any]:
+    """Of all seeds."""
+    return [record for (_, own, at), record in found.items() if (own, at) == (row, size)]
 
 
 def _distinct(found: Mapping[Cell, Any], place: int) -> list[Any]:
