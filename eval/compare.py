@@ -6,7 +6,7 @@ B images, C classes, N texts, E width of an embedding, D width of a feature, K k
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -108,7 +108,7 @@ class Seed:
     seed: int
     world: World
     _scores: dict[str, list[Tensor]] = field(default_factory=dict)
-    _searched: dict[tuple[str, str], dict[float, Widths]] = field(default_factory=dict)
+    _searches: dict[tuple[str, str], Callable[[float], Widths]] = field(default_factory=dict)
 
     @cached_property
     def dense(self) -> Tower:
@@ -170,8 +170,8 @@ class Seed:
         if row.allocation == "global":
             return global_widths(self.dense.slots, self.scores(row.criterion), self.num_params, share)
         probed = row.compensation if row.compensate_in_search else "none"
-        tried = self._searched.setdefault((row.criterion, probed), {})
-        return prune_to_share(lambda increase: self._search(row, increase), self.share, share, tried)
+        search = self._searches.setdefault((row.criterion, probed), cache(partial(self._search, row)))
+        return prune_to_share(search, self.share, share)
 
     def share(self, widths: Widths) -> float:
         """Of the tower's parameters left at these widths."""
@@ -252,17 +252,15 @@ def _cut(tower: Tower, block: int, score_H: Tensor, width: int, compensator: Com
         compensator.apply(slot, width)
 
 
-def prune_to_share(
-    search: Callable[[float], Widths], share_of: Callable[[Widths], float], share: float, tried: dict[float, Widths]
-) -> Widths:
+def prune_to_share(search: Callable[[float], Widths], share_of: Callable[[Widths], float], share: float) -> Widths:
     """The widths of the allowed entropy increase at which a search ends within 1 % of `share`, else the closest found.
 
     Closes in on the increase's logarithm from the nearest ones found too large and too small.
 
     Args:
         search: increase in nats -> widths; more of it, roughly, gives smaller ones.
-        tried: searches done so far, of any size; new ones are added.
     """
+    tried: dict[float, Widths] = {}
 
     def distance(increase: float) -> float:
         return abs(share_of(tried[increase]) - share)
