@@ -1,4 +1,4 @@
-"""Scores the hidden neurons of every MLP by one label-free criterion; writes scores.safetensors."""
+"""Scores the hidden neurons of every MLP by one criterion; writes scores.safetensors."""
 
 from amp.cli import parse_args, plan_options
 from amp.config import PruneConfig
@@ -18,7 +18,7 @@ def main() -> None:
     from amp import distributed
     from amp.data import Batches, list_images
     from amp.runs import check_same_run, describe, prepare_output, progress, say
-    from amp.scoring import load_scores, save_scores, score_entropy, score_random
+    from amp.scoring import NO_IMAGES, folder_labels, load_scores, save_scores, score
     from amp.towers import build_tower, default_frame
 
     with distributed.start() as world:
@@ -34,13 +34,13 @@ def main() -> None:
         tower = build_tower(config.model, str(world.device))
         blocks, widths = len(tower.slots), sorted(set(tower.widths))
         say(f"{config.model.name}: {blocks} blocks of {widths} neurons, {tower.slots[0].layout} MLPs")
-        if config.score.criterion == "random":
-            scores = score_random(tower.slots, config.score.seed)
+        if config.score.criterion in NO_IMAGES:
+            scores = score(tower, [], config.score, world)
         else:
             batches = Batches(paths, tower.transform, config.data, world, config.data.num_samples)
+            labels = folder_labels(batches, config.score)
             bar = progress(batches, "score", "batch", total=len(batches))
-            own = config.score
-            scores = score_entropy(tower, bar, own.inverse_temperature, own.absolute, world, own.micro_batch)
+            scores = score(tower, bar, config.score, world, labels)
             batches.say_broken()
         if world.is_main:
             save_scores(scores, header, path)

@@ -14,10 +14,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from amp.config import DistillConfig, Frame, PruneConfig
+from amp.config_compare import CompareConfig
 from amp.errors import UserError, nearest
 
-Config = TypeVar("Config", PruneConfig, DistillConfig)
-CONFIGS: dict[str, type[BaseModel]] = {"main_score.py and main_prune.py": PruneConfig, "distill.py": DistillConfig}
+Config = TypeVar("Config", PruneConfig, DistillConfig, CompareConfig)
+CONFIGS: dict[str, type[BaseModel]] = {
+    "main_score.py and main_prune.py": PruneConfig,
+    "distill.py": DistillConfig,
+    "eval/eval_compare.py": CompareConfig,
+}
 
 
 class _Loader(yaml.SafeLoader):

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from amp.activations import TaylorScorer
 from amp.config import PruneConfig
 from amp.data import list_images
 from amp.errors import UserError
 from amp.replay import input_bytes
-from amp.scoring import TaylorScorer
 from amp.towers import Tower, build_tower
 
 GB = 1e9

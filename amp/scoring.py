@@ -1,120 +1,70 @@
-"""First-order Taylor scores of every hidden neuron of every block, in one backward pass a batch.
+"""Scores of every hidden neuron of every block, by one of the criteria, and their file.
 
-B images, T tokens, H hidden width.
+B images of this process's share, A of the global batch, D width, H hidden width, E width of an embedding, C classes.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
+from amp.activations import Fold, TaylorScorer, VarianceScorer
 from amp.checkpoint import write_tensors
-from amp.criteria import information_entropy
+from amp.config import ScoreSettings
+from amp.criteria import (
+    information_entropy,
+    sampled_surprisal,
+    weight_diversity,
+    weight_magnitude,
+    zero_shot_cross_entropy,
+)
+from amp.data import Batches
 from amp.distributed import World
 from amp.errors import UserError
 from amp.mlp import MlpSlot
-from amp.runs import atomic, first_difference
+from amp.runs import atomic, first_difference, progress
 from amp.towers import Tower
 
+NO_IMAGES = ("magnitude", "diversity", "random")
 
-class TaylorScorer:
-    """Accumulates |sum over tokens of a * dE/da| per neuron, while inside `with` (AMP, arXiv 2603.08100, section 2).
 
-    a is the input of an MLP's out-projection, (B, T, H). Absolute mode takes the absolute value after the token sum,
-    per image, before the mean over images; signed mode takes none. No parameter needs a gradient: the graph starts at
-    the first block's activation.
+def score(
+    tower: Tower,
+    batches: Iterable[Tensor],
+    settings: ScoreSettings,
+    world: World,
+    labels: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """What `settings.criterion` makes of every neuron: one (H,) fp32 tensor a block, equal on every process.
+
+    entropy, cross_entropy and kl take a backward pass a batch, variance a forward pass, the others no image.
+
+    Args:
+        batches: local shares (B / processes, C, S, S) of the global batches.
+        labels: the classes of this process's images, in the order of `batches`; None: the network's own predictions.
+    Raises:
+        UserError: a criterion that this tower does not have, or values that are not finite.
     """
-
-    def __init__(self, slots: Sequence[MlpSlot], absolute: bool = True) -> None:
-        self._slots = slots
-        self._absolute = absolute
-        device = slots[0].out_projection.weight.device
-        self._sums = [torch.zeros(slot.hidden_width, device=device) for slot in slots]
-        self._forwards = [0] * len(slots)
-        self._backwards = [0] * len(slots)
-        self._handles: list[RemovableHandle] = []
-        self._paused = False
-        self.num_images = 0
-
-    def __enter__(self) -> "TaylorScorer":
-        for index, slot in enumerate(self._slots):
-            self._handles.append(slot.out_projection.register_forward_pre_hook(self._watch(index)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Within the block, what runs is not scored."""
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
-
-    def _watch(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        def before_out_projection(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            if self._paused:
-                return inputs
-            activation_BTH = inputs[0] if inputs[0].requires_grad else inputs[0].detach().requires_grad_()
-            self._forwards[index] += 1
-            held = activation_BTH.detach()
-            activation_BTH.register_hook(lambda gradient: self._add(index, held, gradient))
-            return (activation_BTH, *inputs[1:])
-
-        return before_out_projection
-
-    def _add(self, index: int, activation_BTH: Tensor, gradient_BTH: Tensor) -> None:
-        self._backwards[index] += 1
-        products_BH = (activation_BTH.float() * gradient_BTH.float()).flatten(1, -2).sum(dim=1)
-        self._sums[index] += (products_BH.abs() if self._absolute else products_BH).sum(dim=0)
-
-    def step(self, loss: Tensor, num_images: int) -> None:
-        """Backward of one batch's scalar loss; `num_images` of it went through this process's forward.
-
-        Raises:
-            RuntimeError: an out-projection did not run exactly once, or no gradient reached it exactly once.
-        """
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"the criterion is {loss.item()} on this batch; scores would be meaningless")
-        if loss.requires_grad:
-            loss.backward()
-        for slot, forwards, backwards in zip(self._slots, self._forwards, self._backwards, strict=True):
-            if (forwards, backwards) != (1, 1):
-                raise RuntimeError(
-                    f"block {slot.name}: its MLP ran {forwards} times and got {backwards} gradients in one step, "
-                    "expected 1 and 1; activation checkpointing or an unused block?"
-                )
-        self._forwards = [0] * len(self._slots)
-        self._backwards = [0] * len(self._slots)
-        self.num_images += num_images
-
-    def scores(self, world: World) -> list[Tensor]:
-        """One (H,) fp32 tensor a block: the mean over the images of all processes.
-
-        Raises:
-            RuntimeError: a score is not finite, or all scores of a block are zero.
-        """
-        total = world.sum(torch.tensor(self.num_images, device=self._sums[0].device)).item()
-        scores = [world.sum(s) / total for s in self._sums]
-        for slot, score_H in zip(self._slots, scores, strict=True):
-            if not torch.isfinite(score_H).all():
-                raise RuntimeError(f"block {slot.name}: a score is not finite; try model.precision: fp32")
-            if not score_H.any():
-                raise RuntimeError(f"block {slot.name}: all scores are zero; are all images the same?")
-        return scores
+    if settings.criterion == "entropy":
+        scale, absolute = settings.inverse_temperature, settings.absolute
+        return score_entropy(tower, batches, scale, absolute, world, settings.micro_batch)
+    if settings.criterion == "cross_entropy":
+        classifier_EC = class_embeddings(tower, settings, world)
+        return score_cross_entropy(tower, batches, classifier_EC, labels, settings.absolute, world)
+    if settings.criterion == "kl":
+        return score_kl(tower, batches, settings.inverse_temperature, settings.seed, world)
+    if settings.criterion == "variance":
+        return score_variance(tower, batches, world)
+    if settings.criterion == "magnitude":
+        return [weight_magnitude(neuron_rows(slot), slot.out_projection.weight) for slot in tower.slots]
+    if settings.criterion == "diversity":
+        return [weight_diversity(neuron_rows(slot)) for slot in progress(tower.slots, "score", "block")]
+    return score_random(tower.slots, settings.seed)
 
 
 def score_entropy(
@@ -125,19 +75,17 @@ def score_entropy(
     world: World,
     micro_batch: int | None = None,
 ) -> list[Tensor]:
-    """Taylor scores of the entropy of each global batch; one (H,) fp32 tensor a block, equal on every process.
-
-    Args:
-        batches: local shares (B / processes, C, S, S) of the global batches.
-        micro_batch: images in one backward pass. The entropy's gradient at the features of the whole batch, which a
-            forward pass without a graph gives, is handed to one part of the batch after another.
+    """Taylor scores of the entropy of each global batch (AMP, arXiv 2603.08100).
 
     The gathered rows' entropy is the global one on every process, and the mean of scores over batches of one size is
     the mean over images.
+
+    Args:
+        micro_batch: images in one backward pass. The entropy's gradient at the features of the whole batch, which a
+            forward pass without a graph gives, is handed to one part of the batch after another.
     """
-    with TaylorScorer(tower.slots, absolute) as scorer:
-        for images_BCHW in batches:
-            images_BCHW = images_BCHW.to(world.device, tower.dtype, non_blocking=True)
+    with TaylorScorer(tower.slots, _fold(absolute)) as scorer:
+        for images_BCHW in _on_device(tower, batches, world):
             if micro_batch is None or micro_batch >= len(images_BCHW):
                 feature_BD = world.gather(tower.feature(images_BCHW))
                 scorer.step(information_entropy(feature_BD, inverse_temperature), len(images_BCHW))
@@ -152,10 +100,111 @@ def score_entropy(
         return scorer.scores(world)
 
 
+def score_cross_entropy(
+    tower: Tower,
+    batches: Iterable[Tensor],
+    classifier_EC: Tensor,
+    labels: Sequence[int] | None,
+    absolute: bool,
+    world: World,
+) -> list[Tensor]:
+    """Taylor scores of the mean cross entropy of the CLIP's zero-shot classification over each global batch."""
+    assert tower.encode_image is not None
+    with TaylorScorer(tower.slots, _fold(absolute)) as scorer:
+        for images_BCHW in _on_device(tower, batches, world):
+            first, last = scorer.num_images, scorer.num_images + len(images_BCHW)
+            label_B = None if labels is None else torch.tensor(labels[first:last], device=world.device)
+            loss = zero_shot_cross_entropy(tower.encode_image(images_BCHW), classifier_EC, label_B)
+            scorer.step(loss / (len(images_BCHW) * world.size), len(images_BCHW))
+        return scorer.scores(world)
+
+
+def score_kl(
+    tower: Tower, batches: Iterable[Tensor], inverse_temperature: float, seed: int, world: World
+) -> list[Tensor]:
+    """Second-order growth of KL(p_dense || p_pruned), p an image's similarities to its global batch.
+
+    s_j = 1/2 mean over images of (sum over tokens of a * d(-log p(y))/da)^2, y drawn once an image from p.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with TaylorScorer(tower.slots, lambda products_BH: products_BH.square() / 2) as scorer:
+        for images_BCHW in _on_device(tower, batches, world):
+            local, size = len(images_BCHW), len(images_BCHW) * world.size
+            # The draws of the whole batch on every process, lest they depend on how many there are.
+            noise_AA = torch.rand(size, size, generator=generator).clamp(min=torch.finfo(torch.float32).tiny)
+            noise_BA = noise_AA[world.rank * local : (world.rank + 1) * local].to(world.device)
+            feature_BD = tower.feature(images_BCHW)
+            anchor_AD = world.gather(feature_BD.detach())
+            scorer.step(sampled_surprisal(feature_BD, anchor_AD, inverse_temperature, noise_BA), local)
+        return scorer.scores(world)
+
+
+@torch.no_grad()
+def score_variance(tower: Tower, batches: Iterable[Tensor], world: World) -> list[Tensor]:
+    """Variance of every neuron's activation over tokens and images (VBP, arXiv 2507.12988)."""
+    with VarianceScorer(tower.slots) as scorer:
+        for images_BCHW in _on_device(tower, batches, world):
+            tower.feature(images_BCHW)
+        return scorer.scores(world)
+
+
 def score_random(slots: Sequence[MlpSlot], seed: int) -> list[Tensor]:
     """Uniform random scores, a baseline: one (H,) fp32 tensor a block."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(slot.hidden_width, generator=generator) for slot in slots]
+
+
+def neuron_rows(slot: MlpSlot) -> Tensor:
+    """(H, D) the in-projection weights of each neuron; of a gated MLP (H, 2D), gate and value side by side."""
+    weights = [linear.weight for linear in slot.in_projections]
+    return torch.cat(list(weights[0].chunk(2)) if slot.packed else weights, dim=1)
+
+
+@torch.no_grad()
+def class_embeddings(tower: Tower, settings: ScoreSettings, world: World) -> Tensor:
+    """(E, C) the normalised text embeddings of the classes. Raises UserError where the model has no text tower."""
+    if tower.encode_text is None or tower.encode_image is None:
+        raise UserError(
+            f"score.criterion: cross_entropy: {tower.base['name']} has no text encoder to classify with; "
+            "entropy and kl need none"
+        )
+    template = settings.template or "a photo of a {c}"
+    tokens = tower.make_tokenizer()([template.format(c=name) for name in settings.classes or ()])
+    return F.normalize(tower.encode_text(tokens.to(world.device)).float(), dim=-1).T
+
+
+def folder_labels(batches: Batches, settings: ScoreSettings) -> list[int] | None:
+    """The classes of this process's images in the order of `batches`: places of their folders among the sorted ones.
+
+    None unless `settings` ask for them. An unreadable image keeps the label of its place in the listing.
+    Raises:
+        UserError: the folders are not as many as the classes.
+    """
+    if (settings.criterion, settings.labels) != ("cross_entropy", "folders"):
+        return None
+    paths = [path for path in batches.paths if isinstance(path, Path)]
+    if len(paths) < len(batches.paths):
+        raise UserError("score.labels: folders: the images of shards lie in no folders; score.labels: null needs none")
+    folders, num_classes = sorted({path.parent for path in paths}), len(settings.classes or ())
+    if len(folders) != num_classes:
+        raise UserError(
+            f"score.labels: folders: {batches.settings.root} holds images in {len(folders)} folders, score.classes "
+            f"names {num_classes}; one folder a class is needed, or score.labels: null"
+        )
+    place = {folder: index for index, folder in enumerate(folders)}
+    size, order = batches.settings.batch_size, batches.order(0)
+    share = batches.world.share(size)
+    own = [i for batch in range(len(batches)) for i in order[batch * size : (batch + 1) * size][share]]
+    return [place[paths[i].parent] for i in own]
+
+
+def _fold(absolute: bool) -> Fold:
+    return torch.abs if absolute else torch.positive
+
+
+def _on_device(tower: Tower, batches: Iterable[Tensor], world: World) -> Iterator[Tensor]:
+    for images_BCHW in batches:
+        yield images_BCHW.to(world.device, tower.dtype, non_blocking=True)
 
 
 def save_scores(scores: Sequence[Tensor], header: Mapping[str, Any], path: Path) -> None:

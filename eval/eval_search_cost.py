@@ -120,8 +120,8 @@ def time_scoring(tower: Any, images_BCSS: Any, inverse_temperature: float, world
     """Median seconds of a scoring pass, and of forward and backward to the activations alone, in turns."""
     import torch
 
+    from amp.activations import TaylorScorer
     from amp.criteria import information_entropy
-    from amp.scoring import TaylorScorer
 
     def backward() -> None:
         information_entropy(tower.feature(images_BCSS), inverse_temperature).backward()

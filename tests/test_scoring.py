@@ -15,11 +15,12 @@ from timm.layers import SwiGLUPacked
 from torch import Tensor, nn
 from toy_blocks import D, Toy, toy_input
 
+from amp.activations import TaylorScorer
 from amp.config import DataSettings
 from amp.criteria import information_entropy
 from amp.data import Batches, list_images
 from amp.mlp import MlpSlot, find_slots
-from amp.scoring import TaylorScorer, score_entropy, score_random
+from amp.scoring import score_entropy, score_random
 from amp.towers import Tower
 
 

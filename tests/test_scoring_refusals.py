@@ -6,7 +6,8 @@ from conftest import WORLD
 from torch.utils.checkpoint import checkpoint
 from toy_blocks import Toy, toy_input
 
-from amp.scoring import TaylorScorer
+from amp.activations import TaylorScorer
+from amp.errors import UserError
 
 
 @pytest.mark.parametrize(("order", "ran"), [((0, 1, 1, 2), "ran 2 times and got 2"), ((0, 2), "ran 0 times and got 0")])
@@ -48,7 +49,7 @@ def test_activation_checkpointing_is_refused() -> None:
 @pytest.mark.parametrize("loss", [torch.nan, torch.inf])
 def test_a_criterion_that_is_not_finite_is_refused(loss: float) -> None:
     toy = Toy(0, 1, 2)
-    with TaylorScorer(toy.slots) as scorer, pytest.raises(RuntimeError, match=r"criterion is (nan|inf) "):
+    with TaylorScorer(toy.slots) as scorer, pytest.raises(UserError, match=r"it is (nan|inf) on a batch"):
         scorer.step(toy(toy_input()).square().sum() * loss, 4)
 
 
@@ -58,7 +59,7 @@ def test_scores_that_are_not_finite_are_refused() -> None:
         # sqrt at 0: a finite loss whose gradient is infinity * 0.
         x_BTD = toy.blocks[1](toy.blocks[0](toy_input()))
         scorer.step((x_BTD * 0).sum().sqrt() + toy.blocks[2](toy_input()).sum(), 4)
-        with pytest.raises(RuntimeError, match=r"block blocks\.0: a score is not finite"):
+        with pytest.raises(UserError, match=r"block blocks\.0: a score is not finite"):
             scorer.scores(WORLD)
 
 
@@ -67,11 +68,11 @@ def test_scores_that_are_all_zero_are_refused() -> None:
     toy.slots[1].out_projection.weight.zero_()
     with TaylorScorer(toy.slots) as scorer:
         scorer.step(toy(toy_input()).square().mean(), 4)
-        with pytest.raises(RuntimeError, match=r"block blocks\.1: all scores are zero"):
+        with pytest.raises(UserError, match=r"block blocks\.1: all scores are zero"):
             scorer.scores(WORLD)
 
 
 def test_scores_of_no_batch_are_refused() -> None:
     toy = Toy(0, 1, 2)
-    with TaylorScorer(toy.slots) as scorer, pytest.raises(RuntimeError):
+    with TaylorScorer(toy.slots) as scorer, pytest.raises(UserError):
         scorer.scores(WORLD)

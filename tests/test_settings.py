@@ -8,6 +8,7 @@ from conftest import ROOT
 
 from amp.cli import load_config, parse_args, settings_help
 from amp.config import DistillConfig, PruneConfig
+from amp.config_compare import CompareConfig
 from amp.errors import UserError
 from amp.towers import build_tower
 
@@ -152,7 +153,12 @@ def test_frame_of_the_command_line_wins(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("script", "config_class"),
-    [("main_score.py", PruneConfig), ("main_prune.py", PruneConfig), ("distill.py", DistillConfig)],
+    [
+        ("main_score.py", PruneConfig),
+        ("main_prune.py", PruneConfig),
+        ("distill.py", DistillConfig),
+        ("eval/eval_compare.py", CompareConfig),
+    ],
 )
 def test_help_answers_at_once_and_names_every_setting(script: str, config_class: type, at_once: Any) -> None:
     done = at_once(script, "--help")
@@ -172,6 +178,6 @@ def test_mistakes_in_the_settings_answer_at_once(script: str, at_once: Any) -> N
 
 def test_readme_explains_every_setting() -> None:
     readme = (ROOT / "README.md").read_text()
-    for config_class in (PruneConfig, DistillConfig):
+    for config_class in (PruneConfig, DistillConfig, CompareConfig):
         for line in settings_help(config_class).splitlines():
             assert f"`{line.split()[0]}`" in readme

@@ -1,0 +1,288 @@
+"""One dense model pruned in many ways to the same sizes, measured before and after the same short distillation.
+
+B images, C classes, N texts, E width of an embedding, D width of a feature, K kept neurons.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from amp.allocation import global_widths, neuron_params, uniform_widths
+from amp.candidates import top_neurons
+from amp.compensation import Compensator
+from amp.config import DataSettings
+from amp.config_compare import CompareConfig, CompareRowSettings
+from amp.criteria import distillation_loss, information_entropy
+from amp.data import Batches, list_images
+from amp.distillation import share_head
+from amp.distributed import World
+from amp.moments import MomentCollector, Moments
+from amp.optim import make_optimizer, rates
+from amp.scoring import score
+from amp.search import Limits, search_width
+from amp.towers import TokenReadout, Tower, after_last_block, build_tower
+
+Widths = list[int]
+Quality = dict[str, float]
+SIZE_TOLERANCE = 0.01  # of the size asked for
+MOST_SEARCHES = 14  # for one size
+FIRST_INCREASE = 5e-3  # nats
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Measures a tower on images held in memory; its text tower is the dense one's.
+
+    Attributes:
+        dense: the tower whose features are the target.
+        classifier_EC: text embeddings of the classes.
+        labelled: (image, class) of every test image.
+        captioned: (image, captions) of every scene.
+    """
+
+    dense: Tower
+    classifier_EC: Tensor
+    labelled: Sequence[tuple[Tensor, int]]
+    captioned: Sequence[tuple[Tensor, Sequence[str]]]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.dense.visual.parameters()).device
+
+    @cached_property
+    def _images(self) -> tuple[Tensor, Tensor]:
+        labelled_BCHW, captioned_BCHW = (
+            torch.stack([image for image, _ in items]).to(self.device, self.dense.dtype)
+            for items in (self.labelled, self.captioned)
+        )
+        return labelled_BCHW, captioned_BCHW
+
+    @cached_property
+    @torch.no_grad()
+    def _texts(self) -> Tensor:
+        assert self.dense.encode_text is not None
+        texts = [text for _, captions in self.captioned for text in captions]
+        return F.normalize(self.dense.encode_text(self.dense.make_tokenizer()(texts).to(self.device)).float(), dim=-1)
+
+    @cached_property
+    @torch.no_grad()
+    def _features(self) -> Tensor:
+        return self.dense.feature(self._images[1])
+
+    @torch.no_grad()
+    def __call__(self, tower: Tower) -> Quality:
+        """`{top1, recall1, cosine}`: zero-shot, text to image, and mean cosine of the features to the dense ones."""
+        assert tower.encode_image is not None
+        _, captioned_BCHW = self._images
+        owners = [i for i, (_, captions) in enumerate(self.captioned) for _ in captions]
+        embeddings_BE = F.normalize(tower.encode_image(captioned_BCHW).float(), dim=-1)
+        found_N = (self._texts @ embeddings_BE.T).argmax(dim=1).cpu()
+        cosine_B = F.cosine_similarity(tower.feature(captioned_BCHW), self._features)
+        return {
+            "top1": self.top1(tower),
+            "recall1": (found_N == torch.tensor(owners)).double().mean().item(),
+            "cosine": cosine_B.mean().item(),
+        }
+
+    @torch.no_grad()
+    def top1(self, tower: Tower) -> float:
+        """Zero-shot accuracy alone."""
+        assert tower.encode_image is not None
+        classes_B = torch.tensor([label for _, label in self.labelled])
+        found_B = (tower.encode_image(self._images[0]).float().cpu() @ self.classifier_EC).argmax(dim=1)
+        return (found_B == classes_B).double().mean().item()
+
+
+@dataclass
+class Seed:
+    """What one choice of images gives: scores, moments, widths, images to distil on, each made when first needed.
+
+    Attributes:
+        seed: of the order of the images, and of random scores.
+    """
+
+    config: CompareConfig
+    seed: int
+    world: World
+    _scores: dict[str, list[Tensor]] = field(default_factory=dict)
+    _searches: dict[tuple[str, str, bool], Callable[[float], Widths]] = field(default_factory=dict)
+
+    @cached_property
+    def dense(self) -> Tower:
+        return self.build()
+
+    @cached_property
+    def num_params(self) -> int:
+        return sum(parameter.numel() for parameter in self.dense.visual.parameters())
+
+    def build(self) -> Tower:
+        """The dense tower, a new one."""
+        return build_tower(self.config.model, str(self.world.device))
+
+    def images(self, split: Any, batch_size: int, num_samples: int | None) -> list[Tensor]:
+        """Batches (B, C, S, S) in this seed's order."""
+        own = self.config.data.model_dump(include=set(DataSettings.model_fields))
+        data = DataSettings(**own | {"seed": self.seed, "batch_size": batch_size})
+        batches = Batches(list_images(data, split), self.dense.transform, data, self.world, num_samples)
+        return [images_BCHW.to(self.world.device, self.dense.dtype) for images_BCHW in batches]
+
+    @cached_property
+    def scoring_images(self) -> list[Tensor]:
+        return self.images("train", self.config.data.batch_size, self.config.data.num_samples)
+
+    @cached_property
+    def held_out_images(self) -> list[Tensor]:
+        return self.images("val", self.config.data.batch_size, self.config.data.num_val_samples)
+
+    @cached_property
+    def distil_images(self) -> list[Tensor]:
+        return self.images("train", self.config.distil.batch_size, self.config.distil.num_samples)
+
+    @cached_property
+    @torch.no_grad()
+    def target_tokens(self) -> list[Tensor]:
+        """The dense tower's last tokens on `distil_images`."""
+        readout = TokenReadout(self.build())
+        return [readout(images_BCHW) for images_BCHW in self.distil_images]
+
+    @cached_property
+    @torch.no_grad()
+    def moments(self) -> list[Moments]:
+        with MomentCollector(self.dense.slots, self.world) as collector:
+            for images_BCHW in self.scoring_images:
+                self.dense.feature(images_BCHW)
+        return collector.moments()
+
+    def scores(self, criterion: Any) -> list[Tensor]:
+        """(H,) a block."""
+        if criterion not in self._scores:
+            settings = self.config.score.model_copy(update={"criterion": criterion, "seed": self.seed})
+            self._scores[criterion] = score(self.dense, self.scoring_images, settings, self.world)
+        return self._scores[criterion]
+
+    def widths(self, row: CompareRowSettings, share: float) -> Widths:
+        """The widths with which the tower keeps `share` of its parameters. Raises UserError where that cannot be."""
+        if row.allocation == "uniform":
+            return uniform_widths(self.dense.slots, self.num_params, share)
+        if row.allocation == "global":
+            return global_widths(self.dense.slots, self.scores(row.criterion), self.num_params, share)
+        probed = row.compensation if row.compensate_in_search else "none"
+        key = (row.criterion, probed, row.two_sided)
+        search = self._searches.setdefault(key, cache(partial(self._search, row)))
+        return prune_to_share(search, self.share, share)
+
+    def share(self, widths: Widths) -> float:
+        """Of the tower's parameters left at these widths."""
+        removed = sum((s.hidden_width - w) * neuron_params(s) for s, w in zip(self.dense.slots, widths, strict=True))
+        return 1 - removed / self.num_params
+
+    def _compensators(self, row: CompareRowSettings) -> list[Compensator | None]:
+        if row.compensation == "none":
+            return [None] * len(self.dense.slots)
+        damping = self.config.compare.damping if row.compensation == "ridge" else None
+        ranked = [score_H.cpu().argsort(descending=True, stable=True) for score_H in self.scores(row.criterion)]
+        of_blocks = zip(self.dense.slots, ranked, self.moments, strict=True)
+        return [Compensator(slot, order_H, moments, damping) for slot, order_H, moments in of_blocks]
+
+    @torch.inference_mode()
+    def _entropy(self, tower: Tower) -> float:
+        scale, batches = self.config.score.inverse_temperature, self.held_out_images
+        return sum(information_entropy(tower.feature(b), scale).item() for b in batches) / len(batches)
+
+    def _search(self, row: CompareRowSettings, increase: float) -> Widths:
+        """Widths by bisection, last block to first (AMP, arXiv 2603.08100), each probe compensated if the row says so.
+
+        What is probed is always the entropy, whatever ranks the neurons.
+        """
+        tower, scores = self.build(), self.scores(row.criterion)
+        compensators = self._compensators(row) if row.compensate_in_search else [None] * len(scores)
+        reference = self._entropy(tower)
+        for block in reversed(range(len(scores))):
+            slot, score_H, compensator = tower.slots[block], scores[block], compensators[block]
+
+            def probe(
+                width: int, slot: Any = slot, score_H: Tensor = score_H, compensator: Compensator | None = compensator
+            ) -> float:
+                with slot.narrowed(top_neurons(score_H, width)):
+                    if compensator is not None:
+                        compensator.apply(slot, width)
+                    return self._entropy(tower)
+
+            low = reference - increase if row.two_sided else -math.inf
+            limits = Limits(reference + increase, low, self.config.compare.search_steps)
+            found = search_width(probe, slot.hidden_width, limits)
+            _cut(tower, block, score_H, found.width, compensator)
+            reference = reference if found.value is None else found.value
+        return tower.widths
+
+    def prune(self, row: CompareRowSettings, widths: Sequence[int]) -> Tower:
+        """A new tower at these widths, compensated as the row says."""
+        tower, scores = self.build(), self.scores(row.criterion)
+        for block, compensator in enumerate(self._compensators(row)):
+            _cut(tower, block, scores[block], widths[block], compensator)
+        return tower
+
+    def distil(self, student: Tower, top1: Callable[[Tower], float]) -> list[tuple[int, float]]:
+        """The method's distillation of `student`, in memory. Returns (steps done, top-1), every `measure_every`."""
+        settings, head = self.config.distil, after_last_block(build_tower(self.config.model, "meta"))
+        share_head(self.dense, student, head)
+        trained = [parameter for parameter in student.visual.parameters() if parameter.requires_grad]
+        optimizer, readout = make_optimizer(trained, settings.optim), TokenReadout(student)
+        per_epoch = len(self.distil_images)
+        total = settings.optim.epochs * per_epoch
+        curve = []
+        for step in range(total):
+            lr, weight_decay = rates(step, settings.optim, settings.batch_size, per_epoch)
+            optimizer.param_groups[0].update(lr=lr, weight_decay=weight_decay)
+            images_BCHW, target_BTD = self.distil_images[step % per_epoch], self.target_tokens[step % per_epoch]
+            loss, _, _ = distillation_loss(readout(images_BCHW), target_BTD, student.num_prefix_tokens)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if (step + 1) % settings.measure_every == 0 or step + 1 == total:
+                curve.append((step + 1, top1(student)))
+        return curve
+
+
+def _cut(tower: Tower, block: int, score_H: Tensor, width: int, compensator: Compensator | None) -> None:
+    slot = tower.slots[block]
+    slot.keep(top_neurons(score_H, width))
+    if compensator is not None:
+        compensator.apply(slot, width)
+
+
+def prune_to_share(search: Callable[[float], Widths], share_of: Callable[[Widths], float], share: float) -> Widths:
+    """The widths of the allowed entropy increase at which a search ends within 1 % of `share`, else the closest found.
+
+    Closes in on the increase's logarithm from the nearest ones found too large and too small.
+
+    Args:
+        search: increase in nats -> widths; more of it, roughly, gives smaller ones.
+    """
+    tried: dict[float, Widths] = {}
+
+    def distance(increase: float) -> float:
+        return abs(share_of(tried[increase]) - share)
+
+    for _ in range(MOST_SEARCHES):
+        if tried and min(map(distance, tried)) <= SIZE_TOLERANCE * share:
+            break
+        above = [increase for increase, widths in tried.items() if share_of(widths) > share]
+        below = [increase for increase, widths in tried.items() if share_of(widths) <= share]
+        if above and below:
+            large, small = max(above), min(below)
+            if abs(math.log(large / small)) < 0.01:
+                break
+            # Interpolated on the logarithm, but never so near to an end that it would creep.
+            part = min(0.8, max(0.2, distance(large) / (distance(large) + distance(small))))
+            following = large ** (1 - part) * small**part
+        else:
+            following = max(above) * 3 if above else min(below) / 3 if below else FIRST_INCREASE
+        tried[following] = search(following)
+    return tried[min(tried, key=distance)]

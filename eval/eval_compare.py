@@ -1,0 +1,137 @@
+"""Compares criteria, allocations and compensations on one dense model; writes compare.md and compare.png."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from amp.cli import parse_args
+from amp.config_compare import CompareConfig
+from amp.errors import UserError
+from amp.runs import check_same_run, describe, prepare_output, progress, read_json, run_script, say, write_json
+
+if TYPE_CHECKING:
+    from amp.distributed import World
+    from eval.compare import Exam, Seed
+
+
+class Cell(NamedTuple):
+    """One measurement: a row of the table, at a size, on one choice of images."""
+
+    seed: int
+    row: str
+    size: float
+
+    def path(self, folder: Path) -> Path:
+        return folder / "cells" / re.sub(r"[^A-Za-z0-9]+", "-", self.row).strip("-") / f"{self.size:g}_{self.seed}.json"
+
+
+def train_dense(config: CompareConfig) -> None:
+    """The demo's dense model, where its file is missing. Raises UserError when the training fails."""
+    weights = config.model.pretrained
+    if config.data.name != "digit_scenes" or weights is None or Path(weights).exists():
+        return
+    say(f"training the dense model {weights}")
+    words = ["--scenes", config.data.root, "--out", weights, "--model", config.model.name]
+    if subprocess.run([sys.executable, "-m", "amp.demo.dense", *words], check=False).returncode:
+        raise UserError(f"model.pretrained: {weights}: is missing, and its training failed, see above")
+
+
+def header(config: CompareConfig, row: str) -> dict[str, Any]:
+    """What decides a cell beside its size and seed."""
+    described = describe(config, config.model.weights, leave_out=["rows"])
+    described["settings"]["compare"] = {k: getattr(config.compare, k) for k in ("search_steps", "damping")}
+    described["settings"]["row"] = {"name": row, **config.rows[row].model_dump(mode="json")}
+    return described
+
+
+def prune_cell(config: CompareConfig, cell: Cell, of_seed: "Seed", exam: "Exam") -> dict[str, Any]:
+    """Widths and quality before any training."""
+    row = config.rows[cell.row]
+    widths = of_seed.widths(row, cell.size)
+    share = of_seed.share(widths)
+    if abs(share - cell.size) > 0.01 * cell.size:
+        say(f"note: {cell.row}, size {cell.size:g}, seed {cell.seed}: {share:.3f} is the closest that the search came")
+    quality = exam(of_seed.prune(row, widths))
+    return {"widths": widths, "params": share, "pruned": quality, **header(config, cell.row)}
+
+
+def distil_cell(
+    config: CompareConfig, cell: Cell, of_seed: "Seed", exam: "Exam", done: dict[str, Any]
+) -> dict[str, Any]:
+    """The cell with its distillation's curve and end beside what pruning found."""
+    student = of_seed.prune(config.rows[cell.row], done["widths"])
+    curve = of_seed.distil(student, exam.top1)
+    return {"curve": curve, "distilled": exam(student), **done}
+
+
+def run_cells(config: CompareConfig, cells: list[Cell], folder: Path, world: "World", exam: "Exam") -> None:
+    """This process's part of the cells: all are pruned, then all are distilled; what is there is reused."""
+    from amp.distributed import World
+    from eval.compare import Seed
+
+    of_seed = cache(lambda seed: Seed(config, seed, World(0, 1, world.device)))
+    # Neighbours share searches.
+    neighbours = cells[world.rank * len(cells) // world.size : (world.rank + 1) * len(cells) // world.size]
+    for cell in progress(neighbours, "prune", "cell"):
+        path = cell.path(folder)
+        if path.exists():
+            check_same_run(path, read_json(path), header(config, cell.row))
+        else:
+            write_json(path, prune_cell(config, cell, of_seed(cell.seed), exam))
+    world.barrier()
+    for cell in progress(cells[world.rank :: world.size], "distil", "cell"):
+        done = read_json(cell.path(folder))
+        if "curve" not in done:
+            write_json(cell.path(folder), distil_cell(config, cell, of_seed(cell.seed), exam, done))
+
+
+def make_exam(config: CompareConfig, world: "World") -> "Exam":
+    """The test images of the data set, decoded once. Raises UserError where the model has no text tower."""
+    from amp.towers import build_tower
+    from eval.benchmarks import Benchmark
+    from eval.compare import Exam
+    from eval.zeroshot import Evaluator
+
+    dense = build_tower(config.model, str(world.device))
+    labelled, captioned = (
+        Benchmark(task, config.data.name, config.data.root).build(dense.transform, world)  # type: ignore[arg-type]
+        for task in ("zeroshot_classification", "zeroshot_retrieval")
+    )
+    classifier = Evaluator(dense, world).text_classifier(labelled.classes, labelled.templates)
+    return Exam(dense, classifier, list(labelled), list(captioned))
+
+
+def main() -> None:
+    config = parse_args(CompareConfig, __doc__)
+    if config.data.name != "digit_scenes":
+        raise UserError(f"data.name: {config.data.name}: only digit_scenes has the classes and captions to compare on")
+
+    from amp import distributed
+    from eval.compare_table import plot, tabulate
+
+    with distributed.start() as world:
+        folder = world.from_main(lambda: prepare_output(config.output.dir))
+        world.from_main(lambda: train_dense(config))
+        exam = make_exam(config, world)
+        cells = [Cell(*key) for key in _product(config)]
+        run_cells(config, cells, folder, world, exam)
+        world.barrier()
+        if world.is_main:
+            found: Mapping[Cell, Any] = {cell: read_json(cell.path(folder)) for cell in cells}
+            dense = exam(exam.dense)
+            text = tabulate(found, dense)
+            (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
+            plot(found, dense, folder / "compare.png")
+            say(f"{text}\nwrote {folder}/compare.md and compare.png")
+
+
+def _product(config: CompareConfig) -> list[tuple[int, str, float]]:
+    return [(s, row, size) for s in config.compare.seeds for row in config.rows for size in config.compare.sizes]
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,43 @@
+"""Scores the golden network by every other criterion that reads images, on as many processes as run it; for tests.
+
+torchrun --nproc_per_node=2 tests/score_many.py IMAGES OUT
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from conftest import GOLDEN
+
+from amp import distributed
+from amp.config import DataSettings, ModelSettings
+from amp.data import Batches, list_images
+from amp.distributed import World
+from amp.scoring import save_scores, score_cross_entropy, score_kl, score_variance
+from amp.towers import build_tower
+
+
+def score_many(images: str, out: Path, world: World) -> None:
+    """Writes out/{cross_entropy,labels,kl,variance}.safetensors."""
+    name, weights = str(GOLDEN / "tiny-clip.json"), str(GOLDEN / "tiny-clip.safetensors")
+    tower = build_tower(ModelSettings(frame="open_clip", name=name, pretrained=weights))
+    data = DataSettings(name="imagefolder", root=images, batch_size=32, num_workers=0)
+    batches = Batches(list_images(data, "train"), tower.transform, data, world)
+    classifier_EC = F.normalize(torch.randn(48, 9, generator=torch.Generator().manual_seed(0)), dim=0)
+    local = 32 // world.size
+    labels = [i % 9 for b in range(2) for i in range(b * 32 + world.rank * local, b * 32 + (world.rank + 1) * local)]
+    found = {
+        "cross_entropy": score_cross_entropy(tower, batches, classifier_EC, None, True, world),
+        "labels": score_cross_entropy(tower, batches, classifier_EC, labels, True, world),
+        "kl": score_kl(tower, batches, 15.0, 0, world),
+        "variance": score_variance(tower, batches, world),
+    }
+    if world.is_main:
+        for criterion, scores in found.items():
+            save_scores(scores, {}, out / f"{criterion}.safetensors")
+
+
+if __name__ == "__main__":
+    with distributed.start("cpu") as world:
+        score_many(sys.argv[1], Path(sys.argv[2]), world)
