@@ -106,8 +106,8 @@ class Race:
         """
         count = min(FIRST_LOOK, self.population) if self.confidence else self.population
         while True:
-            probe.extend(count)
             reference.extend(count)
+            probe.extend(count)
             fits = list(self.fits(probe, reference, others))
             best = min(fits, key=lambda fit: fit.error)
             if self.confidence is None or best.num_probe == self.population:
