@@ -87,18 +87,19 @@ class Bill:
     def __init__(self, num_blocks: int, every: int | None) -> None:
         self._num_blocks, self._every = num_blocks, every
         self._block = 0
-        self._num_ready = self._num_reached = 0
+        self._ready: set[int] = set()
+        self._reached: set[int] = set()
 
     def block_forwards(self, block: int, batches: range) -> int:
         """Of one measurement, by the blocks from `block` on."""
-        if block == 0 or not self._every:
-            return self._num_blocks * len(batches)
         if block != self._block:
             # A search that starts again at the last block finds the inputs before it forgotten.
-            self._num_reached = self._num_reached if block < self._block else 0
-            self._block, self._num_ready = block, 0
-        first = max(0, batches.stop - max(self._num_reached, batches.start))
-        recomputed = max(0, batches.stop - max(self._num_ready, batches.start)) - first
-        self._num_ready = max(self._num_ready, batches.stop)
-        self._num_reached = max(self._num_reached, batches.stop)
-        return first * block + recomputed * (block % self._every) + len(batches) * (self._num_blocks - block)
+            self._reached = self._reached if block < self._block else set()
+            self._block, self._ready = block, set()
+        if block == 0 or not self._every:
+            return self._num_blocks * len(batches)
+        wanted = set(batches)
+        first, recomputed = wanted - self._reached, (wanted & self._reached) - self._ready
+        self._ready |= wanted
+        self._reached |= wanted
+        return len(first) * block + len(recomputed) * (block % self._every) + len(wanted) * (self._num_blocks - block)

@@ -17,7 +17,8 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 FIRST_LOOK = 8  # batches; fewer say nothing of their own spread
-GROWTH = 16  # a look for every sixteenth batch more
+GROWTH = 8  # a look for every eighth batch more
+TINY = 1e-30
 HOPE = 0.25  # of the error: what a next step may hope to bring it to
 
 
@@ -106,8 +107,8 @@ class Race:
         """
         count = min(FIRST_LOOK, self.population) if self.confidence else self.population
         while True:
-            probe.extend(count)
             reference.extend(count)
+            probe.extend(count)
             fits = list(self.fits(probe, reference, others))
             best = min(fits, key=lambda fit: fit.error)
             if self.confidence is None or best.num_probe == self.population:
@@ -131,7 +132,7 @@ class Race:
         n, total = min(len(probe), len(reference)), self.population
         y = probe.values[:n] - reference.values[:n]
         yield Fit(math.fsum(y) / n, float(y.var(ddof=1)) if n > 1 else math.inf, 0.0, n, n, total, max(1, n - 1))
-        inside = [one for one in others if one.measure and len(one) >= n]
+        inside = sorted((one for one in others if one.measure and len(one) >= n), key=len)[-3:]
         outside = sorted((one for one in others if not one.measure and len(one) > n), key=len)[-2:]
         if self.confidence is None or n < FIRST_LOOK:
             return
@@ -146,7 +147,9 @@ def regress(y: np.ndarray, controls: tuple[Series, ...], population: int) -> Fit
     n, m = len(y), min(len(control) for control in controls)
     x = np.stack([control.values[:m] for control in controls], axis=1)
     centred = x[:n] - x[:n].mean(axis=0)
-    slopes, *_ = np.linalg.lstsq(centred, y - y.mean(), rcond=None)
+    gram = centred.T @ centred
+    # The ridge is for controls that are alike to the last digit.
+    slopes = np.linalg.solve(gram + 1e-9 * (np.trace(gram) + TINY) * np.eye(len(controls)), centred.T @ (y - y.mean()))
     rest = y - y.mean() - centred @ slopes
     degrees = n - 1 - len(controls)
     told = x @ slopes

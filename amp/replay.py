@@ -151,6 +151,8 @@ class Replay:
 
     def map(self, block: int, batches: Sequence[int], read: Callable[[Tensor], Value]) -> list[Value]:
         """`read(feature)` of each batch, by the blocks from `block` on; those before it must be dense."""
+        if self._every and block != self._block:
+            self._forget(block, self._every)
         if block == 0 or not self._every:
             return [read(self._tower.feature(self.images(batch))) for batch in self._shown(batches)]
         self._fill(block, batches)
@@ -162,13 +164,14 @@ class Replay:
         self._handed = None
         return values
 
+    def _forget(self, block: int, every: int) -> None:
+        """Drops the inputs that a search which has come to `block` needs no more."""
+        self._shelf.drop(lambda kept: kept > block or (kept % every > 0 and kept != block))
+        self._block = block
+
     def _fill(self, block: int, batches: Iterable[int]) -> None:
         """Keeps the inputs of `block`, and those of every n-th block on the way to it."""
-        every = self._every or 1
-        if block != self._block:
-            self._shelf.drop(lambda kept: kept > block or (kept % every > 0 and kept != block))
-            self._block = block
-        levels = range(0, block + 1, every)
+        levels = range(0, block + 1, self._every or 1)
         missing: dict[int, list[int]] = {}
         for batch in batches:
             if (block, batch) not in self._shelf:
