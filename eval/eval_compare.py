@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from amp.cli import parse_args
 from amp.config_compare import CompareConfig
 from amp.errors import UserError
-from amp.runs import check_same_run, describe, prepare_output, progress, read_json, run_script, say, write_json
+from amp.runs import WORKING, check_same_run, describe, prepare_output, progress, read_json, run_script, say, write_json
 
 if TYPE_CHECKING:
     from amp.distributed import World
@@ -43,6 +43,8 @@ def train_dense(config: CompareConfig) -> None:
 def header(config: CompareConfig, row: str) -> dict[str, Any]:
     """What decides a cell beside its size and seed."""
     described = describe(config, config.model.weights, leave_out=["rows"])
+    optim = described["settings"]["distil"]["optim"]
+    described["settings"]["distil"]["optim"] = {key: value for key, value in optim.items() if key not in WORKING}
     described["settings"]["compare"] = {k: getattr(config.compare, k) for k in ("search_steps", "damping")}
     described["settings"]["row"] = {"name": row, **config.rows[row].model_dump(mode="json")}
     return described
