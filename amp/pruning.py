@@ -31,6 +31,7 @@ class WidthsFound:
         probe_batches: how many batches each probe took.
         dense_batches: on how many batches the dense entropy was measured; the others are differences to it.
         entropy_increase: that a block might add.
+        scale: by which the widths that the search found were multiplied, to meet a size.
     """
 
     widths: list[int]
@@ -40,6 +41,7 @@ class WidthsFound:
     dense_batches: int = 0
     probes: list[Probe] = field(default_factory=list)
     probe_batches: list[int] = field(default_factory=list)
+    scale: float = 1.0
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Pruned:
         if self.found is None:
             return {**ends, "probes": []}
         own = {key: getattr(self.found, key) for key in ("probes", "probe_batches", "dense_batches")}
-        return {**ends, **own, "entropy_increase": self.found.entropy_increase}
+        return {**ends, **own, "entropy_increase": self.found.entropy_increase, "scale": self.found.scale}
 
 
 class BlockSearch:
@@ -196,8 +198,9 @@ def prune(
     else:
         found = find_widths(candidates, settings, settings.entropy_increase)
     kept, errors = candidates.keep(found.widths)
-    # Compensation that no probe saw changes the network that was found.
-    final = candidates.mean() if errors and not candidates.in_search else found.final_entropy
+    # Compensation or a scale that no probe saw changes the network that was found.
+    unseen = found.scale != 1 or (errors and not candidates.in_search)
+    final = candidates.mean() if unseen else found.final_entropy
     return Pruned(kept, found.dense_entropy, final, found, errors)
 
 
@@ -242,4 +245,31 @@ def find_size(
         off = reached - tried.get(threshold, target - off)
         threshold = next_threshold(tried, target - off)
     assert best is not None
-    return best[1]
+    return best[1] if abs(best[0] / target - 1) <= NEAR else _scale_to(best[1], candidates, settings, share, target)
+
+
+def _scale_to(
+    found: WidthsFound,
+    candidates: Candidates,
+    settings: SearchSettings,
+    share: Callable[[Sequence[int]], float],
+    target: float,
+) -> WidthsFound:
+    """The widths found, all times the one factor that meets the size: near it, thresholds jump by whole grid steps."""
+    dense, least, grid = candidates.tower.widths, settings.min_width, settings.width_multiple
+    blocks = set(_searched(candidates.tower, settings))
+
+    def scaled(factor: float) -> list[int]:
+        wanted = [max(least, grid, round(width * factor / grid) * grid) for width in found.widths]
+        return [min(w, whole) if i in blocks else whole for i, (w, whole) in enumerate(zip(wanted, dense, strict=True))]
+
+    low, high = 0.5, 2.0
+    for _ in range(20):
+        factor = (low + high) / 2
+        reached = share(scaled(factor))
+        if abs(reached / target - 1) <= NEAR / 2:
+            break
+        low, high = (factor, high) if reached < target else (low, factor)
+    found.widths, found.scale = scaled(factor), factor
+    say(f"the widths of {found.entropy_increase:.3g} nats, times {factor:.3f}: {reached:.3f} of the size")
+    return found

@@ -64,6 +64,17 @@ def test_a_size_out_of_reach_is_refused(tower: Tower, scores: list[Tensor]) -> N
     assert tower.widths == [256] * 5
 
 
+@pytest.mark.parametrize("target", [0.5, 0.6])
+def test_a_size_between_two_steps_is_met_by_one_factor(tower: Tower, scores: list[Tensor], target: float) -> None:
+    # 128 neurons cost nothing, 32 what any threshold from 0.1 on allows: 2/3 of the size, or 0.42.
+    meter = ScriptedMeter(tower, lambda widths: sum(0.0 if w >= 128 else 0.1 if w >= 32 else 1e9 for w in widths))
+    result = prune(candidates(tower, scores, meter), SearchSettings(target=TargetSettings(params=target)), share)
+    assert abs(share(tower.widths) / target - 1) <= NEAR
+    assert len(set(tower.widths)) == 1
+    assert result.entropies["scale"] != 1
+    assert result.final_entropy == pytest.approx(meter.entropy(tower.widths))
+
+
 def test_the_next_threshold_lies_between_those_around_the_target() -> None:
     assert next_threshold({1e-2: 0.9}, 0.6) == pytest.approx(8e-2)
     assert next_threshold({1e-2: 0.5}, 0.6) == pytest.approx(1e-2 / 8)
