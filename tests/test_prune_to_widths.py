@@ -52,6 +52,7 @@ def test_settings_choose_between_search_and_widths(
         "probe_batches": [1] * 15,
         "dense_batches": 1,
         "entropy_increase": 0.05,
+        "scale": 1.0,
     }
     other = build_tower(golden_model)
     meter = ScriptedMeter(other, entropy)
