@@ -19,8 +19,8 @@ from amp.mlp import MlpSlot
 Fold = Callable[[Tensor], Tensor]
 
 
-class _Watcher:
-    """Hooks on the inputs of some blocks' out-projections, which live inside a `with`."""
+class Watcher:
+    """Hooks on what enters the out-projection, or another Linear, of some MLPs; they live inside a `with`."""
 
     def __init__(self, slots: Sequence[MlpSlot]) -> None:
         self._slots = slots
@@ -28,7 +28,7 @@ class _Watcher:
 
     def __enter__(self) -> Self:
         for index, slot in enumerate(self._slots):
-            self._handles.append(slot.out_projection.register_forward_pre_hook(self._watch(index)))
+            self._handles.append(self._watched(slot).register_forward_pre_hook(self._watch(index)))
         return self
 
     def __exit__(
@@ -38,11 +38,14 @@ class _Watcher:
             handle.remove()
         self._handles.clear()
 
-    def _watch(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def _watched(self, slot: MlpSlot) -> nn.Linear:
+        return slot.out_projection
+
+    def _watch(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         raise NotImplementedError
 
 
-class TaylorScorer(_Watcher):
+class TaylorScorer(Watcher):
     """Sums fold(sum over tokens of a * dE/da) per neuron, while inside `with` (AMP, arXiv 2603.08100, section 2).
 
     a is the input of an MLP's out-projection, (B, T, H). `fold` works on the (B, H) sums over tokens, one row an image,
@@ -115,7 +118,7 @@ class TaylorScorer(_Watcher):
         return checked(self._slots, [world.sum(s) / total for s in self._sums])
 
 
-class VarianceScorer(_Watcher):
+class VarianceScorer(Watcher):
     """Variance of each neuron's activation over tokens and images, while inside `with` (VBP, arXiv 2507.12988).
 
     Taken at the out-projection's input, after the non-linearity (and gate and norm). Needs no backward pass.

@@ -175,6 +175,7 @@ class Compensation:
     def of(self, block: int) -> "Compensator | NormedCompensator":
         """Of a block that, like all before it, is dense; the blocks just before it are prepared with it."""
         if block not in self._made:
+            self._made = {}  # The last group goes before the next one comes.
             self._made = self._make(self._group(block))
         return self._made[block]
 
@@ -197,7 +198,7 @@ class Compensation:
         for block in group:
             slot = self._slots[block]
             if slot.norm is None:
-                made[block] = Compensator(slot, self._orders[block], moments[slot.name], self._damping)
+                made[block] = Compensator(slot, self._orders[block], moments.pop(slot.name), self._damping)
             else:
                 made[block] = NormedCompensator(slot, tokens.of(slot), self._damping)
         return made

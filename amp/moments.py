@@ -5,13 +5,11 @@ N tokens, H hidden neurons, D width of the tower.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from amp.activations import Watcher
 from amp.distributed import World
 from amp.errors import UserError
 from amp.mlp import MlpSlot
@@ -32,36 +30,22 @@ class Moments:
     covariance_HH: Tensor
 
 
-class _Watcher:
-    """Sees what enters a Linear of some MLPs; its hooks live inside a `with`."""
+class _TokenWatcher(Watcher):
+    """Sees what enters a Linear of some MLPs token by token."""
 
     def __init__(self, slots: Sequence[MlpSlot], world: World) -> None:
-        self.slots, self.world = slots, world
-        self._handles: list[RemovableHandle] = []
+        super().__init__(slots)
+        self._world = world
 
-    def _watched(self, slot: MlpSlot) -> nn.Linear:
-        raise NotImplementedError
+    def _watch(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        name = self._slots[index].name
+        return lambda module, inputs: self._see(name, inputs[0].detach().flatten(0, -2))
 
     def _see(self, name: str, tokens_NH: Tensor) -> None:
         raise NotImplementedError
 
-    def __enter__(self) -> Self:
-        for slot in self.slots:
-            self._handles.append(self._watched(slot).register_forward_pre_hook(self._hook(slot.name)))
-        return self
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, inputs: self._see(name, inputs[0].detach().flatten(0, -2))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-
-class MomentCollector(_Watcher):
+class MomentCollector(_TokenWatcher):
     """Sums first and second moments of the activations of some blocks; its hooks live inside a `with`.
 
     Memory: 8 (H² + H) bytes a block, on the device: 0.3 GB at H = 6144, 3.4 GB at 20480.
@@ -70,9 +54,6 @@ class MomentCollector(_Watcher):
     def __init__(self, slots: Sequence[MlpSlot], world: World) -> None:
         super().__init__(slots, world)
         self._sums: dict[str, Tensor] = {}
-
-    def _watched(self, slot: MlpSlot) -> nn.Linear:
-        return slot.out_projection
 
     def _see(self, name: str, tokens_NH: Tensor) -> None:
         # A constant column beside the neurons: one product gives the moments and the count.
@@ -86,10 +67,10 @@ class MomentCollector(_Watcher):
         Raises:
             UserError: an activation that is not finite, or fewer tokens than a block is wide.
         """
-        return [self._finish(slot) for slot in self.slots]
+        return [self._finish(slot) for slot in self._slots]
 
     def _finish(self, slot: MlpSlot) -> Moments:
-        total = self.world.sum(self._sums[slot.name])
+        total = self._world.sum(self._sums[slot.name])
         if not bool(total.isfinite().all()):
             raise UserError(f"prune.compensation: block {slot.name}: an activation is not finite; try precision fp32")
         num_tokens = int(total[-1, -1].item())
@@ -99,7 +80,7 @@ class MomentCollector(_Watcher):
         return Moments(num_tokens, mean_H, total[:-1, :-1] - torch.outer(mean_H, mean_H))
 
 
-class TokenCollector(_Watcher):
+class TokenCollector(_TokenWatcher):
     """Keeps some of the tokens that enter some MLPs, evenly from all batches; its hooks live inside a `with`.
 
     As many as four times the hidden width, over all processes.
@@ -122,9 +103,9 @@ class TokenCollector(_Watcher):
             UserError: fewer tokens than the block is wide.
         """
         own_ND = torch.cat(self._kept[slot.name])
-        wanted = 4 * slot.hidden_width // self.world.size
+        wanted = 4 * slot.hidden_width // self._world.size
         chosen_N = torch.linspace(0, len(own_ND) - 1, min(wanted, len(own_ND))).round().long()
-        tokens_ND = self.world.gather(own_ND[chosen_N.to(own_ND.device)])
+        tokens_ND = self._world.gather(own_ND[chosen_N.to(own_ND.device)])
         _check_enough(len(tokens_ND), slot)
         return tokens_ND
 

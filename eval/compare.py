@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amp.allocation import global_widths, neuron_params, uniform_widths
-from amp.candidates import top_neurons
+from amp.candidates import rank, top_neurons
 from amp.compensation import Compensator
 from amp.config import DataSettings
 from amp.config_compare import CompareConfig, CompareRowSettings
@@ -186,7 +186,7 @@ class Seed:
         if row.compensation == "none":
             return [None] * len(self.dense.slots)
         damping = self.config.compare.damping if row.compensation == "ridge" else None
-        ranked = [score_H.cpu().argsort(descending=True, stable=True) for score_H in self.scores(row.criterion)]
+        ranked = [rank(score_H) for score_H in self.scores(row.criterion)]
         of_blocks = zip(self.dense.slots, ranked, self.moments, strict=True)
         return [Compensator(slot, order_H, moments, damping) for slot, order_H, moments in of_blocks]
 
