@@ -38,3 +38,35 @@ def test_all_gpus_of_the_machine(prune_yaml: Path, tmp_path: Path, launch: Calla
     done = launch(torch.cuda.device_count(), "main_score.py", "--config_file", prune_yaml)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "scores.safetensors").exists()
+
+
+@pytest.mark.parametrize("store", ["device", "host", "disk"])
+def test_racing_and_compensation_on_cuda(
+    store: str, prune_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    words = [
+        "search=racing",
+        "two_sided=true",
+        "compensation=ridge",
+        "num_calibration_samples=64",
+        "target.params=0.7",
+        f"store={store}",
+    ]
+    settings = [part for word in words for part in ("--set", f"prune.{word}")]
+    for script in ("main_score.py", "main_prune.py"):
+        code, _, err = call(script, "--config_file", prune_yaml, *settings)
+        assert code == 0, err
+    params = json.loads((tmp_path / "out" / "prune.json").read_text())["params"]
+    assert params["pruned"] / params["dense"] == pytest.approx(0.7, rel=0.01)
+
+
+@pytest.mark.parametrize("words", [("compile=true",), ("activation_checkpointing=true",), ("parallel=fsdp",)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
+def test_distillation_learns_on_cuda(
+    precision: str, words: tuple[str, ...], distill_yaml: Path, tmp_path: Path, launch: Callable[..., Any]
+) -> None:
+    settings = [f"--set=optim.{word}" for word in (f"precision={precision}", *words)]
+    done = launch(torch.cuda.device_count(), "distill.py", "--config_file", distill_yaml, *settings)
+    assert done.returncode == 0, done.stderr
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
