@@ -96,8 +96,11 @@ def sizes_of(tower: Any) -> Callable[[Sequence[int]], dict[str, int]]:
     return lambda widths: measure_widths(twin, widths)
 
 
-def share_of(key: str, tower: Any, world: Any) -> Callable[[Sequence[int]], float]:
-    """Widths -> what the tower has of the dense one's parameters, FLOPs or, for throughput, seconds an image."""
+def share_of(key: str, tower: Any, journal: Any, world: Any) -> Callable[[Sequence[int]], float]:
+    """Widths -> what the tower has of the dense one's parameters, FLOPs or, for throughput, seconds an image.
+
+    Seconds stand in the journal: a search that goes on decides by those that it has measured before.
+    """
     if key != "throughput":
         sizes = sizes_of(tower)
         dense = sizes(tower.widths)[key]
@@ -112,7 +115,7 @@ def share_of(key: str, tower: Any, world: Any) -> Callable[[Sequence[int]], floa
         rates = measure_throughput(towers, **THROUGHPUT)
         return float(world.broadcast(rates["dense"]["median"] / rates["pruned"]["median"]))
 
-    return seconds
+    return lambda widths: journal.share(tuple(widths), lambda: seconds(widths))
 
 
 def sweep_thresholds(candidates: Any, config: PruneConfig, header: Any, thresholds: list[float], world: Any) -> None:
@@ -236,7 +239,9 @@ def main() -> None:
                 sweep_thresholds(candidates, config, header, sweep, world)
                 return
             asked = config.prune.target.asked
-            result = prune(candidates, config.prune, share_of(asked[0], tower, world) if asked else None)
+            result = prune(
+                candidates, config.prune, share_of(asked[0], tower, candidates.journal, world) if asked else None
+            )
         finally:
             candidates.meter.close()
         batches.say_broken()

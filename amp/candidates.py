@@ -58,7 +58,7 @@ class Candidates:
     ) -> None:
         self.tower, self.meter = tower, meter
         self._compensation, self.in_search = compensation, in_search
-        self._scores, self._journal = scores, journal
+        self._scores, self.journal = scores, journal
         self._seen: dict[tuple[int, ...], int] = {}
 
     @contextmanager
@@ -77,14 +77,14 @@ class Candidates:
         whole, widths[block] = widths[block], width
         network = tuple(widths)
         missing = range(self._seen.get(network, 0), count)
-        known = min(count, len(self._journal[network]))
+        known = min(count, len(self.journal[network]))
         if missing.start < known:
             self.meter.charge(block, range(missing.start, known))
         if known < count:
             with self.narrowed(block, width) if width != whole else nullcontext():
-                self._journal.add(network, self.meter.measure(block, range(known, count)))
+                self.journal.add(network, self.meter.measure(block, range(known, count)))
         self._seen[network] = max(count, missing.start)
-        return self._journal[network][:count]
+        return self.journal[network][:count]
 
     def mean(self) -> float:
         """Entropy of the tower as it is, over all batches."""

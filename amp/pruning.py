@@ -17,6 +17,7 @@ from amp.towers import Tower
 Probe = tuple[int, int, float]
 # A target's: thresholds in nats that are tried, how many, and how near to the size is near enough.
 SMALLEST, LARGEST, TRIALS, NEAR = 1e-7, 1e3, 12, 0.01
+UNITS = {"params": "parameters", "flops": "FLOPs", "throughput": "seconds"}
 # Standard errors between a probe and its limit, and the share of entropy_increase in which either answer is right.
 PRESETS = {"strict": (4.0, 0.0), "fast": (3.0, 0.25)}
 
@@ -32,6 +33,7 @@ class WidthsFound:
         dense_batches: on how many batches the dense entropy was measured; the others are differences to it.
         entropy_increase: that a block might add.
         scale: by which the widths that the search found were multiplied, to meet a size.
+        share: of the dense tower's size at these widths, where one was asked for.
     """
 
     widths: list[int]
@@ -42,6 +44,7 @@ class WidthsFound:
     probes: list[Probe] = field(default_factory=list)
     probe_batches: list[int] = field(default_factory=list)
     scale: float = 1.0
+    share: float | None = None
 
 
 @dataclass
@@ -61,7 +64,8 @@ class Pruned:
         if self.found is None:
             return {**ends, "probes": []}
         own = {key: getattr(self.found, key) for key in ("probes", "probe_batches", "dense_batches")}
-        return {**ends, **own, "entropy_increase": self.found.entropy_increase, "scale": self.found.scale}
+        of_size = {"scale": self.found.scale} | ({} if self.found.share is None else {"share": self.found.share})
+        return {**ends, **own, "entropy_increase": self.found.entropy_increase, **of_size}
 
 
 class BlockSearch:
@@ -221,17 +225,19 @@ def find_size(
             update={"search": "racing", "preset": "fast", "confidence": None, "tolerance": None}
         )
         few = max(1, few // 8)
+    unit = UNITS[settings.target.asked[0]] if settings.target.asked else "size"
     tried: dict[float, float] = {}
     threshold = settings.entropy_increase or SMALLEST
     while True:
         tried[threshold] = share(find_widths(candidates, trial, threshold, few).widths)
-        say(f"threshold {threshold:.3g} nats: {tried[threshold]:.3f} of the size, {target:.3f} wanted")
+        say(f"threshold {threshold:.3g} nats: {tried[threshold]:.3f} of the dense {unit}, {target:.3f} wanted")
         if abs(tried[threshold] / target - 1) <= NEAR / 2 or len(tried) == TRIALS:
             break
         threshold = next_threshold(tried, target)
         if not SMALLEST <= threshold <= LARGEST:
             sizes = " to ".join(f"{size:.3f}" for size in (min(tried.values()), max(tried.values())))
-            raise UserError(f"prune.target: {target:.3f} of the size is out of reach; thresholds gave {sizes}")
+            hint = "" if settings.two_sided or threshold > LARGEST else "; prune.two_sided: true reaches larger sizes"
+            raise UserError(f"prune.target: {target:.3f} of the {unit} is out of reach; thresholds gave {sizes}{hint}")
     threshold = min(tried, key=lambda one: abs(tried[one] - target))
     off, best = 0.0, None
     for _ in range(3):
@@ -245,6 +251,7 @@ def find_size(
         off = reached - tried.get(threshold, target - off)
         threshold = next_threshold(tried, target - off)
     assert best is not None
+    best[1].share = best[0]
     return best[1] if abs(best[0] / target - 1) <= NEAR else _scale_to(best[1], candidates, settings, share, target)
 
 
@@ -270,6 +277,6 @@ def _scale_to(
         if abs(reached / target - 1) <= NEAR / 2:
             break
         low, high = (factor, high) if reached < target else (low, factor)
-    found.widths, found.scale = scaled(factor), factor
+    found.widths, found.scale, found.share = scaled(factor), factor, reached
     say(f"the widths of {found.entropy_increase:.3g} nats, times {factor:.3f}: {reached:.3f} of the size")
     return found

@@ -108,3 +108,16 @@ def test_a_journal_without_its_header_starts_anew(tmp_path: Path) -> None:
     path.unlink()
     open_journal(path)
     assert json.loads(path.read_text())["settings"]["thresholds"] == [INCREASE]
+
+
+def test_what_a_clock_said_stands(tmp_path: Path) -> None:
+    """Another measurement would say another number, and lead a resumed search elsewhere."""
+    path = tmp_path / "journal.jsonl"
+    seconds = iter([0.7, 0.9])
+    journal = open_journal(path)
+    assert [journal.share((8, 4), lambda: next(seconds)) for _ in range(2)] == [0.7, 0.7]
+    journal.add((8, 4), [0.5])
+    resumed = open_journal(path)
+    assert resumed.share((8, 4), lambda: next(seconds)) == 0.7
+    assert resumed[8, 4] == [0.5]
+    assert resumed.share((8, 8), lambda: next(seconds)) == 0.9

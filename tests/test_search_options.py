@@ -48,6 +48,7 @@ def test_a_size_is_met_within_a_hundredth_at_twice_the_cost(
     assert result.found is not None
     assert result.found.widths == tower.widths
     assert result.entropies["entropy_increase"] == result.found.entropy_increase != settings.entropy_increase
+    assert result.entropies["share"] == share(tower.widths)
     assert meter.cost <= 2 * one.cost
 
 
@@ -60,8 +61,20 @@ def test_a_throughput_is_a_share_of_the_seconds(tower: Tower, scores: list[Tenso
 def test_a_size_out_of_reach_is_refused(tower: Tower, scores: list[Tensor]) -> None:
     settings = SearchSettings(target=TargetSettings(params=0.2))
     says = refusal(lambda: prune(candidates(tower, scores, Slope(tower)), settings, share))
-    assert "prune.target: 0.200 of the size is out of reach; thresholds gave 0.3" in says
+    assert "prune.target: 0.200 of the parameters is out of reach; thresholds gave 0.3" in says
     assert tower.widths == [256] * 5
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_a_size_that_only_falls_would_give_names_the_guard(tower: Tower, scores: list[Tensor], two_sided: bool) -> None:
+    meter = ScriptedMeter(tower, lambda widths: sum(widths) / 1e3)
+    settings = SearchSettings(target=TargetSettings(params=0.9), two_sided=two_sided)
+    if two_sided:
+        prune(candidates(tower, scores, meter), settings, share)
+        assert abs(share(tower.widths) / 0.9 - 1) <= NEAR
+        return
+    says = refusal(lambda: prune(candidates(tower, scores, meter), settings, share))
+    assert "prune.two_sided: true reaches larger sizes" in says
 
 
 @pytest.mark.parametrize("target", [0.5, 0.6])
