@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from amp.errors import UserError
+
 Task = Literal["zeroshot_classification", "zeroshot_retrieval"]
 
 _IMAGENET = ("meta.bin|ILSVRC2012_devkit_t12.tar.gz", "val")
@@ -139,6 +141,25 @@ def _find_missing_files(dataset: str, root: Path, needs: list[str]) -> str | Non
         shards = int((root / "test/nshards.txt").read_text())
         return _first_missing(root / "test", (f"{index}.tar" for index in range(shards)))
     return None
+
+
+def check_class_folders(*folders: tuple[str, str]) -> None:
+    """Raises UserError unless the two folders hold the same class folders.
+
+    Args:
+        folders: (option that named it, folder).
+    """
+    classes = []
+    for option, root in folders:
+        if not Path(root).is_dir():
+            raise UserError(f"{option}: {root}: no such folder")
+        classes.append({path.name for path in Path(root).iterdir() if path.is_dir()})
+        if not classes[-1]:
+            raise UserError(f"{option}: {root}: holds no class folder")
+    for (option, root), own, other in zip(folders, classes, reversed(classes), strict=True):
+        if missing := sorted(other - own):
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise UserError(f"{option}: {root}: lacks the class {', '.join(missing[:3])}{more} of the other folder")
 
 
 def _first_missing(folder: Path, names: Iterable[str]) -> str | None:

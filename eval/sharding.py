@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from amp.data import outlive_signals
 from amp.distributed import World
 from amp.errors import UserError
 from amp.runs import progress
@@ -31,11 +32,14 @@ class Shares:
     Attributes:
         batch_size: items in one batch, on one process.
         num_workers: loader workers per process, at most one a core.
+        in_step: whether every process gets as many batches, as a tower in shards needs it: the last ones of a list take
+            a batch of another process once more, which counts once.
     """
 
     world: World
     batch_size: int
     num_workers: int
+    in_step: bool = False
 
     def batches(
         self, dataset: Any, collate: Callable[[list[Any]], Any], option: str, name: str = "images"
@@ -69,6 +73,7 @@ class Shares:
             batch_sampler=[list(span) for span in spans.values()],
             num_workers=workers,
             collate_fn=partial(_collate, collate),
+            worker_init_fn=outlive_signals,
             pin_memory=self.world.device.type == "cuda",
         )
         for index, batch in zip(spans, progress(loader, name, "batch"), strict=True):
@@ -79,10 +84,9 @@ class Shares:
     def spans(self, count: int) -> dict[int, range]:
         """{index in the global list: its items} of this process's batches of `count` items."""
         starts = range(0, count, self.batch_size)
-        return {
-            index: range(starts[index], min(starts[index] + self.batch_size, count))
-            for index in range(self.world.rank, len(starts), self.world.size)
-        }
+        last = len(starts) + (-len(starts) % self.world.size if self.in_step and count else 0)
+        own = [index % len(starts) for index in range(self.world.rank, last, self.world.size)]
+        return {index: range(starts[index], min(starts[index] + self.batch_size, count)) for index in own}
 
     def _own(self, stream: Iterable[Value]) -> Iterator[Value]:
         """The items of a stream that belong to this process's batches."""

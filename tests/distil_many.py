@@ -16,11 +16,12 @@ import torch
 from amp import distributed
 from amp.checkpoint import load_tower
 from amp.cli import load_config
-from amp.config import DistillConfig
+from amp.config_distill import DistillConfig
 from amp.data import Batches, augmentation, list_images
-from amp.distillation import Distiller, share_head
+from amp.distillation import Distiller
 from amp.distributed import World, gathered
 from amp.errors import StoppedError
+from amp.pair import share_head
 from amp.towers import after_last_block, build_tower
 
 

@@ -12,7 +12,7 @@ from conftest import WORLD
 from distil_many import prepare
 
 from amp.cli import load_config
-from amp.config import DistillConfig
+from amp.config_distill import DistillConfig
 
 STEPS = 56
 SAVED = "output.save_every=25"

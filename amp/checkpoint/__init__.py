@@ -100,11 +100,11 @@ def check_student(path: str) -> None:
         read_folder_config(path)
 
 
-def load_student(path: str, teacher: ModelSettings) -> tuple[Tower, FolderConfig]:
+def load_student(path: str, teacher: Tower) -> tuple[Tower, FolderConfig]:
     """The pruned model to distil, and what is known of it: a pruned/ folder or a published vision checkpoint.
 
     Args:
-        teacher: the dense model; what a published checkpoint lacks, as the text tower, is the teacher's.
+        teacher: the dense model, in fp32; what a published checkpoint lacks, as the text tower, is the teacher's.
     Returns:
         tower: in fp32 on the CPU.
     Raises:
@@ -112,8 +112,7 @@ def load_student(path: str, teacher: ModelSettings) -> tuple[Tower, FolderConfig
     """
     if not Path(path).is_file():
         return load_tower(path, precision="fp32"), read_folder_config(path)
-    dense = build_tower(teacher)
-    tower = load_published(path, dense.base, outside_tower(dense))
+    tower = load_published(path, teacher.base, outside_tower(teacher))
     return tower, describe_published(tower, path)
 
 
