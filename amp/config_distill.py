@@ -43,14 +43,14 @@ class DistillOutputSettings(OutputSettings):
     keep: Count = Field(2, description="resumable checkpoints that stay, the last ones")
     log_every: Count = Field(10, description="steps between TensorBoard points")
     eval_every: Annotated[int, Field(ge=0)] = Field(
-        1000, description="steps between losses on held-out images; 0: never"
+        1000, description="steps between measurements on held-out images; 0: never"
     )
     eval_images: Count = Field(2048, description="held-out images, the first ones of their order")
 
 
 class EvalSettings(Settings):
     metric: Literal["loss", "knn", "zeroshot"] = Field(
-        "loss", description="the best checkpoint has the best: held-out loss, k-NN accuracy, zero-shot top-1"
+        "loss", description="what tells the best checkpoint: loss on held-out images, k-NN accuracy, zero-shot top-1"
     )
     root: str | None = Field(
         None, description="folder of its images: for knn with train/ and val/ of class folders; null: data.root"

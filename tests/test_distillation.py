@@ -66,10 +66,11 @@ def test_golden_distillation(
     assert "optim.epochs = 5, asked for 6" in err
 
 
-def test_two_processes_give_the_golden_numbers(
+def test_two_processes_with_a_shard_each_give_the_golden_numbers(
     distill_yaml: Path, tmp_path: Path, golden_distill: dict[str, Any], launch: Callable[..., Any]
 ) -> None:
-    done = launch(2, "distill.py", "--config_file", distill_yaml)
+    words = ["--set", "optim.parallel=fsdp", "--set", "optim.activation_checkpointing=2"]
+    done = launch(2, "distill.py", "--config_file", distill_yaml, *words)
     assert done.returncode == 0, done.stderr
     _check_golden(tmp_path / "out", golden_distill)
 
