@@ -39,7 +39,6 @@ def main() -> None:
     check_class_folders(("--train_root", args.train_root), ("--val_root", args.val_root))
 
     from amp import distributed
-    from amp.checkpoint import open_tower
     from eval.knn import Featurizer, open_images
 
     with distributed.start() as world:
@@ -49,7 +48,7 @@ def main() -> None:
         if record:
             say("already done")
         else:
-            tower = open_tower(args.model, args.model_type, args.pretrained, "fp32", str(world.device))
+            tower = results.open_model(args, "fp32", str(world.device))
             train: Any = open_images("--train_root", args.train_root, tower.transform)
             val: Any = open_images("--val_root", args.val_root, tower.transform)
             started = time.monotonic()
