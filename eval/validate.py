@@ -6,6 +6,7 @@ Light to import: what is missing answers before torch is loaded.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amp.config import Precision
 from amp.config_distill import DistillConfig
 from amp.errors import UserError
 from eval.benchmarks import Benchmark
@@ -91,6 +92,8 @@ def _zeroshot(config: DistillConfig, teacher: "Tower", student: "Tower", world: 
 
 def _classifier(teacher: "Tower", dataset: Any, world: "World") -> "Tensor":
     """Embeddings of the classes, by the teacher's text tower, which is on the device for as long as that takes."""
+    import torch
+
     from eval.zeroshot import Evaluator
 
     inside = {id(tensor) for tensor in (*teacher.visual.parameters(), *teacher.visual.buffers())}
@@ -98,7 +101,7 @@ def _classifier(teacher: "Tower", dataset: Any, world: "World") -> "Tensor":
     before = [tensor.data for tensor in tensors]
     for tensor in tensors:
         tensor.data = tensor.data.to(world.device)
-    precision = "fp32" if all(tensor.element_size() == 4 for tensor in tensors) else "bf16"
+    precision: Precision = "bf16" if any(tensor.dtype == torch.bfloat16 for tensor in tensors) else "fp32"
     classifier_DC = Evaluator(teacher, world, precision=precision).text_classifier(dataset.classes, dataset.templates)
     for tensor, data in zip(tensors, before, strict=True):
         tensor.data = data

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import GOLDEN, WORLD, refusal
 from distil_many import prepare
-from hf_models import DUAL, write
+from hf_models import DUAL, add_clip_tokenizer, settings, write
 from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder
 
@@ -183,6 +183,25 @@ def test_low_precision_measures_too(
 ) -> None:
     code, _, err = _run(call, clip_yaml, *words("zeroshot"), "optim.epochs=2", f"optim.precision={precision}")
     assert code == 0, err
+    found = _seen(tmp_path / "out", "val_acc1")[7]
+    assert found == pytest.approx(_accuracy("zeroshot", tmp_path / "out" / "distilled", scenes), abs=0.06)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_projection_outside_the_tower(
+    precision: str, distill_yaml: Path, tmp_path: Path, words: Any, call: Call, scenes: Path
+) -> None:
+    write(tmp_path / "clip", "CLIPModel", DUAL)
+    add_clip_tokenizer(tmp_path / "clip")
+    dense = build_tower(settings(tmp_path / "clip"))
+    save_tower(dense, [list(range(width)) for width in dense.widths], {}, tmp_path / "same")
+    more = ["teacher.frame=hf", f"teacher.name={tmp_path}/clip", "teacher.pretrained=null", "optim.epochs=2"]
+    more += [f"student.pretrained={tmp_path}/same", f"optim.precision={precision}"]
+    code, out, err = _run(call, distill_yaml, *words("zeroshot"), *more)
+    assert code == 0, err
+    (line,) = (line for line in out.splitlines() if line.startswith("val_acc1: "))
+    teacher, student = (float(word) for word in line.split() if word[0].isdigit())
+    assert teacher == student or precision == "bf16"
     found = _seen(tmp_path / "out", "val_acc1")[7]
     assert found == pytest.approx(_accuracy("zeroshot", tmp_path / "out" / "distilled", scenes), abs=0.06)
 
