@@ -48,8 +48,9 @@ class Featurizer:
     option: str = "--{split}_root"
     in_step: bool = False
 
-    def features(self, images: Dataset[Any], split: Literal["train", "val"]) -> tuple[Tensor, Tensor]:
-        """Features (N, D) fp32 of length 1 and labels (N,) int64, on the CPU of every process, in the images' order.
+    def features(self, images: Dataset[Any], split: Literal["train", "val"]) -> list[Tensor]:
+        """Features (N, D) fp32 of length 1 and labels (N,) int64, in the images' order, on the CPU of the main process;
+        [] on the others.
 
         Args:
             images: (C, S, S) fp32 and the label of each, as of `open_images`.
@@ -62,8 +63,7 @@ class Featurizer:
         own: dict[int, tuple[Tensor, ...]] = {}
         for index, (images_BCHW, labels_B) in shares.batches(images, default_collate, option, f"{split} images"):
             own[index] = (self._feature(images_BCHW), labels_B)
-        features_ND, labels_N = shares.columns(own, option)
-        return features_ND, labels_N
+        return shares.columns(own, option)
 
     @torch.no_grad()
     def _feature(self, images_BCHW: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ class Featurizer:
         if skipped := [k for k in ks if k > count]:
             say(f"skipped k = {', '.join(map(str, skipped))}: more than the {count} training images")
         ks = [k for k in ks if k <= count]
-        train_ND, train_N = self.features(train, "train")
-        val_VD, val_V = self.features(val, "val")
+        of_train, of_val = self.features(train, "train"), self.features(val, "val")
         device = self.world.device
 
         def measure() -> dict[str, float]:
+            (train_ND, train_N), (val_VD, val_V) = of_train, of_val
             predicted = vote(train_ND.to(device), train_N, val_VD.to(device), ks)
             return {f"knn{k}": (of_k_V == val_V).double().mean().item() for k, of_k_V in predicted.items()}
 

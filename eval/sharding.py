@@ -96,19 +96,24 @@ class Shares:
 
     def in_order(self, own: Mapping[int, Value]) -> list[Value]:
         """What all processes hold, by ascending index in the global list."""
-        merged = {index: value for part in self.world.gather_objects(own) for index, value in part.items()}
-        return [merged[index] for index in sorted(merged)]
+        return _merge(self.world.gather_objects(own))
 
     def columns(self, own: Mapping[int, tuple[Tensor, ...]], option: str) -> list[Tensor]:
-        """The results of all processes' batches, each kind as one tensor in the dataset's order.
+        """The results of all processes' batches, each kind as one tensor in the dataset's order; on the main process,
+        [] elsewhere, since those of a large dataset fill the memory of one process, not of every one on a machine.
 
         Raises:
             UserError: there was no batch; `option` named the folder.
         """
-        batches = self.in_order(own)
-        if not batches:
+        batches = _merge(self.world.gather_on_main(own))
+        if self.world.broadcast(not batches):
             raise UserError(f"{option}: holds no image")
         return [torch.cat(column) for column in zip(*batches, strict=True)]
+
+
+def _merge(parts: Iterable[Mapping[int, Value]]) -> list[Value]:
+    merged = {index: value for part in parts for index, value in part.items()}
+    return [merged[index] for index in sorted(merged)]
 
 
 class _Items(Dataset[Any]):

@@ -125,7 +125,7 @@ class Evaluator:
                 own[index] = (logits_BC.argmax(dim=1), top_BK, labels)
         columns = self._shares.columns(own, self.option)
         measure = _average_precision if len(columns) == 2 else _accuracies
-        return self.world.broadcast(measure(*columns) if self.world.is_main else None), len(columns[0])
+        return self.world.from_main(lambda: (measure(*columns), len(columns[0])))
 
     def retrieve(self, dataset: Any) -> tuple[Metrics, int]:
         """image_retrieval_recall@k and text_retrieval_recall@k for k of 1, 5, 10, and the number of images.
@@ -140,7 +140,7 @@ class Evaluator:
             texts_TD = self._embed_texts(tokenizer, [text for of_image in captions for text in of_image])
             own[index] = (self._embed_images(images).cpu(), texts_TD.cpu(), counts_B)
         columns = self._shares.columns(own, self.option)
-        return self.world.broadcast(self._recalls(*columns) if self.world.is_main else None), len(columns[0])
+        return self.world.from_main(lambda: (self._recalls(*columns), len(columns[0])))
 
     def _recalls(self, images_BD: Tensor, texts_TD: Tensor, counts_B: Tensor) -> Metrics:
         scores_TB = texts_TD @ images_BD.t()
