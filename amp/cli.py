@@ -13,8 +13,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from amp.config import DistillConfig, Frame, PruneConfig
+from amp.config import Frame, PruneConfig
 from amp.config_compare import CompareConfig
+from amp.config_distill import DistillConfig
 from amp.errors import UserError, nearest
 
 Config = TypeVar("Config", PruneConfig, DistillConfig, CompareConfig)

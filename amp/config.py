@@ -173,26 +173,6 @@ class PruneConfig(Settings):
         return self.model_copy(update={"model": self.model.model_copy(update={"frame": self.model.frame or frame})})
 
 
-class TeacherSettings(Settings):
-    frame: Frame | None = Field(None, description="library the model comes from; also --frame")
-    name: str = Field(description=MODEL_NAME)
-    pretrained: str | None = Field(None, description=MODEL_WEIGHTS)
-    kwargs: dict[str, Any] = Field({}, description="passed to the library's factory (img_size, ...)")
-
-    def as_model(self, precision: Precision) -> ModelSettings:
-        """The dense model to build, frozen, in `precision`."""
-        own = self.model_dump()
-        return ModelSettings(**own, precision=precision)
-
-
-class StudentSettings(Settings):
-    pretrained: str = Field(description="a pruned/ folder, or a published vision checkpoint")
-
-
-class DistillDataSettings(DataSettings):
-    augment: Literal["clip", "dinov2", "none"] = Field("clip", description="augmentation recipe")
-
-
 class OptimSettings(Settings):
     base_lr: Annotated[float, Field(gt=0, le=1)] = Field(description="learning rate at a global batch of 256")
     min_lr: Share = Field(description="learning rate at the end, not scaled with the batch")
@@ -228,37 +208,4 @@ class OptimSettings(Settings):
             raise ValueError("step_in_backward would step after every micro-batch: accumulate must be 1")
         if self.step_in_backward and self.precision != "pure_bf16":
             raise ValueError("step_in_backward is a part of the optimizer of precision pure_bf16 alone")
-        return self
-
-
-class DistillOutputSettings(OutputSettings):
-    save_every: Count = Field(500, description="steps between resumable checkpoints")
-    keep: Count = Field(2, description="resumable checkpoints that stay, the last ones")
-    log_every: Count = Field(10, description="steps between TensorBoard points")
-    eval_every: Annotated[int, Field(ge=0)] = Field(
-        1000, description="steps between losses on held-out images; 0: never"
-    )
-    eval_images: Count = Field(2048, description="held-out images, the first ones of their order")
-
-
-class DistillConfig(Settings):
-    """Settings of distill.py."""
-
-    teacher: TeacherSettings
-    student: StudentSettings
-    data: DistillDataSettings
-    optim: OptimSettings
-    output: DistillOutputSettings
-
-    def with_frame(self, frame: Frame) -> "DistillConfig":
-        """The same settings with `teacher.frame` in place."""
-        return self.model_copy(update={"teacher": self.teacher.model_copy(update={"frame": frame})})
-
-    @model_validator(mode="after")
-    def _rate_falls(self) -> "DistillConfig":
-        peak = self.optim.base_lr * self.data.batch_size / 256
-        if self.optim.min_lr > peak:
-            raise ValueError(
-                f"optim.min_lr {self.optim.min_lr:g} is above the peak rate {peak:g} = base_lr * batch_size / 256"
-            )
         return self

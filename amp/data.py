@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from amp.config import DataSettings, DistillConfig
+from amp.config import DataSettings
 from amp.distributed import World
 from amp.errors import UserError
 from amp.runs import say, warn_here
@@ -147,7 +147,7 @@ class _Images(Dataset[tuple[Tensor, list[tuple[str, str]]]]):
         return torch.empty(0), broken
 
 
-def _outlive_signals(worker: int) -> None:
+def outlive_signals(worker: int) -> None:
     """A queue signals every process of a job; workers end when the process that reads them does."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -224,7 +224,7 @@ class Batches:
             num_workers=min(self.settings.num_workers, os.cpu_count() or 1),
             collate_fn=_collate,
             pin_memory=self.world.device.type == "cuda",
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=outlive_signals,
         )
         for images, broken in loader:
             self._num_read += self._share.stop - self._share.start
@@ -258,15 +258,3 @@ class Batches:
         found = set().union(*self.world.gather_objects(set(self.broken)))
         if found:
             say(f"{len(found)} of {len(self.paths)} image files were broken and skipped, the next readable ones taken")
-
-
-def hold_out(config: DistillConfig, transform: Transform, world: World) -> Batches | None:
-    """Whole batches of the validation split; None, and a line that says why, where there is none."""
-    if config.output.eval_every == 0:
-        return None
-    num_samples = max(config.output.eval_images, config.data.batch_size)
-    try:
-        return Batches(list_images(config.data, "val"), transform, config.data, world, num_samples)
-    except UserError as error:
-        say(f"no loss on held-out images: {error}")
-        return None

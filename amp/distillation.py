@@ -6,7 +6,7 @@ B images, C channels, S side in pixels, T tokens, D width.
 import json
 import math
 import signal
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from amp.config import DistillOutputSettings, OptimSettings
+from amp.config import OptimSettings
+from amp.config_distill import DistillOutputSettings
 from amp.criteria import distillation_loss
 from amp.data import Batches
 from amp.distributed import World, gathered, gradients_stay_local, local_part, sharded_like
@@ -27,34 +28,7 @@ from amp.placement import own_part, place
 from amp.runs import STOPS, StopRequest, atomic, check_same_run, progress, say, stop_on_signals
 from amp.towers import Tower
 from amp.training_state import Checkpoints
-
-
-def check_pair(teacher: Tower, student: Tower) -> None:
-    """Raises UserError unless the student is the teacher's architecture with MLPs as wide or narrower."""
-    if not student.same_architecture(teacher):
-        raise UserError(f"student.pretrained: a pruned {_in_words(student)}, the teacher is {_in_words(teacher)}")
-    for name, narrow, wide in zip(teacher.blocks, student.widths, teacher.widths, strict=True):
-        if narrow > wide:
-            raise UserError(f"student.pretrained: {name}: {narrow} hidden neurons, the teacher has {wide}")
-
-
-def _in_words(tower: Tower) -> str:
-    base = tower.base
-    return f"{base['name']!r} of {base['frame']} ({len(tower.blocks)} blocks, kwargs {base.get('kwargs')})"
-
-
-@torch.no_grad()
-def share_head(teacher: Tower, student: Tower, head: Collection[str]) -> None:
-    """Gives the student the teacher's final norm and projection or head, frozen; frees all else of its tower.
-
-    Args:
-        head: paths of those parameters, as `amp.towers.after_last_block` finds them.
-    """
-    theirs = dict(teacher.visual.named_parameters())
-    for name, parameter in student.visual.named_parameters():
-        parameter.requires_grad_(name not in head)
-        if name in head:
-            parameter.copy_(theirs[name])
+from amp.validation import Validation, placed
 
 
 @dataclass
@@ -65,7 +39,7 @@ class Distiller:
         teacher: dense, frozen. student: pruned, its head shared by `share_head`, fp32 or (pure_bf16) bf16 weights.
             Their towers are moved to the device, here, and sharded where the settings say so.
         header: settings of the run, recorded in the checkpoints; a checkpoint of other settings is refused.
-        held_out: images that the student is not trained on, for `val_loss`; the checkpoint that has the least is kept.
+        validation: what is measured every `output.eval_every` steps; the best one's checkpoint is kept.
     """
 
     teacher: Tower
@@ -75,13 +49,14 @@ class Distiller:
     output: DistillOutputSettings
     header: Mapping[str, Any]
     world: World
-    held_out: Batches | None = None
+    validation: Validation = field(default_factory=Validation)
     step: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.folder = Path(self.output.dir)
         self.total_steps = self.optim.epochs * len(self.batches)
         self.best: dict[str, float] = {}
+        self.last: dict[str, float] = {}
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.output.keep, self.world)
         check_division(self.optim, self.batches.settings.batch_size, self.world.size)
         self._teacher, _ = place(self.teacher, self.optim, self.world)
@@ -89,31 +64,33 @@ class Distiller:
         # Elementwise, so an optimizer of every process's own shards is the optimizer of the whole.
         trained = {name: weight for name, weight in self._weights.items() if weight.requires_grad}
         self._own = {name: own_part(weight) for name, weight in trained.items()}
+        self._dtype = next(iter(self._own.values())).dtype
         self._optimizer = make_optimizer([p for p in self._own.values() if p.numel()], self.optim)
         self._resume()
 
     def run(self) -> dict[str, float]:
-        """Trains to the end. Returns the last step's losses.
+        """Trains to the end, which a checkpoint holds. Returns the last step's record.
 
         Raises:
             StoppedError: SIGTERM or Ctrl-C came, a loss is not finite, or the disk is full; with what to do.
         """
-        last: dict[str, float] = {}
         pace = Pace(self.batches.settings.batch_size, self.world.device)
         words = ""
         bar = progress(pace.watch(self._remaining()), "distil", "step", total=self.total_steps, initial=self.step)
+        self._say_start()
         with self._open_log() as log, self._open_board() as board, stop_on_signals() as asked:
             for images_BCHW in bar:
                 last, stop = self.train_step(images_BCHW, asked)
                 done = self.step == self.total_steps
-                improved = self._evaluate(last)
+                found, improved = self._evaluate()
+                self.last = last = last | found
                 log.write(json.dumps(last) + "\n")
-                if last["step"] % self.output.log_every == 0 or done or "val_loss" in last:
+                if last["step"] % self.output.log_every == 0 or done or found:
                     speed = pace.read(self.total_steps - self.step)
                     words = in_words(speed)
                     board(last | speed)
                 bar.set_postfix_str(f"loss {last['loss']:.4g} lr {last['lr']:.2g} {words}")
-                if not done and (stop or improved or self.step % self.output.save_every == 0):
+                if done or stop or improved or self.step % self.output.save_every == 0:
                     log.flush()
                     self._save()
                 if stop and not done:
@@ -122,22 +99,28 @@ class Distiller:
                         f"the same command goes on from {self.checkpoints.path(self.step)}",
                         128 + stop,
                     )
-        return last
+        return self.last
 
-    def _evaluate(self, record: dict[str, float]) -> bool:
-        """Adds `val_loss` to a step's record where it is due; whether it is the least so far."""
+    def _evaluate(self) -> tuple[dict[str, float], bool]:
+        """What is measured on held-out images, where it is due, and whether it is the best so far."""
         due = self.output.eval_every and self.step % self.output.eval_every == 0
-        if self.held_out is None or not (due or self.step == self.total_steps):
-            return False
-        total_3 = torch.zeros(3, device=self.world.device)
-        with torch.no_grad():
-            for images_BCHW in self.held_out:
-                total_3 += torch.stack(self._losses(images_BCHW.to(self.world.device)))
-        record["val_loss"] = self.world.sum(total_3)[0].item() / self.world.size / len(self.held_out)
-        improved = record["val_loss"] < self.best.get("val_loss", math.inf)
+        if not (due or self.step == self.total_steps):
+            return {}, False
+        student = placed(self.student, self._student, self._dtype, self._autocast)
+        found = self.validation.measure(student, lambda images_BCHW: self._losses(images_BCHW)[0], self.world)
+        improved = self.validation.improves(found, self.best)
         if improved:
-            self.best = {"step": self.step, "val_loss": record["val_loss"]}
-        return improved
+            self.best = {"step": self.step, **found}
+        return found, improved
+
+    def _say_start(self) -> None:
+        """What the metric says of the teacher and of the student before the first step; its images are all read."""
+        metric = self.validation.metric
+        if metric is None or self.step:
+            return
+        teacher = metric.measure(placed(self.teacher, self._teacher, self.teacher.dtype, self._autocast))
+        student = metric.measure(placed(self.student, self._student, self._dtype, self._autocast))
+        say(f"{metric.name}: {teacher:.4f} of the teacher, {student:.4f} of the student before its first step")
 
     def _remaining(self) -> Iterator[Tensor]:
         first, start = divmod(self.step, len(self.batches))
@@ -218,7 +201,7 @@ class Distiller:
 
     def _compare(self, images_BCHW: Tensor, target_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with self._autocast():
-            tokens_BTD = self._student(images_BCHW.to(next(iter(self._own.values())).dtype))
+            tokens_BTD = self._student(images_BCHW.to(self._dtype))
         return distillation_loss(tokens_BTD, target_BTD, self.teacher.num_prefix_tokens)
 
     def _not_finite(self, loss: float) -> StoppedError:
@@ -273,7 +256,7 @@ class Distiller:
         return state
 
     def _save(self) -> None:
-        record = {"header": self.header, "best": self.best}
+        record = {"header": self.header, "best": self.best, "last": self.last}
         self.checkpoints.save(self.step, self._state(), record, int(self.best.get("step", 0)))
 
     def _resume(self) -> None:
@@ -284,10 +267,14 @@ class Distiller:
         check_same_run(self.checkpoints.path(steps[-1]), record["header"], self.header)
         prime(self._optimizer, record["step"])
         self.checkpoints.load(steps[-1], self._state())
-        self.step, self.best = record["step"], record["best"]
+        self.step, self.best, self.last = record["step"], record["best"], record.get("last", {})
         say(f"resuming after step {self.step} of {self.total_steps} from {self.checkpoints.path(self.step)}")
 
     def weights(self) -> dict[str, Tensor]:
         """The student tower's parameters by name, whole, on the CPU of the main process; every process must ask."""
-        whole = {name: gathered(weight) for name, weight in self._weights.items()}
-        return {name: weight.cpu() for name, weight in whole.items()} if self.world.is_main else {}
+        whole = {}
+        for name, weight in self._weights.items():  # one after another: a process holds its shards, and one weight
+            tensor = gathered(weight)
+            if self.world.is_main:
+                whole[name] = tensor.cpu()
+        return whole

@@ -101,6 +101,14 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def gather_on_main(self, value: Any) -> list[Any]:
+        """Picklable values of all processes in rank order, on the main process; [] elsewhere."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size if self.is_main else []
+        dist.gather_object(value, values if self.is_main else None, dst=0)
+        return values
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amp.checkpoint import read_folder_config
 from amp.checkpoint.published import published_widths
-from amp.config import DistillConfig
+from amp.config_distill import DistillConfig
 from amp.errors import UserError
 from amp.placement import num_recomputed
 from amp.runs import read_json
@@ -53,7 +53,7 @@ def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
     gradients = max(trained) if config.optim.step_in_backward else sum(trained)
     plan = {
         "teacher weights": teacher_bytes / shards,
-        "student weights": num_student * weight_bytes / shards,
+        "student weights": (sum(trained) * weight_bytes + (num_student - sum(trained)) * 4) / shards,
         "gradients": gradients * weight_bytes / shards,
         "optimizer": sum(trained) * weight_bytes * moments / shards,
         "gathered weights": 0.0,

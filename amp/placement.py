@@ -1,9 +1,9 @@
 """Where a tower's work is done: compiled, recomputed in the backward pass, divided over the processes."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from amp.config import OptimSettings
 from amp.distributed import World, local_part, recompute_in_backward
@@ -41,12 +41,6 @@ def num_recomputed(optim: OptimSettings, num_blocks: int) -> int:
     """
     wanted = optim.activation_checkpointing
     return num_blocks - 1 if wanted is True else min(int(wanted), num_blocks - 1)
-
-
-def set_weights(tower: Tower, weights: Mapping[str, Tensor]) -> None:
-    """Gives the tower these parameters by their names, in the dtype they have."""
-    for name, parameter in tower.visual.named_parameters():
-        parameter.data = weights[name]
 
 
 def own_part(weight: nn.Parameter) -> nn.Parameter:

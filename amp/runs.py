@@ -102,7 +102,10 @@ def warn_here(message: str) -> None:
 def progress(
     items: Iterable[Item] | None, description: str, unit: str, total: int | None = None, initial: int = 0
 ) -> Any:
-    """A progress bar with rate and remaining time, shown by the main process. Without items, `update` moves it."""
+    """A progress bar with rate and remaining time, shown by the main process. Without items, `update` moves it.
+
+    One that runs within another's is gone when it ends.
+    """
     return tqdm(
         items,
         desc=description,
@@ -111,7 +114,7 @@ def progress(
         initial=initial,
         disable=not main_process(),
         dynamic_ncols=True,
-        leave=True,
+        leave=None,
     )
 
 

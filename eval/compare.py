@@ -20,10 +20,10 @@ from amp.config import DataSettings
 from amp.config_compare import CompareConfig, CompareRowSettings
 from amp.criteria import distillation_loss, information_entropy
 from amp.data import Batches, list_images
-from amp.distillation import share_head
 from amp.distributed import World
 from amp.moments import MomentCollector, Moments
 from amp.optim import make_optimizer, rates
+from amp.pair import share_head
 from amp.scoring import score
 from amp.search import Limits, search_width
 from amp.towers import TokenReadout, Tower, after_last_block, build_tower

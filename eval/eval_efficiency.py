@@ -7,7 +7,7 @@ from typing import Any
 
 from amp.config import Precision
 from amp.runs import reproduce, run_script, say, write_json
-from eval.results import add_model_options, check_options, check_writable
+from eval.results import add_model_options, check_options, check_writable, open_model
 
 PACKAGES = ("torch", "open_clip_torch", "timm")
 
@@ -35,13 +35,12 @@ def measure(args: argparse.Namespace, device: Any) -> dict[str, Any]:
     Args:
         device: torch's, where the throughput is measured.
     """
-    from amp.checkpoint import open_tower
     from eval.efficiency import describe_device, describe_tower, measure_throughput, rebuild
 
     precision: Precision = args.precision or ("bf16" if device.type == "cuda" and not args.meta else "fp32")
     # Weights matter to neither size nor speed, but a name that is wrong should be told, and widths come with them.
     where = "cpu" if args.pretrained else "meta"
-    opened = open_tower(args.model, args.model_type, args.pretrained, precision, where)
+    opened = open_model(args, precision, where)
     base, widths, image_size = opened.base, opened.widths, opened.image_size
     del opened
     dense = rebuild(base, "meta")

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from amp.errors import UserError
 from amp.runs import run_script, say
 from eval import results
+from eval.layouts import check_class_folders
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm")
 KEYS = ("model", "model_type", "pretrained", "train_root", "val_root", "batch_size")
@@ -34,30 +34,11 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def check_folders(train_root: str, val_root: str) -> None:
-    """Raises UserError unless both are folders of the same class folders."""
-    classes = []
-    for option, root in (("--train_root", train_root), ("--val_root", val_root)):
-        if not Path(root).is_dir():
-            raise UserError(f"{option}: {root}: no such folder")
-        classes.append({path.name for path in Path(root).iterdir() if path.is_dir()})
-        if not classes[-1]:
-            raise UserError(f"{option}: {root}: holds no class folder")
-    for option, root, missing in (
-        ("--train_root", train_root, sorted(classes[1] - classes[0])),
-        ("--val_root", val_root, sorted(classes[0] - classes[1])),
-    ):
-        if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise UserError(f"{option}: {root}: lacks the class {', '.join(missing[:3])}{more} of the other folder")
-
-
 def main() -> None:
     args = parse_args()
-    check_folders(args.train_root, args.val_root)
+    check_class_folders(("--train_root", args.train_root), ("--val_root", args.val_root))
 
     from amp import distributed
-    from amp.checkpoint import open_tower
     from eval.knn import Featurizer, open_images
 
     with distributed.start() as world:
@@ -67,7 +48,7 @@ def main() -> None:
         if record:
             say("already done")
         else:
-            tower = open_tower(args.model, args.model_type, args.pretrained, "fp32", str(world.device))
+            tower = results.open_model(args, "fp32", str(world.device))
             train: Any = open_images("--train_root", args.train_root, tower.transform)
             val: Any = open_images("--val_root", args.val_root, tower.transform)
             started = time.monotonic()

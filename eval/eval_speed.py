@@ -99,10 +99,9 @@ def main() -> None:
     benchmark.check()
 
     from amp import distributed
-    from amp.checkpoint import open_tower
 
     with distributed.start() as world:
-        tower = open_tower(args.model, args.model_type, args.pretrained, "fp32", str(world.device))
+        tower = results.open_model(args, "fp32", str(world.device))
         dataset = benchmark.build(tower.transform, world)
         alone = distributed.World(0, 1, world.device)
         variants = {

@@ -6,7 +6,7 @@ python eval/eval_step.py --config_file configs/distill/distill_open_clip_g.yaml
 import argparse
 
 from amp.cli import parse_args
-from amp.config import DistillConfig
+from amp.config_distill import DistillConfig
 from amp.runs import run_script
 
 
@@ -19,19 +19,13 @@ def main() -> None:
     import tempfile
 
     from amp import distributed
-    from amp.checkpoint import load_student
     from amp.data import Batches, list_images
-    from amp.distillation import Distiller, check_pair, share_head
-    from amp.towers import after_last_block, build_tower
+    from amp.distillation import Distiller
+    from amp.pair import load_pair
     from eval.step import describe_times, time_steps
 
     with distributed.start() as world, tempfile.TemporaryDirectory() as folder:
-        teacher = build_tower(config.teacher.as_model("fp32" if config.optim.precision == "fp32" else "bf16"))
-        student, _ = load_student(config.student.pretrained, config.teacher.as_model("fp32"))
-        check_pair(teacher, student)
-        share_head(teacher, student, after_last_block(build_tower(config.teacher.as_model("fp32"), "meta")))
-        if config.optim.precision == "pure_bf16":
-            student.visual.bfloat16()
+        teacher, student, _ = load_pair(config)
         batches = Batches(list_images(config.data, "train"), teacher.transform, config.data, world)
         output = config.output.model_copy(update={"dir": world.broadcast(folder)})
         distiller = Distiller(teacher, student, batches, config.optim, output, {}, world)

@@ -146,7 +146,6 @@ def main() -> None:
     check_all(map(benchmark_of, runs))
 
     from amp import distributed
-    from amp.checkpoint import open_tower
     from eval.zeroshot import Evaluator
 
     with distributed.start() as world:
@@ -156,8 +155,7 @@ def main() -> None:
             world.from_main(partial(results.check_writable, "--table", file))
         plans = world.from_main(lambda: [plan(run, digests, precision) for run in runs])
         if not all(record for _, _, record in plans):
-            device = str(world.device)
-            tower = open_tower(args.model, args.model_type, args.pretrained, "fp32", device, args.text_pretrained)
+            tower = results.open_model(args, "fp32", str(world.device))
             evaluator = Evaluator(tower, world, args.batch_size, precision, args.num_workers, args.text_batch_size)
             if not args.load_clfs:
                 evaluator.check_text()

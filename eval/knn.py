@@ -37,15 +37,20 @@ class Featurizer:
         tower: in fp32, on the world's device.
         batch_size: images in one batch on one process.
         num_workers: loader workers per process, at most one a core.
+        option: that named the images' folder, for messages; `{split}` in it is the split.
+        in_step: as of `Shares`.
     """
 
     tower: Tower
     world: World
     batch_size: int = 256
     num_workers: int = 4
+    option: str = "--{split}_root"
+    in_step: bool = False
 
-    def features(self, images: Dataset[Any], split: Literal["train", "val"]) -> tuple[Tensor, Tensor]:
-        """Features (N, D) fp32 of length 1 and labels (N,) int64, on the CPU of every process, in the images' order.
+    def features(self, images: Dataset[Any], split: Literal["train", "val"]) -> list[Tensor]:
+        """Features (N, D) fp32 of length 1 and labels (N,) int64, in the images' order, on the CPU of the main process;
+        [] on the others.
 
         Args:
             images: (C, S, S) fp32 and the label of each, as of `open_images`.
@@ -53,37 +58,36 @@ class Featurizer:
         Raises:
             UserError: an image cannot be read.
         """
-        shares = Shares(self.world, self.batch_size, self.num_workers)
-        option = f"--{split}_root"
+        shares = Shares(self.world, self.batch_size, self.num_workers, self.in_step)
+        option = self.option.format(split=split)
         own: dict[int, tuple[Tensor, ...]] = {}
         for index, (images_BCHW, labels_B) in shares.batches(images, default_collate, option, f"{split} images"):
             own[index] = (self._feature(images_BCHW), labels_B)
-        features_ND, labels_N = shares.columns(own, option)
-        return features_ND, labels_N
+        return shares.columns(own, option)
 
     @torch.no_grad()
     def _feature(self, images_BCHW: Tensor) -> Tensor:
         features_BD = self.tower.feature(images_BCHW.to(self.world.device, self.tower.dtype))
         return F.normalize(features_BD.float(), dim=-1).cpu()
 
-    def accuracies(self, train: Dataset[Any], val: Dataset[Any]) -> dict[str, float]:
-        """`{knnK: share of validation images whose class the K nearest training images vote for}`, K of KS.
+    def accuracies(self, train: Dataset[Any], val: Dataset[Any], ks: Sequence[int] = KS) -> dict[str, float]:
+        """`{knnK: share of validation images whose class the K nearest training images vote for}`, K of ascending `ks`.
 
         A K above the number of training images is left out, and a line says so.
         Raises:
             UserError: fewer training images than the smallest K, or an image that cannot be read.
         """
         count = len(train)  # type: ignore[arg-type]
-        if count < KS[0]:
-            raise UserError(f"--train_root: {count} images; the least k is {KS[0]}")
-        ks = [k for k in KS if k <= count]
-        if skipped := [k for k in KS if k > count]:
+        if count < ks[0]:
+            raise UserError(f"{self.option.format(split='train')}: {count} images; the least k is {ks[0]}")
+        if skipped := [k for k in ks if k > count]:
             say(f"skipped k = {', '.join(map(str, skipped))}: more than the {count} training images")
-        train_ND, train_N = self.features(train, "train")
-        val_VD, val_V = self.features(val, "val")
+        ks = [k for k in ks if k <= count]
+        of_train, of_val = self.features(train, "train"), self.features(val, "val")
         device = self.world.device
 
         def measure() -> dict[str, float]:
+            (train_ND, train_N), (val_VD, val_V) = of_train, of_val
             predicted = vote(train_ND.to(device), train_N, val_VD.to(device), ks)
             return {f"knn{k}": (of_k_V == val_V).double().mean().item() for k, of_k_V in predicted.items()}
 

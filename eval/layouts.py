@@ -8,8 +8,11 @@ Light to import: a mistake in a name or a folder answers before torch is loaded.
 
 import json
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+
+from amp.errors import UserError
 
 Task = Literal["zeroshot_classification", "zeroshot_retrieval"]
 
@@ -66,6 +69,12 @@ _CLASS_FOLDERS = {
     **dict.fromkeys(("imagenet-a", "imagenet-r", "imagenet-o"), (".", 200)),
     "fer2013": ("test", 7),
 }
+_IMAGENET_LIKE = ("imagenet1k", "imagenet1k-unverified", "imagenet-w", "babel_imagenet", "imagenet_sketch")
+_SYNSETS = {  # timm's lists
+    **dict.fromkeys(_IMAGENET_LIKE, "imagenet_synsets.txt"),
+    "imagenet-a": "imagenet_a_synsets.txt",
+    "imagenet-r": "imagenet_r_synsets.txt",
+}
 _IMAGENETV2_SIZE = 10_000
 _CAPTIONS = "https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0"
 _ILSVRC = "https://image-net.org: ILSVRC2012_devkit_t12.tar.gz, and ILSVRC2012_img_val.tar sorted into class folders"
@@ -111,9 +120,10 @@ def _find_missing(task: Task, dataset: str, root: Path, language: str) -> str | 
             return f"{root}: {dataset} needs {' or '.join(patterns)} in it; missing"
     if dataset in _CLASS_FOLDERS:
         folder, count = _CLASS_FOLDERS[dataset]
-        found = sum(1 for path in (root / folder).iterdir() if path.is_dir())
-        if found != count:
-            return f"{root / folder}: {found} class folders; {dataset} has {count}"
+        found = {path.name for path in (root / folder).iterdir() if path.is_dir()}
+        if len(found) != count:
+            named = _name_classes(found, _class_names(dataset))
+            return f"{root / folder}: {len(found)} class folders; {dataset} has {count}{named}"
     try:
         return _find_missing_files(dataset, root, needs)
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -139,6 +149,46 @@ def _find_missing_files(dataset: str, root: Path, needs: list[str]) -> str | Non
         shards = int((root / "test/nshards.txt").read_text())
         return _first_missing(root / "test", (f"{index}.tar" for index in range(shards)))
     return None
+
+
+def _class_names(dataset: str) -> set[str]:
+    """A dataset's class folders, where timm has a list of them; found without importing it."""
+    if dataset == "imagenetv2":
+        return {str(index) for index in range(1000)}
+    spec = find_spec("timm")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    file = Path(spec.submodule_search_locations[0]) / "data/_info" / _SYNSETS.get(dataset, "none")
+    return set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
+
+
+def _name_classes(found: set[str], known: set[str]) -> str:
+    missing, foreign = sorted(known - found), sorted(found - known) if known else []
+    words = [f"missing: {_some(missing)}" if missing else "", f"not of it: {_some(foreign)}" if foreign else ""]
+    return "".join(f"; {word}" for word in words if word)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def check_class_folders(*folders: tuple[str, str]) -> None:
+    """Raises UserError unless the two folders hold the same class folders.
+
+    Args:
+        folders: (option that named it, folder).
+    """
+    classes = []
+    for option, root in folders:
+        if not Path(root).is_dir():
+            raise UserError(f"{option}: {root}: no such folder")
+        classes.append({path.name for path in Path(root).iterdir() if path.is_dir()})
+        if not classes[-1]:
+            raise UserError(f"{option}: {root}: holds no class folder")
+    for (option, root), own, other in zip(folders, classes, reversed(classes), strict=True):
+        if missing := sorted(other - own):
+            raise UserError(f"{option}: {root}: lacks the class {_some(missing)} of the other folder")
 
 
 def _first_missing(folder: Path, names: Iterable[str]) -> str | None:

@@ -12,20 +12,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from amp.config import Frame
+from amp.config import Frame, Precision
 from amp.errors import UserError
 from amp.runs import file_sha256, first_difference, prepare_output, read_json, say, write_json
 
 if TYPE_CHECKING:
     from amp.distributed import World
+    from amp.towers import Tower
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --model_type and --pretrained, as `amp.checkpoint.open_tower` takes them."""
+    """--model, --model_type, --pretrained and --img_size, as `amp.checkpoint.open_tower` takes them."""
     add = parser.add_argument
     add("--model", metavar="NAME|JSON|FOLDER", help="library's model name, an open_clip model JSON or a pruned/ folder")
     add("--model_type", choices=get_args(Frame), help="library of it (default: the folder's own, else open_clip)")
     add("--pretrained", metavar="CKPT", help="weights: a tag, a file or a pruned/ folder (default: random, seeded)")
+    add("--img_size", type=int, metavar="PIXELS", help="side of a dense model's images (default: the model's own)")
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, least: Mapping[str, int]) -> None:
@@ -33,8 +35,18 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lea
     for key, minimum in least.items():
         if getattr(args, key) < minimum:
             parser.error(f"argument --{key}: {getattr(args, key)} is less than {minimum}")
+    if args.img_size is not None and args.img_size < 1:
+        parser.error(f"argument --img_size: {args.img_size} is less than 1")
     if not (args.model or args.pretrained):
         parser.error("the following arguments are required: --model (or a pruned/ folder as --pretrained)")
+
+
+def open_model(args: argparse.Namespace, precision: Precision, device: str) -> "Tower":
+    """The tower of `add_model_options`. Raises UserError."""
+    from amp.checkpoint import open_tower
+
+    text_pretrained = getattr(args, "text_pretrained", None)
+    return open_tower(args.model, args.model_type, args.pretrained, precision, device, text_pretrained, args.img_size)
 
 
 def digest_model(args: argparse.Namespace) -> dict[str, str | None]:
@@ -50,6 +62,8 @@ def describe(
 ) -> dict[str, Any]:
     """What decides the numbers: the options `keys`, `more` settings, and the model's files of `digest_model`."""
     settings = {key: getattr(args, key) for key in keys} | {"model_sha256": digests["model_sha256"], **more}
+    if args.img_size is not None:
+        settings["img_size"] = args.img_size
     return {"settings": settings, "pretrained_sha256": digests["pretrained_sha256"]}
 
 

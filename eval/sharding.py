@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from amp.data import outlive_signals
 from amp.distributed import World
 from amp.errors import UserError
 from amp.runs import progress
@@ -31,11 +32,14 @@ class Shares:
     Attributes:
         batch_size: items in one batch, on one process.
         num_workers: loader workers per process, at most one a core.
+        in_step: whether every process gets as many batches, as a tower in shards needs it: the last ones of a list take
+            a batch of another process once more, which counts once.
     """
 
     world: World
     batch_size: int
     num_workers: int
+    in_step: bool = False
 
     def batches(
         self, dataset: Any, collate: Callable[[list[Any]], Any], option: str, name: str = "images"
@@ -69,6 +73,7 @@ class Shares:
             batch_sampler=[list(span) for span in spans.values()],
             num_workers=workers,
             collate_fn=partial(_collate, collate),
+            worker_init_fn=outlive_signals,
             pin_memory=self.world.device.type == "cuda",
         )
         for index, batch in zip(spans, progress(loader, name, "batch"), strict=True):
@@ -79,10 +84,9 @@ class Shares:
     def spans(self, count: int) -> dict[int, range]:
         """{index in the global list: its items} of this process's batches of `count` items."""
         starts = range(0, count, self.batch_size)
-        return {
-            index: range(starts[index], min(starts[index] + self.batch_size, count))
-            for index in range(self.world.rank, len(starts), self.world.size)
-        }
+        last = len(starts) + (-len(starts) % self.world.size if self.in_step and count else 0)
+        own = [index % len(starts) for index in range(self.world.rank, last, self.world.size)]
+        return {index: range(starts[index], min(starts[index] + self.batch_size, count)) for index in own}
 
     def _own(self, stream: Iterable[Value]) -> Iterator[Value]:
         """The items of a stream that belong to this process's batches."""
@@ -92,19 +96,24 @@ class Shares:
 
     def in_order(self, own: Mapping[int, Value]) -> list[Value]:
         """What all processes hold, by ascending index in the global list."""
-        merged = {index: value for part in self.world.gather_objects(own) for index, value in part.items()}
-        return [merged[index] for index in sorted(merged)]
+        return _merge(self.world.gather_objects(own))
 
     def columns(self, own: Mapping[int, tuple[Tensor, ...]], option: str) -> list[Tensor]:
-        """The results of all processes' batches, each kind as one tensor in the dataset's order.
+        """The results of all processes' batches, each kind as one tensor in the dataset's order; on the main process,
+        [] elsewhere, since those of a large dataset fill the memory of one process, not of every one on a machine.
 
         Raises:
             UserError: there was no batch; `option` named the folder.
         """
-        batches = self.in_order(own)
-        if not batches:
+        batches = _merge(self.world.gather_on_main(own))
+        if self.world.broadcast(not batches):
             raise UserError(f"{option}: holds no image")
         return [torch.cat(column) for column in zip(*batches, strict=True)]
+
+
+def _merge(parts: Iterable[Mapping[int, Value]]) -> list[Value]:
+    merged = {index: value for part in parts for index, value in part.items()}
+    return [merged[index] for index in sorted(merged)]
 
 
 class _Items(Dataset[Any]):

@@ -31,7 +31,6 @@ from eval.sharding import Shares
 
 Metrics = dict[str, float | None]
 RECALL_KS = (1, 5, 10)
-_ROOT = "--dataset_root"
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class Evaluator:
         precision: 'bf16' autocasts the encoders.
         num_workers: loader workers per process, at most one a core.
         text_batch_size: prompts of the text classifier in one batch on one process; 80 are a class of ImageNet.
+        option: that named the dataset's folder, for messages.
+        in_step: as of `Shares`.
     """
 
     tower: Tower
@@ -52,6 +53,8 @@ class Evaluator:
     precision: Precision = "fp32"
     num_workers: int = 4
     text_batch_size: int = 80
+    option: str = "--dataset_root"
+    in_step: bool = False
     _classifiers: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -61,7 +64,7 @@ class Evaluator:
 
     @property
     def _shares(self) -> Shares:
-        return Shares(self.world, self.batch_size, self.num_workers)
+        return Shares(self.world, self.batch_size, self.num_workers, self.in_step)
 
     def embed_width(self) -> int:
         """D of the model's images."""
@@ -112,7 +115,7 @@ class Evaluator:
         """
         classifier_DC = classifier_DC.to(self.world.device)
         own: dict[int, tuple[Tensor, ...]] = {}
-        for index, (images, labels) in self._shares.batches(dataset, default_collate, _ROOT):
+        for index, (images, labels) in self._shares.batches(dataset, default_collate, self.option):
             logits_BC = (100.0 * self._embed_images(images) @ classifier_DC).cpu()
             if labels.ndim == 2:
                 own[index] = (logits_BC, labels)
@@ -120,9 +123,9 @@ class Evaluator:
                 top_BK = logits_BC.topk(min(5, logits_BC.shape[1])).indices
                 # argmax and topk break ties differently, and clip_benchmark takes both.
                 own[index] = (logits_BC.argmax(dim=1), top_BK, labels)
-        columns = self._shares.columns(own, _ROOT)
+        columns = self._shares.columns(own, self.option)
         measure = _average_precision if len(columns) == 2 else _accuracies
-        return self.world.broadcast(measure(*columns) if self.world.is_main else None), len(columns[0])
+        return self.world.from_main(lambda: (measure(*columns), len(columns[0])))
 
     def retrieve(self, dataset: Any) -> tuple[Metrics, int]:
         """image_retrieval_recall@k and text_retrieval_recall@k for k of 1, 5, 10, and the number of images.
@@ -132,12 +135,12 @@ class Evaluator:
         self.check_text()
         tokenizer = self.tower.make_tokenizer()
         own: dict[int, tuple[Tensor, ...]] = {}
-        for index, (images, captions) in self._shares.batches(dataset, image_captions_collate_fn, _ROOT):
+        for index, (images, captions) in self._shares.batches(dataset, image_captions_collate_fn, self.option):
             counts_B = torch.tensor([len(of_image) for of_image in captions])
             texts_TD = self._embed_texts(tokenizer, [text for of_image in captions for text in of_image])
             own[index] = (self._embed_images(images).cpu(), texts_TD.cpu(), counts_B)
-        columns = self._shares.columns(own, _ROOT)
-        return self.world.broadcast(self._recalls(*columns) if self.world.is_main else None), len(columns[0])
+        columns = self._shares.columns(own, self.option)
+        return self.world.from_main(lambda: (self._recalls(*columns), len(columns[0])))
 
     def _recalls(self, images_BD: Tensor, texts_TD: Tensor, counts_B: Tensor) -> Metrics:
         scores_TB = texts_TD @ images_BD.t()

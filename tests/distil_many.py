@@ -14,25 +14,25 @@ from typing import Any
 import torch
 
 from amp import distributed
-from amp.checkpoint import load_tower
 from amp.cli import load_config
-from amp.config import DistillConfig
+from amp.config_distill import DistillConfig
 from amp.data import Batches, augmentation, list_images
-from amp.distillation import Distiller, share_head
+from amp.distillation import Distiller
 from amp.distributed import World, gathered
 from amp.errors import StoppedError
-from amp.towers import after_last_block, build_tower
+from amp.pair import load_pair
+from amp.validation import Validation
+from eval.validate import build_metric
 
 
 def prepare(config: DistillConfig, world: World) -> Distiller:
     """As distill.py does it."""
-    model = config.teacher.as_model("fp32")
-    teacher, student = build_tower(model), load_tower(config.student.pretrained)
-    share_head(teacher, student, after_last_block(build_tower(model, "meta")))
+    teacher, student, _ = load_pair(config)
     view = teacher.preprocess
     transform = augmentation("clip", teacher.image_size, view["mean"], view["std"], view["interpolation"])
     batches = Batches(list_images(config.data, "train"), transform, config.data, world)
-    return Distiller(teacher, student, batches, config.optim, config.output, {}, world)
+    validation = Validation(metric=build_metric(config, teacher, student, world))
+    return Distiller(teacher, student, batches, config.optim, config.output, {}, world, validation)
 
 
 class Interrupted(Distiller):

@@ -12,6 +12,7 @@ import torch
 
 from amp.distributed import World
 from amp.errors import UserError
+from eval import layouts
 from eval.benchmarks import Benchmark
 
 ONE = World(0, 1, torch.device("cpu"))
@@ -90,3 +91,26 @@ def test_flickr_in_chinese_has_its_own_captions(tmp_path: Path) -> None:
 def test_mistakes_are_found_before_torch_is_loaded(tmp_path: Path) -> None:
     code = "import sys, eval.eval_zsc; sys.exit('torch' in sys.modules or 'clip_benchmark' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folder", "count"), [("imagenet-a", ".", 200), ("imagenet1k-unverified", "val", 1000)]
+)
+def test_class_folders_that_are_missing_are_named(tmp_path: Path, dataset: str, folder: str, count: int) -> None:
+    names = layouts._class_names(dataset)
+    assert len(names) == count
+    for name in names:
+        (tmp_path / folder / name).mkdir(parents=True)
+
+    def missing() -> str:
+        return layouts.find_missing("zeroshot_classification", dataset, tmp_path, "en") or ""
+
+    assert missing() == ""
+    gone = sorted(names)[5:9]
+    for name in gone:
+        (tmp_path / folder / name).rmdir()
+    said = f"{count - 4} class folders; {dataset} has {count}; missing: {', '.join(gone[:3])} and 1 more (get it: "
+    assert said in missing()
+    for name in [*gone, "extra"]:
+        (tmp_path / folder / name).mkdir()
+    assert f"{count + 1} class folders; {dataset} has {count}; not of it: extra (get it: " in missing()

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from amp.checkpoint import load_tower
 from amp.cli import load_config
-from amp.config import DistillConfig, OptimSettings
+from amp.config import OptimSettings
+from amp.config_distill import DistillConfig
 from amp.distillation import Distiller
 from amp.errors import UserError
 from amp.optim import check_division, make_optimizer

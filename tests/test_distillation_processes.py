@@ -12,11 +12,11 @@ from conftest import WORLD
 from distil_many import prepare
 
 from amp.cli import load_config
-from amp.config import DistillConfig
+from amp.config_distill import DistillConfig
 
 STEPS = 56
-SAVED = "output.save_every=25"
-BATCHES = ["data.batch_size=8", "data.shuffle=true", "optim.epochs=7", SAVED, "output.eval_every=0"]
+BATCHES = ["data.batch_size=8", "data.shuffle=true", "optim.epochs=7", "output.eval_every=0"]
+BATCHES += ["output.save_every=25", "output.keep=3"]
 
 
 def _losses(folder: Path) -> list[float]:

@@ -118,3 +118,16 @@ def test_torchrun_measures_once(launch: Any, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("| parameters") == 1
     assert json.loads((tmp_path / "sizes.json").read_text())["throughput"]["dense"]["median"] > 0
+
+
+def test_another_image_size(call: Any, folder: Path) -> None:
+    dinov2 = ["--model", "vit_small_patch14_dinov2", "--model_type", "dinov2", "--meta"]
+    large, small = (call(SCRIPT, *dinov2, *words)[1] for words in ([], ["--img_size", 224]))
+    assert (_cells(large, "input"), _cells(small, "input")) == (["518²"], ["224²"])
+    assert _cells(small, "MLP share") != _cells(large, "MLP share")  # fewer positions
+    code, _, err = call(SCRIPT, "--model", folder, "--img_size", 64)
+    assert (code, f"error: --img_size: 64: {folder} is of 32 px" in err) == (2, True)
+    code, _, err = call(SCRIPT, *dinov2, "--img_size", 0)
+    assert (code, "--img_size: 0 is less than 1" in err) == (2, True)
+    code, _, err = call(SCRIPT, *TINY, "--img_size", 32, "--meta")
+    assert code == 0, err

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 # A file may import only from rows above its own; no verb (row 11) imports another.
 ROWS = [
-    ["amp", "amp.errors", "amp.config", "amp.config_compare"],
+    ["amp", "amp.errors", "amp.config", "amp.config_compare", "amp.config_distill"],
     ["amp.cli", "amp.criteria", "amp.distributed", "amp.optim", "amp.pace", "amp.runs", "amp.scenes"],
     ["amp.shards"],
     ["amp.search", "amp.racing", "amp.journal", "amp.mlp", "amp.data", "amp.training_state"],
@@ -30,13 +30,14 @@ ROWS = [
     ],
     ["amp.checkpoint.folder", "amp.checkpoint.published", "amp.checkpoint"],
     ["amp.replay", "amp.meter", "amp.candidates"],
-    ["amp.placement"],
+    ["amp.placement", "amp.pair", "amp.validation"],
     ["amp.scoring", "amp.pruning", "amp.distillation", "amp.memory", "amp.report"],
     ["amp.plan", "eval", "eval.layouts", "eval.paper", "eval.sharding"],
     [
         *("eval.benchmarks", "eval.classifiers", "eval.compare", "eval.compare_table", "eval.efficiency"),
         *("eval.knn", "eval.results", "eval.step", "eval.zeroshot"),
     ],
+    ["eval.validate"],
     [
         *("main_score", "main_prune", "distill", "amp.towers.__main__", "amp.checkpoint.__main__"),
         *("eval.eval_zsc", "eval.eval_knn", "eval.eval_efficiency", "eval.eval_speed", "eval.eval_step"),

@@ -80,7 +80,32 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(distill_yaml: Path, tmp_
             assert load_file(path)
     assert _run(call, distill_yaml, *words)[0] == 0
     _same_files(tmp_path)
-    assert [p.name for p in sorted(checkpoints.iterdir())] == ["step_0000030", "step_0000031"]
+    assert [p.name for p in sorted(checkpoints.iterdir())] == ["step_0000031", "step_0000032"]
+
+
+def test_killed_while_it_writes_the_result_only_the_writing_is_done_again(
+    distill_yaml: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _run(call, distill_yaml, f"output.dir={tmp_path}/whole")[0] == 0
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, safetensors.torch as st\n"
+        "save = st.save_file\n"
+        "def killed(tensors, path, *more):\n"
+        "    save(tensors, path, *more)\n"
+        "    if 'distilled' in str(path):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "st.save_file = killed\n"
+    )
+    command = [sys.executable, "distill.py", "--config_file", distill_yaml]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out" / "distilled").exists()
+    monkeypatch.setattr(Distiller, "train_step", pytest.fail)
+    code, out, err = _run(call, distill_yaml)
+    assert (code, "resuming after step 20 of 20" in out) == (0, True), err
+    _same_files(tmp_path)
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 @pytest.fixture
@@ -115,8 +140,14 @@ def test_a_full_disk_at_the_last_write_is_one_line(
     distill_yaml: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    weights = Distiller.weights
+
+    def then_full(self: Distiller) -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        return weights(self)
+
     with monkeypatch.context() as patched:
-        _before_step(patched, 19, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard)))
+        patched.setattr(Distiller, "weights", then_full)
         code, _, err = _run(call, distill_yaml)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert code == 1

@@ -107,11 +107,11 @@ def test_every_number_of_processes_gives_the_same_numbers(
         tower = towers[world.rank]
         train, val = (open_images("--x", str(pictures / split), tower.transform) for split in ("train", "val"))
         featurizer = Featurizer(tower, world, batch_size=4, num_workers=0)
-        features, labels = featurizer.features(train, "train")
-        return features.tolist(), labels.tolist(), featurizer.accuracies(train, val)
+        features = [tensor.tolist() for tensor in featurizer.features(train, "train")]
+        return features, featurizer.accuracies(train, val)
 
-    alone = measure(WORLD)
-    assert on_threads(size, measure) == [alone] * size
+    features, accuracies = measure(WORLD)
+    assert on_threads(size, measure) == [(features, accuracies)] + [([], accuracies)] * (size - 1)
 
 
 def test_torchrun_gives_the_same_json(tmp_path: Path, pictures: Path, call: Any, launch: Any) -> None:
@@ -218,3 +218,12 @@ def test_mistakes_in_the_options_answer_at_once(at_once: Any, words: list[Any], 
 def test_help_answers_at_once(at_once: Any) -> None:
     shown = at_once(SCRIPT, "--help")
     assert (shown.returncode, "--train_root" in shown.stdout) == (0, True)
+
+
+def test_another_image_size_is_another_measurement(tmp_path: Path, pictures: Path, call: Any) -> None:
+    words = ["--model", "vit_small_patch14_dinov2", "--model_type", "dinov2", "--num_workers", 0]
+    words += ["--dataset_root", pictures, "--output", tmp_path / "result.json"]
+    assert call(SCRIPT, *words, "--img_size", 28)[0] == 0
+    assert json.loads((tmp_path / "result.json").read_text())["settings"]["img_size"] == 28
+    code, _, err = call(SCRIPT, *words, "--img_size", 42)
+    assert (code, "another measurement: img_size was 28, now 42" in err) == (2, True)

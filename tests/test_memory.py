@@ -9,11 +9,10 @@ import torch
 
 from amp.checkpoint import load_tower
 from amp.cli import load_config
-from amp.config import DistillConfig
-from amp.distillation import share_head
+from amp.config_distill import DistillConfig
 from amp.memory import plan_memory
 from amp.optim import make_optimizer, moments, prime
-from amp.towers import after_last_block, build_tower
+from amp.pair import load_pair
 
 
 def _plan(yaml: Path, num_gpus: int, *words: str) -> dict[str, float]:
@@ -23,11 +22,7 @@ def _plan(yaml: Path, num_gpus: int, *words: str) -> dict[str, float]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
 def test_weights_gradients_and_moments_are_counted_to_the_byte(distill_yaml: Path, precision: str) -> None:
     config = load_config(DistillConfig, distill_yaml, [f"optim.precision={precision}"])
-    model = config.teacher.as_model("fp32" if precision == "fp32" else "bf16")
-    teacher, student = build_tower(model), load_tower(config.student.pretrained)
-    share_head(teacher, student, after_last_block(build_tower(config.teacher.as_model("fp32"), "meta")))
-    if precision == "pure_bf16":
-        student.visual.bfloat16()
+    teacher, student, _ = load_pair(config)
     trained = [p for p in student.visual.parameters() if p.requires_grad]
     optimizer = make_optimizer(trained, config.optim)
     prime(optimizer, 1)

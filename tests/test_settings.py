@@ -7,8 +7,9 @@ import pytest
 from conftest import ROOT
 
 from amp.cli import load_config, parse_args, settings_help
-from amp.config import DistillConfig, PruneConfig
+from amp.config import PruneConfig
 from amp.config_compare import CompareConfig
+from amp.config_distill import DistillConfig
 from amp.errors import UserError
 from amp.towers import build_tower
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import refusal
 from safetensors.torch import save_file
 from timm.models import register_model
 from timm.models.eva import Eva
@@ -95,6 +96,9 @@ def test_a_released_file_is_the_model(trunk: str, tmp_path: Path) -> None:
         assert torch.equal(tower.feature(images), dense.feature(images))
         assert torch.equal(tower.model.encode_image(images), dense.model.encode_image(images))
         assert torch.equal(tower.model.encode_text(texts), dense.model.encode_text(texts))
+    message = refusal(lambda: open_tower(name, "open_clip", str(tmp_path / "released.pt")))
+    assert f"released.pt: not the weights of {name}" in message
+    assert message.endswith("; a file that the EVA repository released is read by the frame eva_clip")
     released.pop("visual.blocks.1.attn.v_bias")
     torch.save(released, tmp_path / "part.pt")
     with pytest.raises(UserError, match=r"model.pretrained: .*part.pt: "):

@@ -169,6 +169,10 @@ class ThreadWorld(World):
         self.barrier_of_all.wait(60)
         return values
 
+    def gather_on_main(self, value: Any) -> list[Any]:
+        values = self.gather_objects(value)
+        return values if self.is_main else []
+
     def broadcast(self, value: Any) -> Any:
         return self.gather_objects(value)[0]
 

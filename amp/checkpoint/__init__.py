@@ -42,10 +42,12 @@ def open_tower(
     precision: Precision | None = None,
     device: str = "cpu",
     text_pretrained: str | None = None,
+    img_size: int | None = None,
 ) -> Tower:
     """A dense or a pruned model from what a user types: `--model NAME|JSON|FOLDER --pretrained TAG|FILE|FOLDER`.
 
     Args:
+        img_size: side of a dense model's images in pixels; None: the model's own. That of a folder is fixed.
         text_pretrained: weights of the dense model, whose text tower a published vision checkpoint goes with.
     Raises:
         UserError: neither is known, or a folder does not belong to the model named beside it.
@@ -58,11 +60,16 @@ def open_tower(
         if Path(name).is_dir() and not any(knows(candidate, name) for candidate in candidates):
             read_folder_config(name)
         frame = frame or default_frame(name, option="--model_type")
-        settings = ModelSettings(frame=frame, name=name, pretrained=pretrained, precision=precision or "fp32")
+        kwargs = {} if img_size is None else {"img_size": img_size}
+        settings = ModelSettings(
+            frame=frame, name=name, pretrained=pretrained, precision=precision or "fp32", kwargs=kwargs
+        )
         return open_published(settings, text_pretrained, device) or build_tower(settings, device)
     if folder == name and pretrained not in (None, name):
         raise UserError(f"--pretrained: {pretrained}: {name} is a pruned model with weights of its own")
     tower = load_tower(folder, device, precision)
+    if img_size not in (None, tower.image_size):
+        raise UserError(f"--img_size: {img_size}: {folder} is of {tower.image_size} px")
     if frame not in (None, tower.base["frame"]):
         raise UserError(f"--model_type: {frame}: {folder} is of {tower.base['frame']}")
     if folder == pretrained and name is not None and name != pretrained:
@@ -100,11 +107,11 @@ def check_student(path: str) -> None:
         read_folder_config(path)
 
 
-def load_student(path: str, teacher: ModelSettings) -> tuple[Tower, FolderConfig]:
+def load_student(path: str, teacher: Tower) -> tuple[Tower, FolderConfig]:
     """The pruned model to distil, and what is known of it: a pruned/ folder or a published vision checkpoint.
 
     Args:
-        teacher: the dense model; what a published checkpoint lacks, as the text tower, is the teacher's.
+        teacher: the dense model, in fp32; what a published checkpoint lacks, as the text tower, is the teacher's.
     Returns:
         tower: in fp32 on the CPU.
     Raises:
@@ -112,8 +119,7 @@ def load_student(path: str, teacher: ModelSettings) -> tuple[Tower, FolderConfig
     """
     if not Path(path).is_file():
         return load_tower(path, precision="fp32"), read_folder_config(path)
-    dense = build_tower(teacher)
-    tower = load_published(path, dense.base, outside_tower(dense))
+    tower = load_published(path, teacher.base, outside_tower(teacher))
     return tower, describe_published(tower, path)
 
 

@@ -50,12 +50,19 @@ def is_model_folder(path: str | None) -> bool:
         return False
 
 
-def save_tower(tower: Tower, kept: Sequence[Sequence[int]] | None, provenance: Mapping[str, Any], folder: Path) -> None:
+def save_tower(
+    tower: Tower,
+    kept: Sequence[Sequence[int]] | None,
+    provenance: Mapping[str, Any],
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes the folder beside its final name and renames it; equal models give equal bytes.
 
     Args:
         tower: sliced so that block l has width len(kept[l]).
         kept: for each block, the kept neurons' indices into the dense model; None where they are not known.
+        weights: of the vision tower by their names in it, in the place of its own, which may be shards.
     """
     assert kept is None or [len(indices) for indices in kept] == tower.widths
     config = FolderConfig(
@@ -67,8 +74,15 @@ def save_tower(tower: Tower, kept: Sequence[Sequence[int]] | None, provenance: M
     )
     with atomic(folder) as partial:
         partial.mkdir()
-        write_tensors(partial / "model.safetensors", tower.model.state_dict())
+        own = {prefix_of(tower) + name: tensor for name, tensor in (weights or {}).items()}
+        write_tensors(partial / "model.safetensors", tower.model.state_dict() | own)
         (partial / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1) + "\n", "utf-8")
+
+
+def prefix_of(tower: Tower) -> str:
+    """Where the vision tower stands in its model, with a dot; empty where it is the model."""
+    path = next(path for path, module in tower.model.named_modules() if module is tower.visual)
+    return f"{path}." if path else ""
 
 
 def read_folder_config(folder: str | Path) -> FolderConfig:

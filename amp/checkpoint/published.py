@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from amp.checkpoint.folder import write_tensors
+from amp.checkpoint.folder import prefix_of, write_tensors
 from amp.errors import UserError
 from amp.runs import atomic
 from amp.towers import Tower, rebuild_dense
@@ -53,7 +53,7 @@ def is_published(path: str | Path, dense: Tower) -> bool:
         state = strip_prefixes(read_state(path))
     except UserError:
         return False  # The library says what is wrong with it.
-    prefix = _prefix(dense)
+    prefix = prefix_of(dense)
     if prefix and any(name.startswith(prefix) for name in state):
         return False  # A whole model; its text tower may have the names that a bare vision tower has.
     own = rename(state, dense)
@@ -89,7 +89,7 @@ def load_published(
     if rest is None:
         tower.visual.to(device)
         return replace(tower, encode_text=None) if tower.model is not tower.visual else tower
-    prefix = _prefix(tower)
+    prefix = prefix_of(tower)
     tower.model.load_state_dict(
         dict(rest) | {prefix + name: tensor for name, tensor in tower.visual.state_dict().items()}
     )
@@ -104,7 +104,7 @@ def published_widths(path: str | Path, dense: Tower) -> list[int]:
 
 def outside_tower(dense: Tower) -> State:
     """The tensors of a model outside its vision tower: the text tower, and what both share."""
-    prefix = _prefix(dense)
+    prefix = prefix_of(dense)
     return {name: tensor for name, tensor in dense.model.state_dict().items() if not name.startswith(prefix)}
 
 
@@ -116,9 +116,3 @@ def write_published(tower: Tower, path: Path) -> None:
             write_tensors(partial, state)
         else:
             torch.save(state, partial)
-
-
-def _prefix(tower: Tower) -> str:
-    """Where the vision tower stands in its model, with a dot; empty where it is the model."""
-    path = next(path for path, module in tower.model.named_modules() if module is tower.visual)
-    return f"{path}." if path else ""

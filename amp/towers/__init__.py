@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from amp.config import ModelSettings
+from amp.errors import UserError
 from amp.towers.base import TokenReadout, Tower, after_last_block
-from amp.towers.frames import default_frame, knows
+from amp.towers.frames import default_frame, knows, other_reader
 from amp.towers.weights import check_complete
 
 # Imported when asked for: nobody waits for a library that they do not use.
@@ -34,7 +35,11 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
         torch.manual_seed(0)
         frame = settings.frame or default_frame(settings.name)
         library = import_module(f"amp.towers.{BUILDERS[frame]}")
-        tower: Tower = library.build(settings, device, saved)
+        try:
+            tower: Tower = library.build(settings, device, saved)
+        except UserError as error:
+            more = other_reader(frame, settings) if str(error).startswith("model.pretrained:") else ""
+            raise (UserError(f"{error}{more}") if more else error) from None
     if saved is None and device != "meta":
         check_complete(tower.model, f"model.pretrained: {settings.pretrained}")
         tower.model.to(device)

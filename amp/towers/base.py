@@ -75,7 +75,11 @@ class Tower:
 
 
 class TokenReadout(nn.Module):
-    """images (B, C, S, S) -> the last block's output (B, T, D), before the final norm and the head."""
+    """images (B, C, S, S) -> the last block's output (B, T, D), before the final norm and the head.
+
+    Called with another readout of its tower too, it gives that one's output: what is wrapped around this module then
+    works for both.
+    """
 
     def __init__(self, tower: Tower) -> None:
         super().__init__()
@@ -84,12 +88,12 @@ class TokenReadout(nn.Module):
         last = list(tower.blocks.values())[-1]
         last.register_forward_hook(lambda module, inputs, output: self._tokens.append(_first(output)))
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
+    def forward(self, images_BCHW: Tensor, read: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         self._tokens.clear()
-        self.visual(images_BCHW)
+        output = (read or self.visual)(images_BCHW)
         (tokens_BTD,) = self._tokens
         self._tokens.clear()
-        return tokens_BTD
+        return output if read else tokens_BTD
 
 
 def _first(output: Any) -> Tensor:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from amp.config import Frame
+from amp.config import Frame, ModelSettings
 from amp.errors import UserError
 
 KNOWN_AS: dict[Frame, str] = {"eva_clip": "eva_clip", "dinov2": "dinov2 (Meta's files)", "timm": "timm"}
@@ -51,6 +51,14 @@ def default_frame(name: str, key: str = "model.name", option: str = "--frame") -
     if not open_clips and name.count("/") == 1 and not Path(name).exists():
         raise UserError(f"{key}: {name!r} is no name of open_clip, nor a file; if it is a hub id, say {option} hf")
     return "open_clip"
+
+
+def other_reader(frame: Frame, settings: ModelSettings) -> str:
+    """What may be said after a refusal of a weights file: which other frame reads files of this model; else nothing."""
+    file = settings.pretrained is not None and Path(settings.pretrained).is_file()
+    if file and frame == "open_clip" and knows("eva_clip", settings.name):
+        return "; a file that the EVA repository released is read by the frame eva_clip"
+    return ""
 
 
 def _is_transformers_folder(name: str) -> bool:
