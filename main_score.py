@@ -19,14 +19,17 @@ def main() -> None:
     from amp.data import Batches, list_images
     from amp.runs import check_same_run, describe, prepare_output, progress, say
     from amp.scoring import NO_IMAGES, folder_labels, load_scores, save_scores, score
+    from amp.scoring_state import ScoringState
     from amp.towers import build_tower, default_frame
 
     with distributed.start() as world:
         config = config.with_frame(config.model.frame or default_frame(config.model.name))
-        path = world.from_main(lambda: prepare_output(config.output.dir)) / "scores.safetensors"
+        folder = world.from_main(lambda: prepare_output(config.output.dir))
+        path, unfinished = folder / "scores.safetensors", folder / "scores_unfinished.safetensors"
         header = describe(config, config.model.weights, leave_out=["prune"])
         if world.broadcast(path.exists()):
             check_same_run(path, load_scores(path)[1], header)
+            world.from_main(lambda: unfinished.unlink(missing_ok=True))
             say(f"already done: {path}")
             return
         paths = list_images(config.data, "train")
@@ -39,11 +42,16 @@ def main() -> None:
         else:
             batches = Batches(paths, tower.transform, config.data, world, config.data.num_samples)
             labels = folder_labels(batches, config.score)
-            bar = progress(batches, "score", "batch", total=len(batches))
-            scores = score(tower, bar, config.score, world, labels)
+            state = ScoringState(unfinished, header, config.score.save_every, world)
+            done = state.num_batches
+            if done:
+                say(f"going on after batch {done} of {len(batches)}")
+            bar = progress(batches.epoch(0, done), "score", "batch", total=len(batches), initial=done)
+            scores = score(tower, bar, config.score, world, labels, state)
             batches.say_broken()
         if world.is_main:
             save_scores(scores, header, path)
+            unfinished.unlink(missing_ok=True)
         world.barrier()
         say(f"wrote {path}; next: main_prune.py with the same settings")
 

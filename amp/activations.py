@@ -51,17 +51,25 @@ class TaylorScorer(Watcher):
     a is the input of an MLP's out-projection, (B, T, H). `fold` works on the (B, H) sums over tokens, one row an image,
     before the mean over images: the absolute value (AMP), nothing (signed), or a square (Fisher information). No
     parameter needs a gradient: the graph starts at the first block's activation.
+
+    Attributes:
+        sums: (H,) fp32 a block, over this process's images so far; then their number, on the CPU.
     """
 
     def __init__(self, slots: Sequence[MlpSlot], fold: Fold = torch.abs) -> None:
         super().__init__(slots)
         self._fold = fold
         device = slots[0].out_projection.weight.device
-        self._sums = [torch.zeros(slot.hidden_width, device=device) for slot in slots]
+        self.sums = [torch.zeros(slot.hidden_width, device=device) for slot in slots]
+        self.sums.append(torch.zeros((), dtype=torch.int64))
         self._forwards = [0] * len(slots)
         self._backwards = [0] * len(slots)
         self._paused = False
-        self.num_images = 0
+
+    @property
+    def num_images(self) -> int:
+        """Of this process, so far."""
+        return int(self.sums[-1])
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -87,7 +95,7 @@ class TaylorScorer(Watcher):
     def _add(self, index: int, activation_BTH: Tensor, gradient_BTH: Tensor) -> None:
         self._backwards[index] += 1
         products_BH = (activation_BTH.float() * gradient_BTH.float()).flatten(1, -2).sum(dim=1)
-        self._sums[index] += self._fold(products_BH).sum(dim=0)
+        self.sums[index] += self._fold(products_BH).sum(dim=0)
 
     def step(self, loss: Tensor, num_images: int) -> None:
         """Backward of one batch's scalar loss; `num_images` of it went through this process's forward.
@@ -110,12 +118,12 @@ class TaylorScorer(Watcher):
                 )
         self._forwards = [0] * len(self._slots)
         self._backwards = [0] * len(self._slots)
-        self.num_images += num_images
+        self.sums[-1] += num_images
 
     def scores(self, world: World) -> list[Tensor]:
         """One (H,) fp32 tensor a block: the mean over the images of all processes. Raises UserError as `checked`."""
-        total = world.sum(torch.tensor(self.num_images, device=self._sums[0].device)).item()
-        return checked(self._slots, [world.sum(s) / total for s in self._sums])
+        total = world.sum(self.sums[-1].to(self.sums[0].device)).item()
+        return checked(self._slots, [world.sum(s) / total for s in self.sums[:-1]])
 
 
 class VarianceScorer(Watcher):
@@ -128,7 +136,7 @@ class VarianceScorer(Watcher):
         super().__init__(slots)
         device = slots[0].out_projection.weight.device
         # Of every block: the number of tokens, the sums of the activations and of their squares.
-        self._sums = [torch.zeros(1 + 2 * slot.hidden_width, dtype=torch.float64, device=device) for slot in slots]
+        self.sums = [torch.zeros(1 + 2 * slot.hidden_width, dtype=torch.float64, device=device) for slot in slots]
 
     def _watch(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         def before_out_projection(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -136,7 +144,7 @@ class VarianceScorer(Watcher):
             # The variance within a batch in fp32, so that a large mean takes no digits of it; sums over them in fp64.
             variance_H, mean_H = (moment.double() for moment in torch.var_mean(a_NH, dim=0, correction=0))
             one_1 = mean_H.new_ones(1)
-            self._sums[index] += len(a_NH) * torch.cat([one_1, mean_H, variance_H + mean_H.square()])
+            self.sums[index] += len(a_NH) * torch.cat([one_1, mean_H, variance_H + mean_H.square()])
             return inputs
 
         return before_out_projection
@@ -144,7 +152,7 @@ class VarianceScorer(Watcher):
     def scores(self, world: World) -> list[Tensor]:
         """One (H,) fp32 tensor a block, over the tokens of all processes. Raises UserError as `checked`."""
         scores = []
-        for sums in self._sums:
+        for sums in self.sums:
             total = world.sum(sums)
             mean_H, square_H = (total[1:] / total[0]).chunk(2)
             scores.append((square_H - mean_H.square()).clamp(min=0).float())

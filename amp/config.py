@@ -87,6 +87,7 @@ class ScoreSettings(Settings):
     micro_batch: Count | None = Field(
         None, description="images in one backward pass of a process, for less memory and one more forward; null: all"
     )
+    save_every: Count = Field(50, description="batches after which a killed run can go on")
 
     @model_validator(mode="after")
     def _classes_are_there(self) -> "ScoreSettings":

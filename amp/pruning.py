@@ -18,8 +18,8 @@ Probe = tuple[int, int, float]
 # A target's: thresholds in nats that are tried, how many, and how near to the size is near enough.
 SMALLEST, LARGEST, TRIALS, NEAR = 1e-7, 1e3, 12, 0.01
 UNITS = {"params": "parameters", "flops": "FLOPs", "throughput": "seconds"}
-# Standard errors between a probe and its limit, and the share of entropy_increase in which either answer is right.
-PRESETS = {"strict": (4.0, 0.0), "fast": (3.0, 0.25)}
+# Of `Race`: confidence, tolerance as a share of entropy_increase, sure.
+PRESETS = {"strict": (3.5, 0.0, 3.0), "fast": (3.0, 0.25, 0.0)}
 
 
 @dataclass
@@ -72,32 +72,35 @@ class BlockSearch:
     """The search of one block: its probes are compared with the network so far, on the same batches.
 
     Args:
-        low, high: the differences accepted, in nats.
-        earlier: networks of the block before.
+        limits: of the search; of the differences accepted, in nats.
     """
 
-    def __init__(
-        self, candidates: Candidates, block: int, race: Race, low: float, high: float, earlier: Sequence[Series]
-    ) -> None:
-        self._candidates, self._block, self._race = candidates, block, race
-        self._low, self._high = low, high
-        self._earlier = [Series(None, one.values) for one in earlier]
-        self._reference = self._series(candidates.tower.widths[block])
-        self._probes: dict[int, Series] = {}
+    def __init__(self, candidates: Candidates, block: int, race: Race, limits: Limits) -> None:
+        whole = candidates.tower.widths[block]
+        self._candidates, self._block, self._race, self._limits = candidates, block, race, limits
+        self._grid = max(limits.multiple, whole / 2**limits.steps)
+        self._reference = self._series(whole)
+        self._probes: list[Series] = []
+        self._found = {whole: 0.0}
 
     @property
-    def networks(self) -> list[Series]:
-        """All that were measured, the network so far first."""
-        return [self._reference, *self._probes.values()]
+    def num_batches(self) -> list[int]:
+        """Of the network so far, and of every probe in order."""
+        return [len(one) for one in (self._reference, *self._probes)]
 
     def probe(self, width: int) -> float:
         """What the block's top `width` neurons alone add to the entropy, as exactly as the decision needs it."""
-        others = [*self._probes.values(), *self._earlier]
-        self._probes[width] = self._series(width)
-        return self._race.run(self._probes[width], self._reference, others, self._low, self._high)
+        others, one = list(self._probes), self._series(width)
+        self._probes.append(one)
+        # The curve of entropy over width falls more steeply here than between here and the next known width.
+        wider = min(known for known in self._found if known > width)
+        step = max(0.0, self._limits.high - self._found[wider]) * self._grid / (wider - width)
+        value = self._race.run(one, self._reference, others, self._limits.low, self._limits.high, step)
+        self._found[width] = value
+        return value
 
     def _series(self, width: int) -> Series:
-        return Series(lambda count: self._candidates.entropies(self._block, width, count))
+        return Series(width, lambda count: self._candidates.entropies(self._block, width, count))
 
 
 def find_widths(
@@ -115,13 +118,13 @@ def find_widths(
     race = _race(settings, num_batches or candidates.meter.num_batches, entropy_increase)
     found = WidthsFound(list(dense), entropy_increase)
     drift, bound = 0.0, settings.total_increase or math.inf
-    networks: list[Series] = []
     blocks = _searched(tower, settings)
     with ExitStack() as settled, progress(None, "search", "probe", len(blocks) * settings.search_steps) as bar:
         for block in blocks:
             high = min(entropy_increase, bound - drift)
             low = -min(entropy_increase, bound + drift) if settings.two_sided else -math.inf
-            search = BlockSearch(candidates, block, race, low, high, networks)
+            limits = Limits(high, low, settings.search_steps, settings.width_multiple, settings.min_width)
+            search = BlockSearch(candidates, block, race, limits)
 
             def probe(width: int, search: BlockSearch = search, name: str = tower.slots[block].name) -> float:
                 value = search.probe(width)
@@ -129,13 +132,12 @@ def find_widths(
                 bar.update()
                 return value
 
-            limits = Limits(high, low, settings.search_steps, settings.width_multiple, settings.min_width)
             one = search_width(probe, tower.widths[block], limits)
             found.probes += [(block, width, drift + value) for width, value in one.probes]
-            networks = search.networks
-            found.probe_batches += [len(probe) for probe in networks[1:]]
+            of_reference, *of_probes = search.num_batches
+            found.probe_batches += of_probes
             if found.widths == dense:
-                found.dense_batches = len(networks[0])
+                found.dense_batches = of_reference
             if one.value is not None:
                 found.widths[block], found.final_entropy = one.width, drift + one.value
                 drift = found.final_entropy
@@ -146,9 +148,9 @@ def find_widths(
 def _race(settings: SearchSettings, population: int, entropy_increase: float) -> Race:
     if settings.search != "racing":
         return Race(population)
-    confidence, share = PRESETS[settings.preset]
+    confidence, share, sure = PRESETS[settings.preset]
     share = share if settings.tolerance is None else settings.tolerance
-    return Race(population, settings.confidence or confidence, share * entropy_increase)
+    return Race(population, settings.confidence or confidence, share * entropy_increase, sure)
 
 
 def _searched(tower: Tower, settings: SearchSettings) -> list[int]:

@@ -2,8 +2,8 @@
 
 The batches of a search are a finite population, in an order that was shuffled once; those measured so far are a sample
 of it without replacement. Narrow networks move the entropy of a batch alike, so that one that is known on many batches
-tells of another that is known on few (a control variate): most probes of a block take few batches once one of them,
-and the network so far or one like it, are known well.
+tells of another that is known on few (a control variate): most probes of a block take few batches once those next to
+them are known well.
 
 n batches of a probe, m batches of its controls, N batches in all.
 """
@@ -11,13 +11,12 @@ n batches of a probe, m batches of its controls, N batches in all.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-FIRST_LOOK = 8  # batches; fewer say nothing of their own spread
-GROWTH = 8  # a look for every eighth batch more
+FIRST_LOOK = 12  # batches; fewer say little of their own spread
+GROWTH = 16  # a look for every sixteenth batch more
 TINY = 1e-30
 HOPE = 0.25  # of the error: what a next step may hope to bring it to
 
@@ -26,27 +25,30 @@ class Series:
     """A network's entropies on the first batches, in nats.
 
     Args:
-        measure: count -> those of the first `count` batches; None where no more can be had.
+        width: of the block that is searched.
+        measure: count -> those of the first `count` batches.
     """
 
-    def __init__(self, measure: Callable[[int], Sequence[float]] | None, values: Any = ()) -> None:
-        self.measure = measure
-        self.values = np.asarray(values)
+    def __init__(self, width: int, measure: Callable[[int], Sequence[float]]) -> None:
+        self.width = width
+        self._measure = measure
+        self.values = np.zeros(0)
 
     def __len__(self) -> int:
         return len(self.values)
 
     def extend(self, count: int) -> None:
-        """Makes it known on at least `count` batches, where it can be."""
-        if self.measure and count > len(self):
-            self.values = np.asarray(self.measure(count))
+        """Makes it known on at least `count` batches."""
+        if count > len(self):
+            self.values = np.asarray(self._measure(count))
 
 
 @dataclass(frozen=True)
 class Fit:
     """An estimate of the mean over all N batches, from n of the probe's and m of its controls'.
 
-    With y = b x + e: mean(y) = b mean_m(x) + mean_n(e), of variance shared (1/m - 1/N) + own (1/n - 1/N).
+    With y = b x + e: mean(y) = b mean_m(x) + mean_n(e), of variance shared (1/m - 1/N) + own (1/n - 1/N) + lever; the
+    last is what the slope's own error makes of mean_m(x) - mean_n(x).
     """
 
     value: float
@@ -56,24 +58,23 @@ class Fit:
     num_controls: int
     population: int
     degrees: int
+    lever: float = 0.0
     controls: tuple[Series, ...] = ()
 
     @property
     def error(self) -> float:
         """Standard error of `value`."""
         n, m, total = self.num_probe, self.num_controls, self.population
-        return math.sqrt(self.own * (1 / n - 1 / total) + self.shared * (1 / m - 1 / total))
+        return math.sqrt(self.own * (1 / n - 1 / total) + self.shared * (1 / m - 1 / total) + self.lever)
 
     def counts(self, variance: float) -> tuple[int, int]:
         """The numbers of batches, of the probe and of its controls, that bring it to a variance at least cost."""
         room = variance + (self.own + self.shared) / self.population
-        most = min([self.population, *(len(control) for control in self.controls if not control.measure)])
-        weight = sum(1 for control in self.controls if control.measure)
-        m = most
-        if weight and self.own > 0:
+        m = self.population
+        if self.controls and self.own > 0:
             # The least n + weight m at which own / n + shared / m = room.
-            m = math.ceil((self.shared + math.sqrt(self.own * self.shared / weight)) / room)
-            m = min(max(m, self.num_controls), most)
+            m = math.ceil((self.shared + math.sqrt(self.own * self.shared / len(self.controls))) / room)
+            m = min(max(m, self.num_controls), self.population)
         left = room - self.shared / m
         n = math.ceil(self.own / left) if left > 0 else self.population
         return min(max(n, self.num_probe), self.population), m
@@ -81,8 +82,7 @@ class Fit:
     def cost(self, variance: float) -> int:
         """Batches that are still to be measured, of the probe and of its controls."""
         n, m = self.counts(variance)
-        of_controls = sum(max(0, m - len(control)) for control in self.controls if control.measure)
-        return n - self.num_probe + of_controls
+        return n - self.num_probe + sum(max(0, m - len(control)) for control in self.controls)
 
 
 @dataclass(frozen=True)
@@ -91,34 +91,37 @@ class Race:
 
     Attributes:
         population: batches there are, N.
-        confidence: standard errors between the estimate and the limit; None measures all batches.
-        tolerance: nats around the limit in which either answer is right.
+        confidence: standard errors between the estimate and a limit, with `tolerance` and a step of the widths in
+            favour of either answer; None measures all batches.
+        tolerance: nats around a limit in which either answer is right.
+        sure: standard errors between the estimate and the upper limit in any case.
     """
 
     population: int
     confidence: float | None = None
     tolerance: float = 0.0
+    sure: float = 0.0
 
-    def run(self, probe: Series, reference: Series, others: Sequence[Series], low: float, high: float) -> float:
+    def run(
+        self, probe: Series, reference: Series, others: Sequence[Series], low: float, high: float, step: float = 0.0
+    ) -> float:
         """What the probe has more than the reference, as exactly as `low <= mean <= high` needs it.
 
         Args:
-            others: networks like them, known on some batches; those that can be are extended where that is cheaper.
+            others: networks like them, known on some batches; they are extended where that is cheaper.
+            step: by how much, at `high`, the next greater width has less than a width, in nats; 0: not known.
         """
         count = min(FIRST_LOOK, self.population) if self.confidence else self.population
         while True:
             reference.extend(count)
             probe.extend(count)
             fits = list(self.fits(probe, reference, others))
-            best = min(fits, key=lambda fit: fit.error)
-            if self.confidence is None or best.num_probe == self.population:
+            if self.confidence is None or len(probe) == self.population:
+                return fits[0].value
+            best = min(fits, key=self._bound)
+            if best.error <= (allowed := self._allowed(best, low, high, step)):
                 return best.value
-            # As unlikely as `confidence` standard errors of a normal, at the few degrees of freedom there are.
-            errors = float(-stdtrit(best.degrees, ndtr(-self.confidence)))
-            gap = min(abs(best.value - low), abs(best.value - high)) + self.tolerance
-            if gap >= errors * best.error:
-                return best.value
-            wanted = max(gap / errors, HOPE * best.error) ** 2
+            wanted = max(allowed, HOPE * best.error) ** 2
             plan = min(fits, key=lambda fit: fit.cost(wanted))
             n, m = plan.counts(wanted)
             known = sum(map(len, plan.controls))
@@ -127,34 +130,61 @@ class Race:
             stuck = sum(map(len, plan.controls)) == known
             count = min(max(n, count + stuck), _next(count))
 
+    def _bound(self, fit: Fit) -> float:
+        return fit.error * _quantile(self.confidence or 1.0, fit.degrees)
+
+    def _allowed(self, fit: Fit, low: float, high: float, step: float) -> float:
+        """The standard error at which the fit decides, in nats."""
+        below, above = abs(fit.value - low), abs(fit.value - high)
+        allowed = (min(below, above + step * (self.sure > 0)) + self.tolerance) / _quantile(
+            self.confidence or 1.0, fit.degrees
+        )
+        return min(allowed, above / _quantile(self.sure, fit.degrees)) if self.sure else allowed
+
     def fits(self, probe: Series, reference: Series, others: Sequence[Series]) -> Iterator[Fit]:
-        """The estimate from the common batches alone, and those by pairs of controls that are known on as many."""
-        n, total = min(len(probe), len(reference)), self.population
-        y = probe.values[:n] - reference.values[:n]
+        """The estimate from the common batches alone, and those by controls that are known on as many.
+
+        Few of them, lest the one of the least error be the one that underrates it: the nearest width, the network that
+        is known best, and the next widths below and above together.
+        """
+        n, total = len(probe), self.population
+        y = probe.values - reference.values[:n]
         yield Fit(math.fsum(y) / n, float(y.var(ddof=1)) if n > 1 else math.inf, 0.0, n, n, total, max(1, n - 1))
-        inside = sorted((one for one in others if one.measure and len(one) >= n), key=len)[-3:]
-        outside = sorted((one for one in others if not one.measure and len(one) > n), key=len)[-2:]
-        if self.confidence is None or n < FIRST_LOOK:
+        ready = sorted((one for one in others if len(one) >= n), key=lambda one: abs(math.log(one.width / probe.width)))
+        if n < FIRST_LOOK or not ready:
             return
-        for first in inside or outside[-1:]:
-            for second in (reference, *outside):
-                if second is not first:
-                    yield regress(y, (first, second), total)
+        sets: list[tuple[Series, ...]] = [(ready[0],)]
+        if (longest := max(ready, key=len)) is not ready[0]:
+            sets.append((longest,))
+        sides = [next((one for one in ready if (one.width > probe.width) == above), None) for above in (False, True)]
+        if sides[0] and sides[1]:
+            sets.append((sides[0], sides[1]))
+        for controls in sets:
+            yield regress(y, controls, reference, total)
 
 
-def regress(y: np.ndarray, controls: tuple[Series, ...], population: int) -> Fit:
-    """Least squares of y, known on the first n batches, on controls that are known on n or more."""
-    n, m = len(y), min(len(control) for control in controls)
-    x = np.stack([control.values[:m] for control in controls], axis=1)
+def regress(y: np.ndarray, controls: tuple[Series, ...], reference: Series, population: int) -> Fit:
+    """Least squares of y, known on the first n batches, on what controls that are known on n or more have beyond the
+    reference."""
+    n, m = len(y), min(len(one) for one in (*controls, reference))
+    x = np.stack([control.values[:m] - reference.values[:m] for control in controls], axis=1)
     centred = x[:n] - x[:n].mean(axis=0)
     gram = centred.T @ centred
     # The ridge is for controls that are alike to the last digit.
-    slopes = np.linalg.solve(gram + 1e-9 * (np.trace(gram) + TINY) * np.eye(len(controls)), centred.T @ (y - y.mean()))
+    gram += 1e-9 * (np.trace(gram) + TINY) * np.eye(len(controls))
+    slopes = np.linalg.solve(gram, centred.T @ (y - y.mean()))
     rest = y - y.mean() - centred @ slopes
     degrees = n - 1 - len(controls)
-    told = x @ slopes
-    value = float(y.mean() + told.mean() - told[:n].mean())
-    return Fit(value, float(rest @ rest) / degrees, float(told.var(ddof=1)), n, m, population, degrees, controls)
+    own, shared = float(rest @ rest) / degrees, float((x @ slopes).var(ddof=1))
+    shift = x.mean(axis=0) - x[:n].mean(axis=0)
+    lever = own * float(shift @ np.linalg.solve(gram, shift))
+    value = float(y.mean() + shift @ slopes)
+    return Fit(value, own, shared, n, m, population, degrees, lever, (*controls, reference))
+
+
+def _quantile(errors: float, degrees: int) -> float:
+    """Standard errors that are as unlikely at few degrees of freedom as `errors` of a normal."""
+    return float(-stdtrit(degrees, ndtr(-errors)))
 
 
 def _next(count: int) -> int:

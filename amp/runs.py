@@ -30,7 +30,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT)
 READING = {"num_workers", "max_broken"}
 STORING = {"store", "store_every"}
 WORKING = {"parallel", "accumulate", "activation_checkpointing", "compile", "step_in_backward"}
-DIVIDING = {"micro_batch"}
+DIVIDING = {"micro_batch", "save_every"}
 
 
 def run_script(main: Callable[[], None]) -> None:

@@ -28,6 +28,7 @@ from amp.distributed import World
 from amp.errors import UserError
 from amp.mlp import MlpSlot
 from amp.runs import atomic, first_difference, progress
+from amp.scoring_state import ScoringState, Sums
 from amp.towers import Tower
 
 NO_IMAGES = ("magnitude", "diversity", "random")
@@ -39,6 +40,7 @@ def score(
     settings: ScoreSettings,
     world: World,
     labels: Sequence[int] | None = None,
+    state: ScoringState | None = None,
 ) -> list[Tensor]:
     """What `settings.criterion` makes of every neuron: one (H,) fp32 tensor a block, equal on every process.
 
@@ -46,20 +48,21 @@ def score(
 
     Args:
         batches: local shares (B / processes, C, S, S) of the global batches.
-        labels: the classes of this process's images, in the order of `batches`; None: the network's own predictions.
+        labels: the classes of this process's images in their order; None: the network's own predictions.
+        state: keeps the sums now and then, and `batches` are those that it has not seen.
     Raises:
         UserError: a criterion that this tower does not have, or values that are not finite.
     """
     if settings.criterion == "entropy":
         scale, absolute = settings.inverse_temperature, settings.absolute
-        return score_entropy(tower, batches, scale, absolute, world, settings.micro_batch)
+        return score_entropy(tower, batches, scale, absolute, world, settings.micro_batch, state)
     if settings.criterion == "cross_entropy":
         classifier_EC = class_embeddings(tower, settings, world)
-        return score_cross_entropy(tower, batches, classifier_EC, labels, settings.absolute, world)
+        return score_cross_entropy(tower, batches, classifier_EC, labels, settings.absolute, world, state)
     if settings.criterion == "kl":
-        return score_kl(tower, batches, settings.inverse_temperature, settings.seed, world)
+        return score_kl(tower, batches, settings.inverse_temperature, settings.seed, world, state)
     if settings.criterion == "variance":
-        return score_variance(tower, batches, world)
+        return score_variance(tower, batches, world, state)
     if settings.criterion == "magnitude":
         return [weight_magnitude(neuron_rows(slot), slot.out_projection.weight) for slot in tower.slots]
     if settings.criterion == "diversity":
@@ -74,6 +77,7 @@ def score_entropy(
     absolute: bool,
     world: World,
     micro_batch: int | None = None,
+    state: ScoringState | None = None,
 ) -> list[Tensor]:
     """Taylor scores of the entropy of each global batch (AMP, arXiv 2603.08100).
 
@@ -85,7 +89,7 @@ def score_entropy(
             forward pass without a graph gives, is handed to one part of the batch after another.
     """
     with TaylorScorer(tower.slots, _fold(absolute)) as scorer:
-        for images_BCHW in _on_device(tower, batches, world):
+        for images_BCHW in _steps(scorer, tower, batches, world, state):
             if micro_batch is None or micro_batch >= len(images_BCHW):
                 feature_BD = world.gather(tower.feature(images_BCHW))
                 scorer.step(information_entropy(feature_BD, inverse_temperature), len(images_BCHW))
@@ -107,11 +111,12 @@ def score_cross_entropy(
     labels: Sequence[int] | None,
     absolute: bool,
     world: World,
+    state: ScoringState | None = None,
 ) -> list[Tensor]:
     """Taylor scores of the mean cross entropy of the CLIP's zero-shot classification over each global batch."""
     assert tower.encode_image is not None
     with TaylorScorer(tower.slots, _fold(absolute)) as scorer:
-        for images_BCHW in _on_device(tower, batches, world):
+        for images_BCHW in _steps(scorer, tower, batches, world, state):
             first, last = scorer.num_images, scorer.num_images + len(images_BCHW)
             label_B = None if labels is None else torch.tensor(labels[first:last], device=world.device)
             loss = zero_shot_cross_entropy(tower.encode_image(images_BCHW), classifier_EC, label_B)
@@ -120,18 +125,26 @@ def score_cross_entropy(
 
 
 def score_kl(
-    tower: Tower, batches: Iterable[Tensor], inverse_temperature: float, seed: int, world: World
+    tower: Tower,
+    batches: Iterable[Tensor],
+    inverse_temperature: float,
+    seed: int,
+    world: World,
+    state: ScoringState | None = None,
 ) -> list[Tensor]:
     """Second-order growth of KL(p_dense || p_pruned), p an image's similarities to its global batch.
 
     s_j = 1/2 mean over images of (sum over tokens of a * d(-log p(y))/da)^2, y drawn once an image from p.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, skipped = torch.Generator().manual_seed(seed), state.num_batches if state else 0
     with TaylorScorer(tower.slots, lambda products_BH: products_BH.square() / 2) as scorer:
-        for images_BCHW in _on_device(tower, batches, world):
+        for images_BCHW in _steps(scorer, tower, batches, world, state):
             local, size = len(images_BCHW), len(images_BCHW) * world.size
             # The draws of the whole batch on every process, lest they depend on how many there are.
-            noise_AA = torch.rand(size, size, generator=generator).clamp(min=torch.finfo(torch.float32).tiny)
+            for _ in range(1 + skipped):
+                noise_AA = torch.rand(size, size, generator=generator)
+            skipped = 0
+            noise_AA = noise_AA.clamp(min=torch.finfo(torch.float32).tiny)
             noise_BA = noise_AA[world.rank * local : (world.rank + 1) * local].to(world.device)
             feature_BD = tower.feature(images_BCHW)
             anchor_AD = world.gather(feature_BD.detach())
@@ -140,10 +153,12 @@ def score_kl(
 
 
 @torch.no_grad()
-def score_variance(tower: Tower, batches: Iterable[Tensor], world: World) -> list[Tensor]:
+def score_variance(
+    tower: Tower, batches: Iterable[Tensor], world: World, state: ScoringState | None = None
+) -> list[Tensor]:
     """Variance of every neuron's activation over tokens and images (VBP, arXiv 2507.12988)."""
     with VarianceScorer(tower.slots) as scorer:
-        for images_BCHW in _on_device(tower, batches, world):
+        for images_BCHW in _steps(scorer, tower, batches, world, state):
             tower.feature(images_BCHW)
         return scorer.scores(world)
 
@@ -202,9 +217,16 @@ def _fold(absolute: bool) -> Fold:
     return torch.abs if absolute else torch.positive
 
 
-def _on_device(tower: Tower, batches: Iterable[Tensor], world: World) -> Iterator[Tensor]:
+def _steps(
+    scorer: Sums, tower: Tower, batches: Iterable[Tensor], world: World, state: ScoringState | None
+) -> Iterator[Tensor]:
+    """The batches on the device, each a step of the scorer; its sums are taken up, and kept now and then."""
+    if state is not None:
+        state.restore(scorer)
     for images_BCHW in batches:
         yield images_BCHW.to(world.device, tower.dtype, non_blocking=True)
+        if state is not None:
+            state.step(scorer)
 
 
 def save_scores(scores: Sequence[Tensor], header: Mapping[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a search costs: plain, exact and racing side by side on the same model and images; and a scoring pass."""
+"""What a search costs: plain, exact, racing and compensated side by side on one model; and a scoring pass."""
 
 import argparse
 import statistics
@@ -18,6 +18,7 @@ SEARCHES: dict[str, dict[str, str]] = {
     "exact": {"search": "exact"},
     "racing strict": {"search": "racing", "preset": "strict"},
     "racing fast": {"search": "racing", "preset": "fast"},
+    "exact + ridge": {"search": "exact", "compensation": "ridge"},
 }
 SCENES = 12_800  # held-out scenes that are painted where there are none
 ROUNDS = 20
@@ -32,88 +33,38 @@ def parse_args() -> argparse.Namespace:
     add("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES), help="which ones (default: all)")
     add("--thresholds", nargs="+", type=float, metavar="NATS", help="entropy increases (default: the config's)")
     add("--num_seeds", type=int, default=1, help="orders of the images, from the config's seed on (default: 1)")
+    add("--fresh", type=int, default=0, metavar="N", help="entropy at equal size on N images more (default: 0)")
     add("--json", metavar="FILE", help="write the numbers here (default: nowhere)")
     args = parser.parse_args()
     if args.num_seeds < 1:
         parser.error(f"argument --num_seeds: {args.num_seeds} is less than 1")
+    if args.fresh < 0:
+        parser.error(f"argument --fresh: {args.fresh} is less than 0")
     if args.json:
         check_writable("--json", args.json)
     return args
 
 
-def time_search(tower: Any, scores: Any, batches: Any, config: PruneConfig, world: Any) -> dict[str, Any]:
-    """One search, from images in memory to widths: `{widths, entropies, block_forwards, seconds, ...}`."""
-    from amp.candidates import Candidates
-    from amp.journal import Journal
-    from amp.meter import EntropyMeter
-    from amp.pruning import find_widths
-    from amp.replay import Shelf
-
-    own = config.prune
-    shelf = Shelf(own.store, world.device, Path(config.output.dir) / ".inputs")
-    every = None if own.search == "plain" else own.store_every
-    started = time.perf_counter()
-    meter = EntropyMeter(tower, batches, config.score.inverse_temperature, world, shelf, every)
-    journal = Journal(None, {"settings": {"prune": {}}}, [], world)
-    found = find_widths(Candidates(tower, scores, meter, journal), own, own.entropy_increase)
-    seconds = time.perf_counter() - started
-    meter.close()
-    ends = {"dense_entropy": found.dense_entropy, "final_entropy": found.final_entropy}
-    return {"widths": found.widths, **ends, "probe_batches": found.probe_batches, **meter.cost, "seconds": seconds}
-
-
-def compare(record: dict[str, Any], plain: dict[str, Any], exact: dict[str, Any], grid: list[int]) -> dict[str, Any]:
-    """How a search stands to the plain one in cost, and to the exact one in widths, in steps of its grid."""
-    steps = [abs(a - b) / step for a, b, step in zip(record["widths"], exact["widths"], grid, strict=True)]
-    return {
-        "forwards_share": record["block_forwards"] / plain["block_forwards"],
-        "seconds_share": record["seconds"] / plain["seconds"],
-        "blocks_equal": sum(step == 0 for step in steps) / len(steps),
-        "largest_step": max(steps),
-        "neurons_more": sum(record["widths"]) / sum(exact["widths"]) - 1,
-    }
-
-
 def measure_searches(args: argparse.Namespace, config: PruneConfig, tower: Any, scores: Any, world: Any) -> list[Any]:
-    """The searches at every threshold and seed; where the plain one is left out, its forwards are reckoned."""
-    from amp.data import Batches, list_images
+    """The searches at every threshold and seed."""
+    from eval.search_cost import Bench, run_searches, run_table
 
-    paths = list_images(config.data, "val")
-    num_blocks, grid = len(tower.slots), [max(1, width // 2**config.prune.search_steps) for width in tower.widths]
+    bench = Bench(config, tower, scores, world)
     runs = []
     for seed in range(config.data.seed, config.data.seed + args.num_seeds):
-        data = config.data.model_copy(update={"seed": seed})
-        batches = list(Batches(paths, tower.transform, data, world, data.num_val_samples))
+        chosen = {name: SEARCHES[name] for name in args.searches}
+        bench.read(seed, args.fresh, any("compensation" in own for own in chosen.values()))
         for threshold in args.thresholds or [config.prune.entropy_increase]:
-            found: dict[str, Any] = {}
-            for name in args.searches:
-                prune = config.prune.model_copy(update={**SEARCHES[name], "entropy_increase": threshold})
-                one = config.model_copy(update={"prune": prune})
-                found[name] = time_search(tower, scores, batches, one, world)
-            exact = found.get("exact", found[args.searches[0]])
-            passes = 1 + num_blocks * config.prune.search_steps
-            reckoned = {"block_forwards": num_blocks * passes * len(batches), "seconds": float("nan")}
-            for record in found.values():
-                record |= compare(record, found.get("plain", reckoned), exact, grid)
-            runs.append({"seed": seed, "threshold": threshold, "batches": len(batches), "searches": found})
-            show_run(runs[-1])
+            searches = {
+                name: config.prune.model_copy(update={**own, "entropy_increase": threshold})
+                for name, own in chosen.items()
+            }
+            found = run_searches(bench, searches)
+            runs.append({"seed": seed, "threshold": threshold, "batches": len(bench.held_out), "searches": found})
+            say(f"\nseed {seed}, {len(bench.held_out)} batches, entropy_increase {threshold:g}\n{run_table(found)}")
+            for name, one in found.items():
+                say(f"{name}: {one['widths']}, entropy {one['dense_entropy']:.5f} -> {one['final_entropy']:.5f}")
     return runs
-
-
-def show_run(run: dict[str, Any]) -> None:
-    """The table of one threshold and seed, and the widths."""
-    from amp.report import table
-
-    rows = []
-    for name, found in run["searches"].items():
-        shares = [f"{found['forwards_share']:.3f}", f"{found['seconds']:.1f}", f"{found['seconds_share']:.3f}"]
-        likeness = [f"{found['blocks_equal']:.0%}", f"{found['largest_step']:g}", f"{found['neurons_more']:+.1%}"]
-        rows.append([name, str(found["block_forwards"]), *shares, *likeness])
-    say(f"\nseed {run['seed']}, {run['batches']} batches, entropy_increase {run['threshold']:g}")
-    headers = ["search", "block forwards", "share", "seconds", "share", "blocks equal", "largest step", "neurons"]
-    say(table(headers, rows))
-    for name, found in run["searches"].items():
-        say(f"{name}: {found['widths']}, entropy {found['dense_entropy']:.5f} -> {found['final_entropy']:.5f}")
 
 
 def time_scoring(tower: Any, images_BCSS: Any, inverse_temperature: float, world: Any) -> dict[str, float]:
@@ -165,6 +116,7 @@ def main() -> None:
     from amp.scenes import build_scenes
     from amp.scoring import score_entropy
     from amp.towers import build_tower
+    from eval.search_cost import summarise, summary_table
 
     with distributed.start() as world:
         if config.data.name == "digit_scenes":
@@ -176,8 +128,10 @@ def main() -> None:
         scoring = time_scoring(tower, images_BCSS, config.score.inverse_temperature, world)
         say(f"a scoring pass takes {scoring['ratio']:.3f} of forward and backward to the activations alone")
         runs = measure_searches(args, config, tower, scores, world)
+        summary = summarise(runs)
+        say(f"\nover {len(runs)} runs, mean (worst):\n{summary_table(summary)}")
         if args.json and world.is_main:
-            record = {"runs": runs, "scoring": scoring, "settings": config.model_dump(mode="json")}
+            record = {"summary": summary, "runs": runs, "scoring": scoring, "settings": config.model_dump(mode="json")}
             write_json(Path(args.json), {**record, "reproduce": reproduce("eval/eval_search_cost.py")})
             say(args.json)
 

@@ -30,12 +30,12 @@ ROWS = [
     ],
     ["amp.checkpoint.folder", "amp.checkpoint.published", "amp.checkpoint"],
     ["amp.replay", "amp.meter", "amp.candidates"],
-    ["amp.placement", "amp.pair", "amp.validation"],
+    ["amp.placement", "amp.pair", "amp.scoring_state", "amp.validation"],
     ["amp.scoring", "amp.pruning", "amp.distillation", "amp.memory", "amp.report"],
     ["amp.plan", "eval", "eval.layouts", "eval.paper", "eval.sharding"],
     [
         *("eval.benchmarks", "eval.classifiers", "eval.compare", "eval.compare_table", "eval.efficiency"),
-        *("eval.knn", "eval.results", "eval.step", "eval.zeroshot"),
+        *("eval.knn", "eval.results", "eval.search_cost", "eval.step", "eval.zeroshot"),
     ],
     ["eval.validate"],
     [

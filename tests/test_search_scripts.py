@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 from amp.meter import EntropyMeter
 
@@ -126,18 +125,3 @@ def test_mistakes_are_one_line(prune_yaml: Path, tmp_path: Path, call: Call, wor
     assert code == 2
     assert says in err.splitlines()[-1]
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_the_searches_are_measured_side_by_side(prune_yaml: Path, tmp_path: Path, call: Call) -> None:
-    assert (ROOT / "configs" / "prune_entropy" / "search_cost.yaml").exists()
-    words = ["--config_file", prune_yaml, "--thresholds", "1e-2", "--json", tmp_path / "cost.json"]
-    settings = ["--set", "data.batch_size=4", "--set", "prune.search_steps=2", "--set", "prune.store_every=1"]
-    code, console, _ = call("eval/eval_search_cost.py", *words, *settings)
-    assert code == 0
-    (run,) = json.loads((tmp_path / "cost.json").read_text())["runs"]
-    plain, exact, strict, fast = run["searches"].values()
-    assert plain["widths"] == exact["widths"]
-    assert plain["block_forwards"] == 16 * 5 * (1 + 10)
-    assert fast["block_forwards"] <= strict["block_forwards"] <= exact["block_forwards"] < 0.7 * plain["block_forwards"]
-    for word in ("a scoring pass takes", "racing strict", "block forwards"):
-        assert word in console
