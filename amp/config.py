@@ -116,6 +116,10 @@ class TargetSettings(Settings):
 
 
 class SearchSettings(Settings):
+    allocation: Literal["search", "uniform", "global"] = Field(
+        "search",
+        description="what gives each block its width. uniform: one share for all; global: one threshold of the scores",
+    )
     entropy_increase: Share = Field(1.0e-2, description="entropy a block may add, in nats")
     search_steps: Annotated[int, Field(ge=1, le=32)] = Field(6, description="probes per block")
     widths: tuple[Count, ...] | None = Field(None, description="one width a block; skips the search")
@@ -154,6 +158,13 @@ class SearchSettings(Settings):
             raise ValueError("widths and target: give one of them")
         return self
 
+    @model_validator(mode="after")
+    def _search_alone_has(self) -> "SearchSettings":
+        for key in ("widths", "blocks", "total_increase", "two_sided"):
+            if self.allocation != "search" and getattr(self, key):
+                raise ValueError(f"{key}: allocation: {self.allocation} does not search; leave it out")
+        return self
+
 
 class OutputSettings(Settings):
     dir: str = Field(description="folder of the run")
@@ -167,6 +178,12 @@ class PruneConfig(Settings):
     score: ScoreSettings = ScoreSettings()
     prune: SearchSettings = SearchSettings()
     output: OutputSettings
+
+    @model_validator(mode="after")
+    def _allocation_has_a_size(self) -> "PruneConfig":
+        if self.prune.allocation != "search" and not self.prune.target.asked:
+            raise ValueError(f"prune.target: missing; prune.allocation: {self.prune.allocation} needs a size to meet")
+        return self
 
     def with_frame(self, frame: Frame | None) -> "PruneConfig":
         """The same settings with `model.frame` filled in where it was left open."""

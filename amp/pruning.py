@@ -4,8 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from amp.allocation import global_widths, uniform_widths, widths_of_size
 from amp.candidates import Candidates
 from amp.config import SearchSettings
 from amp.errors import UserError
@@ -181,27 +183,46 @@ def check_widths(tower: Tower, settings: SearchSettings) -> None:
 def prune(
     candidates: Candidates, settings: SearchSettings, share: Callable[[Sequence[int]], float] | None = None
 ) -> Pruned:
-    """Slices the tower to the given widths, or to those that a search finds.
+    """Slices the tower to the widths that `settings` give, allocate or search.
 
     Args:
         share: what the tower with these widths has of the dense one's size; needed where `settings.target` is given.
     """
     check_widths(candidates.tower, settings)
+    widths, found = choose_widths(candidates, settings, share)
+    dense = candidates.mean() if found is None else found.dense_entropy
+    kept, errors = candidates.keep(widths)
+    # No probe saw widths that are given, nor a compensation or a scale that comes after the search.
+    unseen = found is None or found.scale != 1 or (errors and not candidates.in_search)
+    final = found.final_entropy if found and not unseen else candidates.mean()
+    return Pruned(kept, dense, final, found, errors)
+
+
+def choose_widths(
+    candidates: Candidates, settings: SearchSettings, share: Callable[[Sequence[int]], float] | None = None
+) -> tuple[list[int], WidthsFound | None]:
+    """The widths that are given, allocated to a size or searched, and what a search found; the tower stays dense.
+
+    Args:
+        share: as of `prune`.
+    Raises:
+        UserError: the size cannot be met.
+    """
+    asked = settings.target.asked
     if settings.widths is not None:
-        dense = candidates.mean()
-        kept, errors = candidates.keep(settings.widths)
-        return Pruned(kept, dense, candidates.mean(), errors=errors)
-    if asked := settings.target.asked:
-        assert share is not None
-        key, target = asked
-        found = find_size(candidates, settings, share, 1 / target if key == "throughput" else target)
-    else:
+        return list(settings.widths), None
+    if asked is None:
         found = find_widths(candidates, settings, settings.entropy_increase)
-    kept, errors = candidates.keep(found.widths)
-    # Compensation or a scale that no probe saw changes the network that was found.
-    unseen = found.scale != 1 or (errors and not candidates.in_search)
-    final = candidates.mean() if unseen else found.final_entropy
-    return Pruned(kept, found.dense_entropy, final, found, errors)
+        return found.widths, found
+    assert share is not None
+    target = 1 / asked[1] if asked[0] == "throughput" else asked[1]
+    if settings.allocation == "search":
+        found = find_size(candidates, settings, share, target)
+        return found.widths, found
+    slots, scores = candidates.tower.slots, candidates.scores
+    uniform = settings.allocation == "uniform"
+    widths_of = partial(uniform_widths, slots) if uniform else partial(global_widths, slots, scores)
+    return widths_of_size(widths_of, share, target), None
 
 
 def find_size(
