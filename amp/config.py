@@ -9,7 +9,7 @@ Frame = Literal["open_clip", "eva_clip", "dinov2", "timm", "hf"]
 Precision = Literal["fp32", "bf16"]
 Parallel = Literal["ddp", "fsdp"]
 DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes", "webdataset"]
-Criterion = Literal["entropy", "cross_entropy", "kl", "variance", "magnitude", "diversity", "random"]
+Criterion = Literal["entropy", "cross_entropy", "kl", "reconstruction", "variance", "magnitude", "diversity", "random"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
@@ -83,7 +83,7 @@ class ScoreSettings(Settings):
     labels: Literal["folders"] | None = Field(
         None, description="classes of the images for 'cross_entropy'; null: as the network predicts"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the criteria 'random' and 'kl'")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the criteria 'random', 'kl' and 'reconstruction'")
     micro_batch: Count | None = Field(
         None, description="images in one backward pass of a process, for less memory and one more forward; null: all"
     )
