@@ -106,34 +106,36 @@ def forward_gains(covariance_HH: Tensor, weight_DH: Tensor, sensitivity_DD: Tens
     """(H,) fp32: by how much each neuron, when greedy forward selection picks it, lowers the loss above.
 
     Bounded by the gain of the pick before it, so that scores fall in the order of the picks. O(H^2 (D + H)) in fp64.
+    What never varies, or follows from the picked ones to rounding, scores 0.
 
     Args:
         covariance_HH, weight_DH, sensitivity_DD: fp64.
         damping: added to the covariance's diagonal, as a share of its mean.
     """
-    num_neurons = len(covariance_HH)
     values_D, vectors_DD = torch.linalg.eigh(sensitivity_DD)
     root_DD = values_D.clamp(min=0).sqrt()[:, None] * vectors_DD.T
-    variance_H = covariance_HH.diagonal()
-    shift = damping * variance_H.mean()
-    left_H = (variance_H + shift).clone()  # what of each neuron's variance the picked ones leave
+    shift = damping * covariance_HH.diagonal().mean()
+    left_H = covariance_HH.diagonal() + shift  # what of each neuron's variance the picked ones leave
     change_DH = root_DD @ weight_DH @ covariance_HH + shift * (root_DD @ weight_DH)
     factor_KH = torch.zeros_like(covariance_HH)
-    score_H = torch.zeros(num_neurons, dtype=torch.float64, device=covariance_HH.device)
-    gone_H = torch.zeros_like(left_H, dtype=torch.bool)
-    bound = torch.full((), torch.inf, dtype=torch.float64, device=covariance_HH.device)
-    tiny = 1e-9 * left_H.max()
-    for k in range(num_neurons):
-        gain_H = (change_DH.square().sum(dim=0) / left_H.clamp(min=tiny)).masked_fill(gone_H, -1)
-        pick = int(gain_H.argmax())
+    score_H = torch.zeros_like(left_H)
+    bound = torch.full_like(shift, torch.inf)
+    nothing = 1e-12 * left_H.max().clamp(min=0)
+    for k in range(len(covariance_HH)):
+        deviation_H = left_H.clamp(min=0).sqrt()
+        gain_H = (torch.linalg.vector_norm(change_DH, dim=0) / deviation_H).square()
+        pick = int(torch.where(left_H > nothing, gain_H, -1.0).argmax())
+        if left_H[pick] <= nothing:
+            break
         bound = torch.minimum(gain_H[pick], bound * STEP)
-        score_H[pick], gone_H[pick] = bound, True
+        score_H[pick] = bound
         column_H = covariance_HH[pick] - factor_KH[:k, pick] @ factor_KH[:k]
         column_H[pick] += shift
-        column_H = column_H / left_H[pick].clamp(min=tiny).sqrt()
-        change_DH.addr_(change_DH[:, pick] / left_H[pick].clamp(min=tiny).sqrt(), column_H, alpha=-1)
+        column_H /= deviation_H[pick]
+        change_DH.addr_(change_DH[:, pick] / deviation_H[pick], column_H, alpha=-1)
         factor_KH[k] = column_H
-        left_H = left_H - column_H.square()
+        left_H -= column_H.square()
+        left_H[pick] = 0
     return score_H.float()
 
 

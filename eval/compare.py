@@ -98,7 +98,7 @@ class Exam:
 
 @dataclass
 class Seed:
-    """What one choice of images gives: scores, moments, widths, images to distil on, each made when first needed.
+    """What one choice of images gives: scores, widths, towers, images to distil on, each made when first needed.
 
     Attributes:
         seed: of the order of the images, and of random scores.

@@ -69,6 +69,17 @@ def test_what_moves_no_feature_scores_nothing() -> None:
     assert forward_gains(uncorrelated_HH, weight_DH, blind_DD)[3] < 1e-12
 
 
+def test_what_never_varies_or_follows_from_others_scores_nothing() -> None:
+    covariance_HH, weight_DH, sensitivity_DD = _problem()
+    assert not forward_gains(covariance_HH * 0 - 1e-12 * torch.eye(9), weight_DH, sensitivity_DD).any()
+    covariance_HH[2], covariance_HH[:, 2] = 0.0, 0.0
+    followers = [*range(9), 0, 1, 8]
+    score_H = forward_gains(covariance_HH[followers][:, followers], weight_DH[:, followers], sensitivity_DD, 0.0)
+    assert score_H[2] == 0
+    assert (score_H > 0).sum() <= 8 + 3
+    assert (score_H > 1e-6 * score_H.max()).sum() == 8
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_sensitivities_are_sums_of_the_outputs_gradients(name: str) -> None:
     block, slot = make_block(name)
