@@ -203,10 +203,7 @@ def choose_widths(
 ) -> tuple[list[int], WidthsFound | None]:
     """The widths that are given, allocated to a size or searched, and what a search found; the tower stays dense.
 
-    Args:
-        share: as of `prune`.
-    Raises:
-        UserError: the size cannot be met.
+    Args and errors: as of `prune` and `find_size`.
     """
     asked = settings.target.asked
     if settings.widths is not None:
@@ -214,14 +211,15 @@ def choose_widths(
     if asked is None:
         found = find_widths(candidates, settings, settings.entropy_increase)
         return found.widths, found
+    key, size = asked
     assert share is not None
-    target = 1 / asked[1] if asked[0] == "throughput" else asked[1]
+    target = 1 / size if key == "throughput" else size
     if settings.allocation == "search":
         found = find_size(candidates, settings, share, target)
         return found.widths, found
-    slots, scores = candidates.tower.slots, candidates.scores
-    uniform = settings.allocation == "uniform"
-    widths_of = partial(uniform_widths, slots) if uniform else partial(global_widths, slots, scores)
+    slots = candidates.tower.slots
+    by_threshold = partial(global_widths, slots, candidates.scores)
+    widths_of = by_threshold if settings.allocation == "global" else partial(uniform_widths, slots)
     return widths_of_size(widths_of, share, target), None
 
 
@@ -251,8 +249,7 @@ def find_size(
             break
         threshold = next_threshold(tried, target)
         if not SMALLEST <= threshold <= LARGEST:
-            sizes = " to ".join(f"{size:.3f}" for size in (min(tried.values()), max(tried.values())))
-            raise UserError(f"prune.target: {target:.3f} of the size is out of reach; thresholds gave {sizes}")
+            break  # A signed criterion may leave even the smallest threshold a network that is too small.
     threshold = min(tried, key=lambda one: abs(tried[one] - target))
     off, best = 0.0, None
     for _ in range(3):
@@ -260,11 +257,11 @@ def find_size(
         reached = share(found.widths)
         if best is None or abs(reached - target) < abs(best[0] - target):
             best = (reached, found)
-        if abs(reached / target - 1) <= NEAR:
-            break
         # The trials' curve has the slope; this search says how far it lies from it.
         off = reached - tried.get(threshold, target - off)
         threshold = next_threshold(tried, target - off)
+        if abs(reached / target - 1) <= NEAR or not SMALLEST <= threshold <= LARGEST:
+            break
     assert best is not None
     return best[1] if abs(best[0] / target - 1) <= NEAR else _scale_to(best[1], candidates, settings, share, target)
 
@@ -276,7 +273,7 @@ def _scale_to(
     share: Callable[[Sequence[int]], float],
     target: float,
 ) -> WidthsFound:
-    """The widths found, all times the one factor that meets the size: near it, thresholds jump by whole grid steps."""
+    """The widths found, all times the one factor that meets the size. Raises UserError where none does."""
     dense, least, grid = candidates.tower.widths, settings.min_width, settings.width_multiple
     blocks = set(_searched(candidates.tower, settings))
 
@@ -291,6 +288,8 @@ def _scale_to(
         if abs(reached / target - 1) <= NEAR / 2:
             break
         low, high = (factor, high) if reached < target else (low, factor)
+    if abs(reached / target - 1) > NEAR:
+        raise UserError(f"prune.target: {target:.3f} of the size is out of reach; the closest found has {reached:.3f}")
     found.widths, found.scale = scaled(factor), factor
     say(f"the widths of {found.entropy_increase:.3g} nats, times {factor:.3f}: {reached:.3f} of the size")
     return found
