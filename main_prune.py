@@ -59,7 +59,7 @@ def open_candidates(
     journal = Journal(folder / "prune_journal.jsonl", about, thresholds, world)
     batches = Batches(list_images(config.data, "val"), tower.transform, config.data, world, config.data.num_val_samples)
     shelf = Shelf(own.store, world.device, folder / f".inputs.{world.rank}")
-    every = None if own.search == "plain" or own.widths else own.store_every
+    every = None if own.search == "plain" or own.widths or own.allocation != "search" else own.store_every
     meter = EntropyMeter(tower, batches, config.score.inverse_temperature, world, shelf, every)
     say(f"{meter.num_batches} held-out batches; up to {meter.stored_bytes / 1e9:.3g} GB of inputs kept: {own.store}")
     compensation = open_compensation(config, tower, scores, world)

@@ -46,7 +46,8 @@ def main() -> None:
             done = state.num_batches
             if done:
                 say(f"going on after batch {done} of {len(batches)}")
-            bar = progress(batches.epoch(0, done), "score", "batch", total=len(batches), initial=done)
+            remaining = batches.epoch(0, done) if done else batches
+            bar = progress(remaining, "score", "batch", total=len(batches), initial=done)
             scores = score(tower, bar, config.score, world, labels, state)
             batches.say_broken()
         if world.is_main:

@@ -58,7 +58,7 @@ class Candidates:
     ) -> None:
         self.tower, self.meter = tower, meter
         self._compensation, self.in_search = compensation, in_search
-        self._scores, self.journal = scores, journal
+        self.scores, self.journal = scores, journal
         self._seen: dict[tuple[int, ...], int] = {}
 
     @contextmanager
@@ -66,7 +66,7 @@ class Candidates:
         """Within the block of code, one with only its top `width` neurons: for a probe, and for a settled block."""
         slot = self.tower.slots[block]
         compensator = self._compensation.of(block) if self._compensation and self.in_search else None
-        with slot.narrowed(top_neurons(self._scores[block], width)):
+        with slot.narrowed(top_neurons(self.scores[block], width)):
             if compensator is not None:
                 compensator.apply(slot, width)
             yield
@@ -101,7 +101,7 @@ class Candidates:
         for block in reversed(range(len(widths))):
             slot, width = self.tower.slots[block], widths[block]
             compensator = self._compensation.of(block) if self._compensation else None
-            indices_K = top_neurons(self._scores[block], width)
+            indices_K = top_neurons(self.scores[block], width)
             slot.keep(indices_K)
             if compensator is not None:
                 errors.append(compensator.errors(width))

@@ -9,7 +9,7 @@ Frame = Literal["open_clip", "eva_clip", "dinov2", "timm", "hf"]
 Precision = Literal["fp32", "bf16"]
 Parallel = Literal["ddp", "fsdp"]
 DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes", "webdataset"]
-Criterion = Literal["entropy", "cross_entropy", "kl", "variance", "magnitude", "diversity", "random"]
+Criterion = Literal["entropy", "cross_entropy", "kl", "reconstruction", "variance", "magnitude", "diversity", "random"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
@@ -83,7 +83,7 @@ class ScoreSettings(Settings):
     labels: Literal["folders"] | None = Field(
         None, description="classes of the images for 'cross_entropy'; null: as the network predicts"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the criteria 'random' and 'kl'")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the criteria 'random', 'kl' and 'reconstruction'")
     micro_batch: Count | None = Field(
         None, description="images in one backward pass of a process, for less memory and one more forward; null: all"
     )
@@ -117,6 +117,10 @@ class TargetSettings(Settings):
 
 
 class SearchSettings(Settings):
+    allocation: Literal["search", "uniform", "global"] = Field(
+        "search",
+        description="what gives each block its width. uniform: one share for all; global: one threshold of the scores",
+    )
     entropy_increase: Share = Field(1.0e-2, description="entropy a block may add, in nats")
     search_steps: Annotated[int, Field(ge=1, le=32)] = Field(6, description="probes per block")
     widths: tuple[Count, ...] | None = Field(None, description="one width a block; skips the search")
@@ -155,6 +159,13 @@ class SearchSettings(Settings):
             raise ValueError("widths and target: give one of them")
         return self
 
+    @model_validator(mode="after")
+    def _search_alone_has(self) -> "SearchSettings":
+        for key in ("widths", "blocks", "total_increase", "two_sided"):
+            if self.allocation != "search" and getattr(self, key):
+                raise ValueError(f"{key}: allocation: {self.allocation} does not search; leave it out")
+        return self
+
 
 class OutputSettings(Settings):
     dir: str = Field(description="folder of the run")
@@ -168,6 +179,12 @@ class PruneConfig(Settings):
     score: ScoreSettings = ScoreSettings()
     prune: SearchSettings = SearchSettings()
     output: OutputSettings
+
+    @model_validator(mode="after")
+    def _allocation_has_a_size(self) -> "PruneConfig":
+        if self.prune.allocation != "search" and not self.prune.target.asked:
+            raise ValueError(f"prune.target: missing; prune.allocation: {self.prune.allocation} needs a size to meet")
+        return self
 
     def with_frame(self, frame: Frame | None) -> "PruneConfig":
         """The same settings with `model.frame` filled in where it was left open."""

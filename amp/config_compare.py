@@ -1,6 +1,6 @@
 """Settings of eval/eval_compare.py."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -12,22 +12,18 @@ from amp.config import (
     OutputSettings,
     PruneDataSettings,
     ScoreSettings,
+    SearchSettings,
     Settings,
-    Share,
 )
 
 
-class CompareRowSettings(Settings):
+class CompareRowSettings(SearchSettings):
     criterion: Criterion = Field("entropy", description="what ranks the neurons")
-    allocation: Literal["search", "uniform", "global"] = Field("search", description="what gives each block its width")
-    compensation: Literal["none", "mean", "ridge"] = Field("none", description="refit of the out-projections")
-    compensate_in_search: bool = Field(False, description="whether each probe is compensated too")
-    two_sided: bool = Field(False, description="whether the search refuses an entropy that falls")
 
     @model_validator(mode="after")
-    def _search_has_what_it_compensates(self) -> "CompareRowSettings":
-        if self.compensate_in_search and (self.allocation != "search" or self.compensation == "none"):
-            raise ValueError("compensate_in_search: needs allocation: search, and compensation: mean or ridge")
+    def _sizes_decide(self) -> "CompareRowSettings":
+        if self.widths is not None or self.target.asked:
+            raise ValueError("widths and target: compare.sizes says how large the towers are")
         return self
 
 
@@ -38,8 +34,6 @@ class CompareSettings(Settings):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0, 1, 2), description="each chooses other images, and other random neurons"
     )
-    search_steps: Annotated[int, Field(ge=1, le=32)] = Field(6, description="probes per block")
-    damping: Share = Field(1.0e-3, description="of ridge, as a share of the mean variance")
 
 
 class CompareDistilSettings(Settings):
@@ -57,7 +51,7 @@ class CompareConfig(Settings):
     score: ScoreSettings = ScoreSettings()
     compare: CompareSettings = CompareSettings()
     rows: dict[str, CompareRowSettings] = Field(
-        min_length=1, description="what is compared: a name, and its criterion, allocation, compensation"
+        min_length=1, description="what is compared: a name, and its criterion and settings of prune.*"
     )
     distil: CompareDistilSettings
     output: OutputSettings

@@ -49,10 +49,20 @@ class MomentCollector(_TokenWatcher):
     """Sums first and second moments of the activations of some blocks; its hooks live inside a `with`.
 
     Memory: 8 (H² + H) bytes a block, on the device: 0.3 GB at H = 6144, 3.4 GB at 20480.
+
+    Args:
+        asks, num_images: the settings that want the moments and that say of how many images; for messages.
     """
 
-    def __init__(self, slots: Sequence[MlpSlot], world: World) -> None:
+    def __init__(
+        self,
+        slots: Sequence[MlpSlot],
+        world: World,
+        asks: str = "prune.compensation",
+        num_images: str = "prune.num_calibration_samples",
+    ) -> None:
         super().__init__(slots, world)
+        self._asks, self._num_images = asks, num_images
         self._sums: dict[str, Tensor] = {}
 
     def _see(self, name: str, tokens_NH: Tensor) -> None:
@@ -72,9 +82,9 @@ class MomentCollector(_TokenWatcher):
     def _finish(self, slot: MlpSlot) -> Moments:
         total = self._world.sum(self._sums[slot.name])
         if not bool(total.isfinite().all()):
-            raise UserError(f"prune.compensation: block {slot.name}: an activation is not finite; try precision fp32")
+            raise UserError(f"{self._asks}: block {slot.name}: an activation is not finite; try model.precision: fp32")
         num_tokens = int(total[-1, -1].item())
-        _check_enough(num_tokens, slot)
+        _check_enough(num_tokens, slot, self._num_images)
         total = total / num_tokens
         mean_H = total[-1, :-1]
         return Moments(num_tokens, mean_H, total[:-1, :-1] - torch.outer(mean_H, mean_H))
@@ -106,13 +116,13 @@ class TokenCollector(_TokenWatcher):
         wanted = 4 * slot.hidden_width // self._world.size
         chosen_N = torch.linspace(0, len(own_ND) - 1, min(wanted, len(own_ND))).round().long()
         tokens_ND = self._world.gather(own_ND[chosen_N.to(own_ND.device)])
-        _check_enough(len(tokens_ND), slot)
+        _check_enough(len(tokens_ND), slot, "prune.num_calibration_samples")
         return tokens_ND
 
 
-def _check_enough(num_tokens: int, slot: MlpSlot) -> None:
+def _check_enough(num_tokens: int, slot: MlpSlot, key: str) -> None:
     if num_tokens <= slot.hidden_width:
         raise UserError(
-            f"prune.num_calibration_samples: {num_tokens} tokens for the {slot.hidden_width} neurons of block "
+            f"{key}: {num_tokens} tokens for the {slot.hidden_width} neurons of block "
             f"{slot.name}; more than {slot.hidden_width} are needed"
         )

@@ -4,8 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from amp.allocation import global_widths, uniform_widths, widths_of_size
 from amp.candidates import Candidates
 from amp.config import SearchSettings
 from amp.errors import UserError
@@ -187,27 +189,44 @@ def check_widths(tower: Tower, settings: SearchSettings) -> None:
 def prune(
     candidates: Candidates, settings: SearchSettings, share: Callable[[Sequence[int]], float] | None = None
 ) -> Pruned:
-    """Slices the tower to the given widths, or to those that a search finds.
+    """Slices the tower to the widths that `settings` give, allocate or search.
 
     Args:
         share: what the tower with these widths has of the dense one's size; needed where `settings.target` is given.
     """
     check_widths(candidates.tower, settings)
+    widths, found = choose_widths(candidates, settings, share)
+    dense = candidates.mean() if found is None else found.dense_entropy
+    kept, errors = candidates.keep(widths)
+    # No probe saw widths that are given, nor a compensation or a scale that comes after the search.
+    unseen = found is None or found.scale != 1 or (errors and not candidates.in_search)
+    final = found.final_entropy if found and not unseen else candidates.mean()
+    return Pruned(kept, dense, final, found, errors)
+
+
+def choose_widths(
+    candidates: Candidates, settings: SearchSettings, share: Callable[[Sequence[int]], float] | None = None
+) -> tuple[list[int], WidthsFound | None]:
+    """The widths that are given, allocated to a size or searched, and what a search found; the tower stays dense.
+
+    Args and errors: as of `prune` and `find_size`.
+    """
+    asked = settings.target.asked
     if settings.widths is not None:
-        dense = candidates.mean()
-        kept, errors = candidates.keep(settings.widths)
-        return Pruned(kept, dense, candidates.mean(), errors=errors)
-    if asked := settings.target.asked:
-        assert share is not None
-        key, target = asked
-        found = find_size(candidates, settings, share, 1 / target if key == "throughput" else target)
-    else:
+        return list(settings.widths), None
+    if asked is None:
         found = find_widths(candidates, settings, settings.entropy_increase)
-    kept, errors = candidates.keep(found.widths)
-    # Compensation or a scale that no probe saw changes the network that was found.
-    unseen = found.scale != 1 or (errors and not candidates.in_search)
-    final = candidates.mean() if unseen else found.final_entropy
-    return Pruned(kept, found.dense_entropy, final, found, errors)
+        return found.widths, found
+    key, size = asked
+    assert share is not None
+    target = 1 / size if key == "throughput" else size
+    if settings.allocation == "search":
+        found = find_size(candidates, settings, share, target)
+        return found.widths, found
+    slots = candidates.tower.slots
+    by_threshold = partial(global_widths, slots, candidates.scores)
+    widths_of = by_threshold if settings.allocation == "global" else partial(uniform_widths, slots)
+    return widths_of_size(widths_of, share, target), None
 
 
 def find_size(
@@ -237,9 +256,7 @@ def find_size(
             break
         threshold = next_threshold(tried, target)
         if not SMALLEST <= threshold <= LARGEST:
-            sizes = " to ".join(f"{size:.3f}" for size in (min(tried.values()), max(tried.values())))
-            hint = "" if settings.two_sided or threshold > LARGEST else "; prune.two_sided: true reaches larger sizes"
-            raise UserError(f"prune.target: {target:.3f} of the {unit} is out of reach; thresholds gave {sizes}{hint}")
+            break  # A signed criterion may leave even the smallest threshold a network that is too small.
     threshold = min(tried, key=lambda one: abs(tried[one] - target))
     off, best = 0.0, None
     for _ in range(3):
@@ -247,11 +264,11 @@ def find_size(
         reached = share(found.widths)
         if best is None or abs(reached - target) < abs(best[0] - target):
             best = (reached, found)
-        if abs(reached / target - 1) <= NEAR:
-            break
         # The trials' curve has the slope; this search says how far it lies from it.
         off = reached - tried.get(threshold, target - off)
         threshold = next_threshold(tried, target - off)
+        if abs(reached / target - 1) <= NEAR or not SMALLEST <= threshold <= LARGEST:
+            break
     assert best is not None
     best[1].share = best[0]
     return best[1] if abs(best[0] / target - 1) <= NEAR else _scale_to(best[1], candidates, settings, share, target)
@@ -264,7 +281,7 @@ def _scale_to(
     share: Callable[[Sequence[int]], float],
     target: float,
 ) -> WidthsFound:
-    """The widths found, all times the one factor that meets the size: near it, thresholds jump by whole grid steps."""
+    """The widths found, all times the one factor that meets the size. Raises UserError where none does."""
     dense, least, grid = candidates.tower.widths, settings.min_width, settings.width_multiple
     blocks = set(_searched(candidates.tower, settings))
 
@@ -279,6 +296,8 @@ def _scale_to(
         if abs(reached / target - 1) <= NEAR / 2:
             break
         low, high = (factor, high) if reached < target else (low, factor)
+    if abs(reached / target - 1) > NEAR:
+        raise UserError(f"prune.target: {target:.3f} of the size is out of reach; the closest found has {reached:.3f}")
     found.widths, found.scale, found.share = scaled(factor), factor, reached
     say(f"the widths of {found.entropy_increase:.3g} nats, times {factor:.3f}: {reached:.3f} of the size")
     return found

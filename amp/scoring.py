@@ -27,6 +27,7 @@ from amp.data import Batches
 from amp.distributed import World
 from amp.errors import UserError
 from amp.mlp import MlpSlot
+from amp.reconstruction import reconstruction_scores
 from amp.runs import atomic, first_difference, progress
 from amp.scoring_state import ScoringState, Sums
 from amp.towers import Tower
@@ -44,7 +45,8 @@ def score(
 ) -> list[Tensor]:
     """What `settings.criterion` makes of every neuron: one (H,) fp32 tensor a block, equal on every process.
 
-    entropy, cross_entropy and kl take a backward pass a batch, variance a forward pass, the others no image.
+    entropy, cross_entropy and kl take a backward pass a batch, variance a forward pass, reconstruction both, the others
+    no image.
 
     Args:
         batches: local shares (B / processes, C, S, S) of the global batches.
@@ -61,6 +63,15 @@ def score(
         return score_cross_entropy(tower, batches, classifier_EC, labels, settings.absolute, world, state)
     if settings.criterion == "kl":
         return score_kl(tower, batches, settings.inverse_temperature, settings.seed, world, state)
+    if settings.criterion == "reconstruction":
+        return reconstruction_scores(
+            tower.slots,
+            tower.feature,
+            lambda: (images_BCHW.to(world.device, tower.dtype, non_blocking=True) for images_BCHW in batches),
+            settings.seed,
+            world,
+            settings.micro_batch,
+        )
     if settings.criterion == "variance":
         return score_variance(tower, batches, world, state)
     if settings.criterion == "magnitude":

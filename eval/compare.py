@@ -3,36 +3,33 @@
 B images, C classes, N texts, E width of an embedding, D width of a feature, K kept neurons.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amp.allocation import global_widths, neuron_params, uniform_widths
-from amp.candidates import rank, top_neurons
-from amp.compensation import Compensator
-from amp.config import DataSettings
+from amp.allocation import neuron_params
+from amp.candidates import Candidates, rank
+from amp.compensation import Compensation
+from amp.config import DataSettings, TargetSettings
 from amp.config_compare import CompareConfig, CompareRowSettings
-from amp.criteria import distillation_loss, information_entropy
+from amp.criteria import distillation_loss
 from amp.data import Batches, list_images
 from amp.distributed import World
-from amp.moments import MomentCollector, Moments
+from amp.journal import Journal
+from amp.meter import EntropyMeter
 from amp.optim import make_optimizer, rates
 from amp.pair import share_head
+from amp.pruning import choose_widths
 from amp.scoring import score
-from amp.search import Limits, search_width
 from amp.towers import TokenReadout, Tower, after_last_block, build_tower
 
 Widths = list[int]
 Quality = dict[str, float]
-SIZE_TOLERANCE = 0.01  # of the size asked for
-MOST_SEARCHES = 14  # for one size
-FIRST_INCREASE = 5e-3  # nats
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class Exam:
 
 @dataclass
 class Seed:
-    """What one choice of images gives: scores, moments, widths, images to distil on, each made when first needed.
+    """What one choice of images gives: scores, widths, towers, images to distil on, each made when first needed.
 
     Attributes:
         seed: of the order of the images, and of random scores.
@@ -111,7 +108,7 @@ class Seed:
     seed: int
     world: World
     _scores: dict[str, list[Tensor]] = field(default_factory=dict)
-    _searches: dict[tuple[str, str, bool], Callable[[float], Widths]] = field(default_factory=dict)
+    _searches: dict[CompareRowSettings, Candidates] = field(default_factory=dict)
 
     @cached_property
     def dense(self) -> Tower:
@@ -151,14 +148,6 @@ class Seed:
         readout = TokenReadout(self.build())
         return [readout(images_BCHW) for images_BCHW in self.distil_images]
 
-    @cached_property
-    @torch.no_grad()
-    def moments(self) -> list[Moments]:
-        with MomentCollector(self.dense.slots, self.world) as collector:
-            for images_BCHW in self.scoring_images:
-                self.dense.feature(images_BCHW)
-        return collector.moments()
-
     def scores(self, criterion: Any) -> list[Tensor]:
         """(H,) a block."""
         if criterion not in self._scores:
@@ -166,67 +155,40 @@ class Seed:
             self._scores[criterion] = score(self.dense, self.scoring_images, settings, self.world)
         return self._scores[criterion]
 
-    def widths(self, row: CompareRowSettings, share: float) -> Widths:
-        """The widths with which the tower keeps `share` of its parameters. Raises UserError where that cannot be."""
-        if row.allocation == "uniform":
-            return uniform_widths(self.dense.slots, self.num_params, share)
-        if row.allocation == "global":
-            return global_widths(self.dense.slots, self.scores(row.criterion), self.num_params, share)
-        probed = row.compensation if row.compensate_in_search else "none"
-        key = (row.criterion, probed, row.two_sided)
-        search = self._searches.setdefault(key, cache(partial(self._search, row)))
-        return prune_to_share(search, self.share, share)
+    def widths(self, row: CompareRowSettings, size: float) -> Widths:
+        """The widths with which the tower keeps `size` of its parameters. Raises UserError where that cannot be."""
+        settings = row.model_copy(update={"target": TargetSettings(params=size)})
+        return choose_widths(self._candidates(row), settings, self.share)[0]
 
-    def share(self, widths: Widths) -> float:
+    def share(self, widths: Sequence[int]) -> float:
         """Of the tower's parameters left at these widths."""
         removed = sum((s.hidden_width - w) * neuron_params(s) for s, w in zip(self.dense.slots, widths, strict=True))
         return 1 - removed / self.num_params
 
-    def _compensators(self, row: CompareRowSettings) -> list[Compensator | None]:
-        if row.compensation == "none":
-            return [None] * len(self.dense.slots)
-        damping = self.config.compare.damping if row.compensation == "ridge" else None
-        ranked = [rank(score_H) for score_H in self.scores(row.criterion)]
-        of_blocks = zip(self.dense.slots, ranked, self.moments, strict=True)
-        return [Compensator(slot, order_H, moments, damping) for slot, order_H, moments in of_blocks]
-
-    @torch.inference_mode()
-    def _entropy(self, tower: Tower) -> float:
-        scale, batches = self.config.score.inverse_temperature, self.held_out_images
-        return sum(information_entropy(tower.feature(b), scale).item() for b in batches) / len(batches)
-
-    def _search(self, row: CompareRowSettings, increase: float) -> Widths:
-        """Widths by bisection, last block to first (AMP, arXiv 2603.08100), each probe compensated if the row says so.
-
-        What is probed is always the entropy, whatever ranks the neurons.
-        """
-        tower, scores = self.build(), self.scores(row.criterion)
-        compensators = self._compensators(row) if row.compensate_in_search else [None] * len(scores)
-        reference = self._entropy(tower)
-        for block in reversed(range(len(scores))):
-            slot, score_H, compensator = tower.slots[block], scores[block], compensators[block]
-
-            def probe(
-                width: int, slot: Any = slot, score_H: Tensor = score_H, compensator: Compensator | None = compensator
-            ) -> float:
-                with slot.narrowed(top_neurons(score_H, width)):
-                    if compensator is not None:
-                        compensator.apply(slot, width)
-                    return self._entropy(tower)
-
-            low = reference - increase if row.two_sided else -math.inf
-            limits = Limits(reference + increase, low, self.config.compare.search_steps)
-            found = search_width(probe, slot.hidden_width, limits)
-            _cut(tower, block, score_H, found.width, compensator)
-            reference = reference if found.value is None else found.value
-        return tower.widths
-
     def prune(self, row: CompareRowSettings, widths: Sequence[int]) -> Tower:
         """A new tower at these widths, compensated as the row says."""
+        candidates = self._dense_candidates(row)
+        candidates.keep(widths)
+        return candidates.tower
+
+    def _candidates(self, row: CompareRowSettings) -> Candidates:
+        """Those of a row's searches; one size's measurements serve the others."""
+        if row not in self._searches:
+            self._searches = {row: self._dense_candidates(row)}  # Rows come one after another.
+        return self._searches[row]
+
+    def _dense_candidates(self, row: CompareRowSettings) -> Candidates:
         tower, scores = self.build(), self.scores(row.criterion)
-        for block, compensator in enumerate(self._compensators(row)):
-            _cut(tower, block, scores[block], widths[block], compensator)
-        return tower
+        scale = self.config.score.inverse_temperature
+        meter = EntropyMeter(tower, self.held_out_images, scale, self.world, every=row.store_every)
+        compensation = None
+        if row.compensation != "none":
+            orders = [rank(score_H) for score_H in scores]
+            images = self.images("train", self.config.data.batch_size, row.num_calibration_samples)
+            damping = row.damping if row.compensation == "ridge" else None
+            compensation = Compensation(tower.slots, orders, tower.feature, images, self.world, damping)
+        journal = Journal(None, {}, [], self.world)
+        return Candidates(tower, scores, meter, journal, compensation, row.compensate_in_search)
 
     def distil(self, student: Tower, top1: Callable[[Tower], float]) -> list[tuple[int, float]]:
         """The method's distillation of `student`, in memory. Returns (steps done, top-1), every `measure_every`."""
@@ -248,41 +210,3 @@ class Seed:
             if (step + 1) % settings.measure_every == 0 or step + 1 == total:
                 curve.append((step + 1, top1(student)))
         return curve
-
-
-def _cut(tower: Tower, block: int, score_H: Tensor, width: int, compensator: Compensator | None) -> None:
-    slot = tower.slots[block]
-    slot.keep(top_neurons(score_H, width))
-    if compensator is not None:
-        compensator.apply(slot, width)
-
-
-def prune_to_share(search: Callable[[float], Widths], share_of: Callable[[Widths], float], share: float) -> Widths:
-    """The widths of the allowed entropy increase at which a search ends within 1 % of `share`, else the closest found.
-
-    Closes in on the increase's logarithm from the nearest ones found too large and too small.
-
-    Args:
-        search: increase in nats -> widths; more of it, roughly, gives smaller ones.
-    """
-    tried: dict[float, Widths] = {}
-
-    def distance(increase: float) -> float:
-        return abs(share_of(tried[increase]) - share)
-
-    for _ in range(MOST_SEARCHES):
-        if tried and min(map(distance, tried)) <= SIZE_TOLERANCE * share:
-            break
-        above = [increase for increase, widths in tried.items() if share_of(widths) > share]
-        below = [increase for increase, widths in tried.items() if share_of(widths) <= share]
-        if above and below:
-            large, small = max(above), min(below)
-            if abs(math.log(large / small)) < 0.01:
-                break
-            # Interpolated on the logarithm, but never so near to an end that it would creep.
-            part = min(0.8, max(0.2, distance(large) / (distance(large) + distance(small))))
-            following = large ** (1 - part) * small**part
-        else:
-            following = max(above) * 3 if above else min(below) / 3 if below else FIRST_INCREASE
-        tried[following] = search(following)
-    return tried[min(tried, key=distance)]

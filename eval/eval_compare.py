@@ -42,10 +42,9 @@ def train_dense(config: CompareConfig) -> None:
 
 def header(config: CompareConfig, row: str) -> dict[str, Any]:
     """What decides a cell beside its size and seed."""
-    described = describe(config, config.model.weights, leave_out=["rows"])
+    described = describe(config, config.model.weights, leave_out=["rows", "compare"])
     optim = described["settings"]["distil"]["optim"]
     described["settings"]["distil"]["optim"] = {key: value for key, value in optim.items() if key not in WORKING}
-    described["settings"]["compare"] = {k: getattr(config.compare, k) for k in ("search_steps", "damping")}
     described["settings"]["row"] = {"name": row, **config.rows[row].model_dump(mode="json")}
     return described
 
@@ -54,11 +53,8 @@ def prune_cell(config: CompareConfig, cell: Cell, of_seed: "Seed", exam: "Exam")
     """Widths and quality before any training."""
     row = config.rows[cell.row]
     widths = of_seed.widths(row, cell.size)
-    share = of_seed.share(widths)
-    if abs(share - cell.size) > 0.01 * cell.size:
-        say(f"note: {cell.row}, size {cell.size:g}, seed {cell.seed}: {share:.3f} is the closest that the search came")
     quality = exam(of_seed.prune(row, widths))
-    return {"widths": widths, "params": share, "pruned": quality, **header(config, cell.row)}
+    return {"widths": widths, "params": of_seed.share(widths), "pruned": quality, **header(config, cell.row)}
 
 
 def distil_cell(

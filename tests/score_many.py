@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from conftest import GOLDEN
 
 from amp import distributed
-from amp.config import DataSettings, ModelSettings
+from amp.config import DataSettings, ModelSettings, ScoreSettings
 from amp.data import Batches, list_images
 from amp.distributed import World
-from amp.scoring import save_scores, score_cross_entropy, score_kl, score_variance
+from amp.scoring import save_scores, score, score_cross_entropy, score_kl, score_variance
 from amp.towers import build_tower
 
 
 def score_many(images: str, out: Path, world: World) -> None:
-    """Writes out/{cross_entropy,labels,kl,variance}.safetensors."""
+    """Writes out/{cross_entropy,labels,kl,reconstruction,variance}.safetensors."""
     name, weights = str(GOLDEN / "tiny-clip.json"), str(GOLDEN / "tiny-clip.safetensors")
     tower = build_tower(ModelSettings(frame="open_clip", name=name, pretrained=weights))
     data = DataSettings(name="imagefolder", root=images, batch_size=32, num_workers=0)
@@ -31,6 +31,7 @@ def score_many(images: str, out: Path, world: World) -> None:
         "cross_entropy": score_cross_entropy(tower, batches, classifier_EC, None, True, world),
         "labels": score_cross_entropy(tower, batches, classifier_EC, labels, True, world),
         "kl": score_kl(tower, batches, 15.0, 0, world),
+        "reconstruction": score(tower, batches, ScoreSettings(criterion="reconstruction"), world),
         "variance": score_variance(tower, batches, world),
     }
     if world.is_main:

@@ -11,17 +11,19 @@ from conftest import ROOT, WORLD
 from PIL import Image
 
 from amp.cli import load_config
+from amp.config import TargetSettings
 from amp.config_compare import CompareConfig, CompareRowSettings
+from amp.pruning import prune
 from amp.scenes import build_scenes
 from amp.towers import build_tower
 from eval.benchmarks import Benchmark
-from eval.compare import Exam, Seed, prune_to_share
+from eval.compare import Exam, Seed
 from eval.compare_table import steps_to, tabulate
 from eval.zeroshot import Evaluator
 
 Call = Callable[..., tuple[int, str, str]]
 CONFIG = "configs/compare/digit_scenes.yaml"
-ROWS = {"random": {"criterion": "random", "allocation": "uniform"}, "AMP": {}}
+ROWS = {"random": {"criterion": "random", "allocation": "uniform"}, "AMP": {"search_steps": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def words(scenes: Path, tmp_path: Path) -> list[str]:
         "model.pretrained=",
         f"data.root={scenes}",
         *("data.batch_size=32", "data.num_samples=32", "data.num_val_samples=32"),
-        *("compare.sizes=[0.6]", "compare.seeds=[1]", "compare.search_steps=2"),
+        *("compare.sizes=[0.6]", "compare.seeds=[1]"),
         *("distil.num_samples=64", "distil.batch_size=32", "distil.measure_every=3"),
         f"output.dir={tmp_path}/out",
     ]
@@ -87,8 +89,9 @@ def test_a_comparison_its_table_and_a_row_added_to_it(words: list[str], tmp_path
     [
         ("rows={}", "rows"),
         ("rows={a: {criterion: entropi}}", "rows.a.criterion"),
-        ("rows={a: {compensate_in_search: true}}", "compensate_in_search: needs"),
-        ("compare.sizes=[0.1]", "size: 0.1 of the tower's parameters cannot be reached"),
+        ("rows={a: {widths: [1]}}", "rows.a: widths and target: compare.sizes says"),
+        ("rows={a: {allocation: global, two_sided: true}}", "rows.a: two_sided: allocation: global does not search"),
+        ("compare.sizes=[0.1]", "prune.target: 0.100 of the size is out of reach"),
         ("data.name=imagenet1k", "only digit_scenes"),
         ("model={frame: timm, name: vit_tiny_patch16_224, kwargs: {img_size: 32}}", "has no text encoder"),
     ],
@@ -121,16 +124,22 @@ def test_what_is_measured_equals_the_zero_shot_evaluation(seed: Seed, scenes: Pa
     assert found["cosine"] == pytest.approx(1.0, abs=1e-6)
 
 
-def test_compensation_in_the_search_settles_on_the_tower_it_probed(seed: Seed) -> None:
-    """The same widths compensated afterwards give the tower whose entropy the search accepted."""
-    row = CompareRowSettings(criterion="magnitude", compensation="ridge", compensate_in_search=True)
-    plain = CompareRowSettings(criterion="magnitude")
-    widths = seed._search(row, 1e-3)
-    assert min(widths) < 256
-    ridge, bare = seed.prune(row, widths), seed.prune(plain, widths)
-    assert ridge.widths == bare.widths == widths
-    dense_BD, ridge_BD, bare_BD = (tower.feature(seed.scoring_images[0]) for tower in (seed.dense, ridge, bare))
-    assert (ridge_BD - dense_BD).norm() < (bare_BD - dense_BD).norm()
+@pytest.mark.parametrize("allocation", ["search", "uniform", "global"])
+def test_a_row_is_what_the_pruning_of_a_user_writes(seed: Seed, allocation: str) -> None:
+    """The same settings, through the verb itself."""
+    row = CompareRowSettings.model_validate(
+        {"criterion": "magnitude", "compensation": "ridge", "num_calibration_samples": 64, "allocation": allocation}
+    )
+    widths = seed.widths(row, 0.6)
+    assert seed.share(widths) == pytest.approx(0.6, rel=0.01)
+    again = seed.widths(row, 0.7)
+    assert seed.share(again) == pytest.approx(0.7, rel=0.01)
+    measured = seed.prune(row, widths)
+    user = seed._dense_candidates(row)
+    prune(user, row.model_copy(update={"target": TargetSettings(params=0.6)}), seed.share)
+    assert measured.widths == user.tower.widths == widths
+    for name, tensor in user.tower.visual.state_dict().items():
+        assert torch.equal(tensor, measured.visual.state_dict()[name])
 
 
 def test_seeds_choose_other_images_and_other_random_neurons(seed: Seed) -> None:
@@ -139,24 +148,6 @@ def test_seeds_choose_other_images_and_other_random_neurons(seed: Seed) -> None:
     assert torch.equal(seed.scoring_images[0], again.scoring_images[0])
     assert not torch.equal(seed.scores("random")[0], other.scores("random")[0])
     assert torch.equal(seed.scores("entropy")[0], again.scores("entropy")[0])
-
-
-@pytest.mark.parametrize("share", [0.95, 0.8, 0.6, 0.5, 0.1])
-def test_the_increase_that_meets_a_size_is_found_in_few_searches(share: float) -> None:
-    asked: list[float] = []
-
-    def search(increase: float) -> list[int]:
-        asked.append(increase)
-        return [int(1000 / (1 + 40 * increase))]
-
-    (width,) = prune_to_share(search, lambda widths: widths[0] / 1000, share)
-    assert width / 1000 == pytest.approx(share, rel=0.01)
-    assert len(asked) <= 9
-
-
-def test_a_size_that_no_increase_gives_ends_at_the_closest() -> None:
-    found = prune_to_share(lambda increase: [90 if increase < 1e-2 else 30], lambda w: w[0] / 100, 0.5)
-    assert found == [30]
 
 
 def test_steps_count_from_where_top1_stays() -> None:

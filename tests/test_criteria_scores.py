@@ -109,7 +109,7 @@ def test_a_neuron_that_never_varies_ranks_last_and_a_block_of_them_is_refused() 
     assert "block blocks.1: all scores are zero" in refusal(lambda: scorer.scores(WORLD))
 
 
-@pytest.mark.parametrize("criterion", ["entropy", "kl", "variance"])
+@pytest.mark.parametrize("criterion", ["entropy", "kl", "reconstruction", "variance"])
 def test_activations_that_are_not_finite_are_one_line(tower: Tower, criterion: Any) -> None:
     tower.slots[0].out_projection.bias.fill_(torch.inf)
     message = refusal(lambda: score(tower, random_batches(), ScoreSettings(criterion=criterion), WORLD))
@@ -136,7 +136,7 @@ def test_cross_entropy_without_a_text_tower_is_refused() -> None:
             "score.labels: folders: ROOT holds images in 1 folders, score.classes names 2",
         ),
         (["score.labels=true"], "score.labels"),
-        (["score.criterion=hessian"], "'cross_entropy', 'kl', 'variance'"),
+        (["score.criterion=hessian"], "'cross_entropy', 'kl', 'reconstruction', 'variance'"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -156,7 +156,7 @@ def test_two_processes_equal_one(golden_images: Path, tmp_path: Path, launch: Ca
     done = launch(2, "tests/score_many.py", golden_images, tmp_path / "two")
     assert done.returncode == 0, done.stderr
     score_many(str(golden_images), tmp_path / "one", WORLD)
-    for criterion in ("cross_entropy", "labels", "kl", "variance"):
+    for criterion in ("cross_entropy", "labels", "kl", "reconstruction", "variance"):
         one, two = (load_scores(tmp_path / name / f"{criterion}.safetensors")[0] for name in ("one", "two"))
         for one_H, two_H in zip(one, two, strict=True):
             torch.testing.assert_close(one_H, two_H, rtol=1e-4, atol=1e-5 * one_H.max().item())

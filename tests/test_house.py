@@ -15,7 +15,7 @@ ROWS = [
     ["amp.search", "amp.racing", "amp.journal", "amp.mlp", "amp.data", "amp.training_state"],
     ["amp.activations", "amp.allocation"],
     ["amp.moments"],
-    ["amp.compensation"],
+    ["amp.compensation", "amp.reconstruction"],
     [
         "amp.towers.weights",
         "amp.towers.base",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from amp.checkpoint import load_tower
 from amp.meter import EntropyMeter
 
 Call = Callable[..., tuple[int, str, str]]
@@ -110,9 +111,28 @@ def test_a_size_is_met_by_racing(prune_yaml: Path, tmp_path: Path, call: Call) -
     assert len(record["probe_batches"]) == len(record["probes"])
 
 
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_a_size_is_met_without_a_search(scored: tuple[str, str], tmp_path: Path, call: Call, allocation: str) -> None:
+    words = ["--set", "prune.target.flops=0.7", "--set", f"prune.allocation={allocation}"]
+    code, console, _ = call("main_prune.py", *scored, *words)
+    assert code == 0, console
+    record = json.loads((tmp_path / "out" / "prune.json").read_text())
+    assert record["settings"]["prune"]["allocation"] == allocation
+    assert record["probes"] == []
+    assert record["flops"]["pruned"] / record["flops"]["dense"] == pytest.approx(0.7, rel=0.01)
+    assert (len(set(record["widths"])) == 1) == (allocation == "uniform")
+    loaded = load_tower(tmp_path / "out" / "pruned")
+    assert loaded.widths == record["widths"]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["--set", "prune.allocation=global"], "prune.target: missing; prune.allocation: global needs a size to meet"),
+        (
+            ["--set", "prune.allocation=uniform", "--set", "prune.target.params=0.5", "--set", "prune.two_sided=true"],
+            "prune: two_sided: allocation: uniform does not search; leave it out",
+        ),
         (["--sweep", "-1"], "--sweep: -1.0: thresholds are at least 0"),
         (["--sweep", "1", "--set", "prune.target.params=0.5"], "--sweep: prune.target must be null"),
         (["--sweep", "1", "--set", "prune.widths=[1]"], "--sweep: prune.widths must be null"),
