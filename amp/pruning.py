@@ -17,8 +17,8 @@ from amp.towers import Tower
 Probe = tuple[int, int, float]
 # A target's: thresholds in nats that are tried, how many, and how near to the size is near enough.
 SMALLEST, LARGEST, TRIALS, NEAR = 1e-7, 1e3, 12, 0.01
-# Of `Race`: confidence, tolerance as a share of entropy_increase, sure.
-PRESETS = {"strict": (3.5, 0.0, 3.0), "fast": (3.0, 0.25, 0.0)}
+# Of `Race`: confidence, tolerance as a share of entropy_increase, steps, sure.
+PRESETS = {"strict": (3.5, 0.0, 1.0, 3.0), "fast": (2.0, 0.0, 1.0, 0.0)}
 
 
 @dataclass
@@ -144,9 +144,9 @@ def find_widths(
 def _race(settings: SearchSettings, population: int, entropy_increase: float) -> Race:
     if settings.search != "racing":
         return Race(population)
-    confidence, share, sure = PRESETS[settings.preset]
+    confidence, share, steps, sure = PRESETS[settings.preset]
     share = share if settings.tolerance is None else settings.tolerance
-    return Race(population, settings.confidence or confidence, share * entropy_increase, sure)
+    return Race(population, settings.confidence or confidence, share * entropy_increase, steps, sure)
 
 
 def _searched(tower: Tower, settings: SearchSettings) -> list[int]:
