@@ -121,7 +121,7 @@ def share_of(key: str, tower: Any, journal: Any, world: Any) -> Callable[[Sequen
 def sweep_thresholds(candidates: Any, config: PruneConfig, header: Any, thresholds: list[float], world: Any) -> None:
     """Writes prune_sweep.json, .md and .png: size and entropy at every threshold. The tower stays dense."""
     from amp import report, runs
-    from amp.pruning import find_widths
+    from amp.adaptive import find_widths
 
     folder, tower = Path(config.output.dir), candidates.tower
     sizes = sizes_of(tower)

@@ -21,6 +21,8 @@ from amp.mlp import MlpSlot
 from amp.moments import MomentCollector, Moments, TokenCollector
 from amp.runs import progress
 
+GIGABYTES = 16.0  # for the compensators of several blocks at once
+
 
 class Compensator:
     """Refits one dense MLP's out-projection to any number of its first-ranked neurons.
@@ -166,7 +168,7 @@ class Compensation:
         batches: Collection[Tensor],
         world: World,
         damping: float | None,
-        gigabytes: float = 8.0,
+        gigabytes: float = GIGABYTES,
     ) -> None:
         self._slots, self._orders, self._run, self._batches = slots, orders, run, batches
         self._world, self._damping, self._gigabytes = world, damping, gigabytes
@@ -176,24 +178,12 @@ class Compensation:
         """Of a block that, like all before it, is dense; the blocks just before it are prepared with it."""
         if block not in self._made:
             self._made = {}  # The last group goes before the next one comes.
-            self._made = self._make(self._group(block))
+            widths = [slot.hidden_width for slot in self._slots[: block + 1]]
+            self._made = self._make(last_group(widths, self._gigabytes))
         return self._made[block]
 
-    def _group(self, last: int) -> list[int]:
-        first = last
-        room = self._gigabytes * 1e9 - 8 * self._slots[last].hidden_width ** 2
-        while first > 0 and (room := room - 8 * self._slots[first - 1].hidden_width ** 2) >= 0:
-            first -= 1
-        return list(range(first, last + 1))
-
-    def _make(self, group: list[int]) -> "dict[int, Compensator | NormedCompensator]":
-        plain = [self._slots[block] for block in group if self._slots[block].norm is None]
-        normed = [self._slots[block] for block in group if self._slots[block].norm is not None]
-        collector, tokens = MomentCollector(plain, self._world), TokenCollector(normed, self._world)
-        with torch.no_grad(), collector, tokens:
-            for images_BCHW in progress(self._batches, "calibration", "batch"):
-                self._run(images_BCHW)
-        moments = dict(zip((slot.name for slot in plain), collector.moments(), strict=True))
+    def _make(self, group: Sequence[int]) -> "dict[int, Compensator | NormedCompensator]":
+        moments, tokens = self._collect(group)
         made: dict[int, Compensator | NormedCompensator] = {}
         for block in group:
             slot = self._slots[block]
@@ -202,6 +192,31 @@ class Compensation:
             else:
                 made[block] = NormedCompensator(slot, tokens.of(slot), self._damping)
         return made
+
+    def _collect(self, group: Sequence[int]) -> tuple[dict[str, Moments], TokenCollector]:
+        plain = [self._slots[block] for block in group if self._slots[block].norm is None]
+        normed = [self._slots[block] for block in group if self._slots[block].norm is not None]
+        collector, tokens = MomentCollector(plain, self._world), TokenCollector(normed, self._world)
+        with torch.no_grad(), collector, tokens:
+            for images_BCHW in progress(self._batches, "calibration", "batch"):
+                self._run(images_BCHW)
+        return dict(zip((slot.name for slot in plain), collector.moments(), strict=True)), tokens
+
+
+def last_group(widths: Sequence[int], gigabytes: float = GIGABYTES) -> range:
+    """The last blocks, of the given hidden widths, whose compensators are held at once; at least one."""
+    first = len(widths) - 1
+    while first > 0 and group_bytes(widths[first - 1 :]) <= gigabytes * 1e9:
+        first -= 1
+    return range(first, len(widths))
+
+
+def group_bytes(widths: Sequence[int]) -> int:
+    """Memory of the compensators of blocks of these hidden widths while they are made.
+
+    In fp64: the covariance and its factor of each block, and four matrices more while one is ordered and factored.
+    """
+    return 8 * (2 * sum(width**2 for width in widths) + 4 * max(widths) ** 2)
 
 
 @torch.no_grad()

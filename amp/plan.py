@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from amp.activations import TaylorScorer
+from amp.compensation import group_bytes, last_group
 from amp.config import PruneConfig
 from amp.data import list_images
 from amp.errors import UserError
@@ -71,11 +72,14 @@ def plan_scoring(tower: Tower, batch_size: int) -> dict[str, int]:
     return _with_total(weights=_weights(tower), activations=_peak(tower, batch_size, run))
 
 
-def plan_search(tower: Tower, batch_size: int, num_batches: int, store: str, every: int | None) -> dict[str, int]:
+def plan_search(
+    tower: Tower, batch_size: int, num_batches: int, store: str, every: int | None, num_calibration: int = 0
+) -> dict[str, int]:
     """Bytes while widths are searched: on the device `{weights, narrowed, activations, stored, total}`, and elsewhere.
 
     `narrowed`: the copies that narrow blocks keep while their whole ones wait, at most. `stored`: images and blocks'
-    inputs, where `store` is the device; else they count as `stored_elsewhere`.
+    inputs, where `store` is the device; else they count as `stored_elsewhere`. `compensation`: moments, and tokens of
+    MLPs with a hidden norm, of the blocks that are prepared together, where there are calibration images.
     """
 
     @torch.inference_mode()
@@ -90,7 +94,22 @@ def plan_search(tower: Tower, batch_size: int, num_batches: int, store: str, eve
     on_device = stored if store == "device" else 0
     activations = _peak(tower, batch_size, run)
     plan = _with_total(weights=_weights(tower), narrowed=narrowed, activations=activations, stored=on_device)
+    if num_calibration:
+        compensation = _compensation(tower, num_calibration)
+        plan = {**plan, "compensation": compensation, "total": plan["total"] + compensation}
     return {**plan, "stored_elsewhere": stored - on_device}
+
+
+def _compensation(tower: Tower, num_images: int) -> int:
+    """Bytes of the largest group of blocks."""
+    slots, most, last = tower.slots, 0, len(tower.slots)
+    while last:
+        group = last_group([slot.hidden_width for slot in slots[:last]])
+        members = [slots[block] for block in group]
+        moments = [slot.hidden_width for slot in members if slot.norm is None]
+        tokens = num_images * input_bytes(tower) * (len(members) - len(moments))
+        most, last = max(most, tokens + (group_bytes(moments) if moments else 0)), group.start
+    return most
 
 
 def _with_total(**parts: int) -> dict[str, int]:
@@ -131,7 +150,8 @@ def describe_plan(config: PruneConfig, verb: str, gpu_gb: float) -> str:
                 lines.append(f"{config.data.root} is not here: {num_images} held-out images are assumed")
         own = config.prune
         every = None if own.search == "plain" else own.store_every
-        plan = plan_search(tower, local, num_images // config.data.batch_size, own.store, every)
+        calibration = 0 if own.compensation == "none" else own.num_calibration_samples
+        plan = plan_search(tower, local, num_images // config.data.batch_size, own.store, every, calibration)
     lines += [f"  {name.replace('_', ' '):<17}{size / GB:9.2f} GB" for name, size in plan.items()]
     if plan.get("stored_elsewhere"):
         lines[-1] += f" ({config.prune.store})"

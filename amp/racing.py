@@ -91,15 +91,16 @@ class Race:
 
     Attributes:
         population: batches there are, N.
-        confidence: standard errors between the estimate and a limit, with `tolerance` and a step of the widths in
-            favour of either answer; None measures all batches.
+        confidence: standard errors between the estimate and a limit; None measures all batches.
         tolerance: nats around a limit in which either answer is right.
+        steps: of the widths around the upper limit, in which either answer is right, but for `sure`.
         sure: standard errors between the estimate and the upper limit in any case.
     """
 
     population: int
     confidence: float | None = None
     tolerance: float = 0.0
+    steps: float = 0.0
     sure: float = 0.0
 
     def run(
@@ -136,9 +137,8 @@ class Race:
     def _allowed(self, fit: Fit, low: float, high: float, step: float) -> float:
         """The standard error at which the fit decides, in nats."""
         below, above = abs(fit.value - low), abs(fit.value - high)
-        allowed = (min(below, above + step * (self.sure > 0)) + self.tolerance) / _quantile(
-            self.confidence or 1.0, fit.degrees
-        )
+        gap = min(below, above + self.steps * step) + self.tolerance
+        allowed = gap / _quantile(self.confidence or 1.0, fit.degrees)
         return min(allowed, above / _quantile(self.sure, fit.degrees)) if self.sure else allowed
 
     def fits(self, probe: Series, reference: Series, others: Sequence[Series]) -> Iterator[Fit]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from amp.adaptive import find_widths
 from amp.allocation import neuron_params
 from amp.candidates import Candidates, rank
 from amp.compensation import Compensation
@@ -21,7 +22,6 @@ from amp.distributed import World
 from amp.errors import UserError
 from amp.journal import Journal
 from amp.meter import EntropyMeter
-from amp.pruning import find_widths
 from amp.replay import Shelf
 from amp.report import table
 from amp.towers import Tower

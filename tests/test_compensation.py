@@ -11,7 +11,7 @@ from conftest import WORLD, refusal
 from mlp_layouts import NORMED, PLAIN, D, H, make_block, some_neurons
 from torch import Tensor, nn
 
-from amp.compensation import Compensation, Compensator, NormedCompensator
+from amp.compensation import Compensation, Compensator, NormedCompensator, group_bytes
 from amp.mlp import MlpSlot
 from amp.moments import MomentCollector, Moments, TokenCollector
 
@@ -147,7 +147,7 @@ def test_blocks_are_prepared_together_where_memory_allows() -> None:
 
     batches = _make("timm-mlp")[3].chunk(5)
     all_at_once = Compensation(slots, orders, run, batches, WORLD, 1e-3)
-    two_at_once = Compensation(slots, orders, run, batches, WORLD, 1e-3, gigabytes=2 * 8 * H**2 / 1e9)
+    two_at_once = Compensation(slots, orders, run, batches, WORLD, 1e-3, gigabytes=group_bytes([H, H]) / 1e9)
     for block in (3, 2, 1, 0):
         weights = [each.of(block).refit(7)[0] for each in (all_at_once, two_at_once)]  # type: ignore[union-attr]
         assert torch.equal(*weights)

@@ -9,10 +9,10 @@ from conftest import WORLD, refusal
 from scripted_meter import INCREASE, ScriptedMeter
 from torch import Tensor
 
+from amp.adaptive import WidthsFound, find_widths
 from amp.candidates import Candidates
 from amp.config import SearchSettings
 from amp.journal import Journal
-from amp.pruning import WidthsFound, find_widths
 from amp.towers import Tower
 
 HEADER: dict[str, Any] = {"settings": {"prune": {"entropy_increase": 0.0, "search_steps": 6}, "scores_sha256": "a"}}

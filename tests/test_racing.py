@@ -97,7 +97,7 @@ def test_what_a_step_of_the_widths_makes_up_takes_fewer_batches() -> None:
     for seed in range(60):
         values = population(seed, 0.1)
         for step, sure in ((0.0, 0.0), (0.3, 2.0), (0.3, 3.0)):
-            found, count = decide(Race(POPULATION, 4.0, sure=sure), values, -math.inf, 0.0, step=step)
+            found, count = decide(Race(POPULATION, 4.0, steps=1.0, sure=sure), values, -math.inf, 0.0, step=step)
             taken.setdefault((step, sure), []).append(count)
             wrong += (step, sure) == (0.3, 2.0) and (found <= 0.0) != (math.fsum(values) <= 0.0)
     means = [np.mean(counts) for counts in taken.values()]

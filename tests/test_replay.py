@@ -12,9 +12,9 @@ from conftest import GOLDEN, WORLD, refusal
 from scripted_meter import INCREASE, candidates
 from torch import Tensor
 
+from amp.adaptive import WidthsFound, find_widths
 from amp.config import ModelSettings, SearchSettings
 from amp.meter import EntropyMeter
-from amp.pruning import WidthsFound, find_widths
 from amp.replay import Replay, Shelf
 from amp.towers import Tower, build_tower
 

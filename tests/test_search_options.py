@@ -8,9 +8,11 @@ from conftest import refusal
 from scripted_meter import INCREASE, ScriptedMeter, candidates, search
 from torch import Tensor
 
+from amp.adaptive import find_widths
 from amp.config import SearchSettings, TargetSettings
-from amp.pruning import NEAR, check_widths, find_widths, prune
+from amp.pruning import check_widths, prune
 from amp.search import next_threshold
+from amp.sizing import NEAR
 from amp.towers import Tower
 
 DENSE = 5 * 256
