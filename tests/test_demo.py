@@ -11,7 +11,7 @@ from PIL import Image
 
 from amp.scenes import build_scenes
 
-MODELS = ["dense", "pruned", "random_same_widths", "distilled"]
+MODELS = ["dense", "pruned", "random_same_widths", "refitted", "distilled"]
 
 
 def _demo(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -29,7 +29,9 @@ def test_demo_runs_every_script_and_ends_with_its_summary(tmp_path: Path) -> Non
         assert set(summary[name]) == {"params", "flops", "top1", "recall1"}
         assert name.replace("_", " ") in done.stdout
     pruned = {name: (summary[name]["params"], summary[name]["flops"]) for name in MODELS[1:]}
+    refitted = pruned.pop("refitted")
     assert len(set(pruned.values())) == 1
+    assert refitted[0] == pytest.approx(pruned["pruned"][0], rel=0.01)
     assert all(
         a <= b for a, b in zip(pruned["pruned"], (summary["dense"]["params"], summary["dense"]["flops"]), strict=True)
     )
@@ -42,7 +44,7 @@ def test_demo_runs_every_script_and_ends_with_its_summary(tmp_path: Path) -> Non
     again = _demo(tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
     assert f"reusing the dense model {tmp_path}" in again.stdout
-    assert again.stdout.count("already done") == 5 + 8
+    assert again.stdout.count("already done") == 7 + 10
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == models
 
 

@@ -60,22 +60,27 @@ class Demo:
         if self.dense.exists():
             print(f"reusing the dense model {self.dense}")
             return
-        for name in ("amp", "random", "distill", "eval"):
+        for name in ("amp", "random", "refitted", "distill", "eval"):
             shutil.rmtree(self.home / name, ignore_errors=True)
         words = ["--scenes", str(self.home / "scenes"), "--out", str(self.dense), "--steps", str(self.steps)]
         self.run("dense", "-m", "amp.demo.dense", *words)
 
     def prune(self) -> None:
-        """Scores and prunes by entropy, then random neurons at the widths found."""
+        """Scores and prunes by entropy; to the same size random neurons, and those that ridge makes the most of."""
         data = self.moved(data__root=self.home / "scenes", model__pretrained=self.dense)
         amp = [*data, *self.moved(output__dir=self.home / "amp")]
         self.run("pruned", "main_score.py", "--config_file", PRUNE, "--frame", "open_clip", *amp)
         self.run("pruned", "main_prune.py", "--config_file", PRUNE, *amp)
-        widths = read_json(self.home / "amp" / "prune.json")["widths"]
+        found = read_json(self.home / "amp" / "prune.json")
         chance = [*data, *self.overrides(output__dir=self.home / "random", score__criterion="random")]
-        at = self.overrides(prune__widths=str(widths).replace(" ", ""))
+        at = self.overrides(prune__widths=str(found["widths"]).replace(" ", ""))
         self.run("random_same_widths", "main_score.py", "--config_file", PRUNE, *chance)
         self.run("random_same_widths", "main_prune.py", "--config_file", PRUNE, *chance, *at)
+        refitted = [*data, *self.overrides(output__dir=self.home / "refitted", score__criterion="reconstruction")]
+        share = round(found["params"]["pruned"] / found["params"]["dense"], 3)
+        to = self.overrides(prune__allocation="global", prune__compensation="ridge", prune__target__params=str(share))
+        self.run("refitted", "main_score.py", "--config_file", PRUNE, *refitted)
+        self.run("refitted", "main_prune.py", "--config_file", PRUNE, *refitted, *to)
 
     def distill(self) -> None:
         words = self.moved(
@@ -87,14 +92,14 @@ class Demo:
         self.run("distilled", "distill.py", "--config_file", DISTILL, "--frame", "open_clip", *words, processes=2)
 
     def evaluate(self) -> dict[str, dict[str, Any]]:
-        """{model: {params, flops, top1, recall1}} of the four models."""
+        """{model: {params, flops, top1, recall1}} of every model."""
         models = {
             "dense": ["--model", MODEL, "--pretrained", str(self.dense)],
             "pruned": ["--model", str(self.home / "amp" / "pruned")],
             "random_same_widths": ["--model", str(self.home / "random" / "pruned")],
+            "refitted": ["--model", str(self.home / "refitted" / "pruned")],
             "distilled": ["--model", str(self.home / "distill" / "distilled")],
         }
-        record = read_json(self.home / "amp" / "prune.json")
         rows: dict[str, dict[str, Any]] = {}
         for name, words in models.items():
             metrics: dict[str, float] = {}
@@ -103,7 +108,8 @@ class Demo:
                 data = ["--dataset", "digit_scenes", "--dataset_root", str(self.home / "scenes")]
                 self.run("evaluation", "eval/eval_zsc.py", *words, "--task", task, *data, "--output", str(output))
                 metrics |= read_json(output)["metrics"]
-            size = "dense" if name == "dense" else "pruned"
+            run, size = ("refitted" if name == "refitted" else "amp"), ("dense" if name == "dense" else "pruned")
+            record = read_json(self.home / run / "prune.json")
             rows[name] = {
                 "params": record["params"][size],
                 "flops": record["flops"][size],
