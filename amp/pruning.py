@@ -18,7 +18,7 @@ Probe = tuple[int, int, float]
 # A target's: thresholds in nats that are tried, how many, and how near to the size is near enough.
 SMALLEST, LARGEST, TRIALS, NEAR = 1e-7, 1e3, 12, 0.01
 # Of `Race`: confidence, tolerance as a share of entropy_increase, steps, sure.
-PRESETS = {"strict": (3.5, 0.0, 1.0, 3.0), "fast": (2.0, 0.0, 1.0, 0.0)}
+PRESETS = {"strict": (3.5, 0.0, 1.0, 3.0), "fast": (3.0, 0.25, 0.0, 0.0)}
 
 
 @dataclass
