@@ -13,7 +13,7 @@ from amp.towers import Tower
 
 Probe = tuple[int, int, float]
 # Of `Race`: confidence, tolerance as a share of entropy_increase, steps, sure.
-PRESETS = {"strict": (3.5, 0.0, 1.0, 3.0), "fast": (2.0, 0.0, 1.0, 0.0)}
+PRESETS = {"strict": (3.5, 0.0, 1.0, 3.0), "fast": (3.0, 0.25, 0.0, 0.0)}
 
 
 @dataclass

@@ -128,7 +128,7 @@ class SearchSettings(Settings):
         "exact", description="exact: blocks before the one searched are not run again; racing: also few batches a probe"
     )
     preset: Literal["strict", "fast"] = Field(
-        "strict", description="of racing. strict: the exact search's widths; fast: the cheapest"
+        "strict", description="of racing. strict: the exact search's widths, or the next; fast: the cheapest"
     )
     confidence: Positive | None = Field(
         None, description="of racing: standard errors between a probe and the limit; null: the preset's"

@@ -118,13 +118,13 @@ class Bench:
 def run_searches(bench: Bench, searches: Mapping[str, SearchSettings]) -> dict[str, Record]:
     """The searches, each beside the plain and the exact one; fresh entropies at equal size where there are images.
 
-    Where the plain search is left out, its block forwards are reckoned.
+    Where the plain search is left out, its block forwards are reckoned, and no share of its seconds is known.
     """
     tower, steps = bench.tower, bench.config.prune.search_steps
     found = {name: bench.search(own) for name, own in searches.items()}
     first = "exact" if "exact" in found else next(iter(found))
     exact, passes = found[first], 1 + len(tower.slots) * steps
-    reckoned = {"block_forwards": len(tower.slots) * passes * len(bench.held_out), "seconds": math.nan}
+    reckoned = {"block_forwards": len(tower.slots) * passes * len(bench.held_out), "seconds": None}
     grid = [max(1, width // 2**steps) for width in tower.widths]
     for record in found.values():
         record |= compare(record, found.get("plain", reckoned), exact, grid)
@@ -142,7 +142,7 @@ def compare(record: Record, plain: Record, exact: Record, grid: Sequence[int]) -
     steps = [abs(a - b) / step for a, b, step in zip(record["widths"], exact["widths"], grid, strict=True)]
     return {
         "forwards_share": record["block_forwards"] / plain["block_forwards"],
-        "seconds_share": record["seconds"] / plain["seconds"],
+        "seconds_share": record["seconds"] / plain["seconds"] if plain["seconds"] else None,
         "seconds_of_exact": record["seconds"] / exact["seconds"],
         "blocks_equal": sum(step == 0 for step in steps) / len(steps),
         "largest_step": max(steps),
@@ -189,7 +189,7 @@ def run_table(found: Mapping[str, Record]) -> str:
     """One threshold and order: shares of the plain search's cost, and likeness to the exact search."""
     rows = []
     for name, record in found.items():
-        row = [name, *(f"{record[key]:{form}}" for key, form, _ in COLUMNS.values())]
+        row = [name, *("-" if record[key] is None else f"{record[key]:{form}}" for key, form, _ in COLUMNS.values())]
         if fresh := record.get("fresh"):
             row += [f"{fresh['entropy']:.5f}", f"{fresh['difference']:+.5f} ± {fresh['difference_error']:.5f}"]
         rows.append(row)
@@ -207,8 +207,8 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Record]:
         records = [run["searches"][name] for run in runs]
         summary[name] = {"runs": len(records)}
         for key, _, worst in COLUMNS.values():
-            values = [record[key] for record in records]
-            summary[name][key] = {"mean": statistics.fmean(values), "worst": worst(values)}
+            values = [record[key] for record in records if record[key] is not None]
+            summary[name][key] = {"mean": statistics.fmean(values), "worst": worst(values)} if values else None
         fresh = [record["fresh"] for record in records if "fresh" in record]
         if fresh:
             differences = [one["difference"] for one in fresh]
@@ -227,7 +227,8 @@ def summary_table(summary: Mapping[str, Record]) -> str:
     for name, record in summary.items():
         row = [name]
         for key, form, _ in COLUMNS.values():
-            row.append(f"{record[key]['mean']:{form}} ({record[key]['worst']:{form}})")
+            one = record[key]
+            row.append("-" if one is None else f"{one['mean']:{form}} ({one['worst']:{form}})")
         if fresh := record.get("fresh"):
             row += [f"{fresh['difference']:+.5f} ± {fresh['error']:.5f}", f"{fresh['within']:.0%}"]
         rows.append(row)

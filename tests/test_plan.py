@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from amp.cli import load_config
+from amp.compensation import Compensation
 from amp.config import ModelSettings, PruneConfig
 from amp.meter import EntropyMeter
 from amp.plan import describe_plan, plan_scoring, plan_search
@@ -47,6 +48,17 @@ def test_activations_are_those_that_a_run_takes(name: str, golden_model: ModelSe
     assert plan_search(meta, 8, 1, "host", None)["activations"] - images_BCSS.nbytes == pytest.approx(search, rel=0.2)
 
 
+def test_compensation_takes_what_the_plan_says(golden_model: ModelSettings) -> None:
+    tower, meta = build_tower(golden_model), build_tower(golden_model, "meta")
+    images = list(torch.randn(4, 8, 3, tower.image_size, tower.image_size))
+    orders = [torch.arange(slot.hidden_width) for slot in tower.slots]
+    compensation = Compensation(tower.slots, orders, tower.feature, images, WORLD, 1e-3)
+    found = measured(lambda: compensation.of(len(tower.slots) - 1))
+    without, planned = plan_search(meta, 8, 1, "host", None), plan_search(meta, 8, 1, "host", None, 32)
+    assert planned["compensation"] == pytest.approx(found, rel=0.2)
+    assert planned["total"] == without["total"] + planned["compensation"]
+
+
 @pytest.mark.parametrize("every", [None, 1, 2])
 def test_what_is_kept_is_what_the_meter_says(tower: Tower, golden_model: ModelSettings, every: int | None) -> None:
     images = list(torch.zeros(3, 4, 3, 32, 32))
@@ -56,8 +68,9 @@ def test_what_is_kept_is_what_the_meter_says(tower: Tower, golden_model: ModelSe
         assert plan_search(meta, 4, 3, store, every)[key] == meter.stored_bytes
 
 
-def test_a_recipe_fits_a_gpu() -> None:
-    config = load_config(PruneConfig, "configs/prune_entropy/open_clip_g_coco_entropy.yaml")
+@pytest.mark.parametrize("model", ["open_clip_g", "open_clip_bigG", "eva_clip_E", "eva_clip_8B", "dinov2_g"])
+def test_a_recipe_fits_a_gpu(model: str) -> None:
+    config = load_config(PruneConfig, f"configs/prune_entropy/{model}_coco_entropy.yaml")
     assert describe_plan(config, "scoring", 80.0).endswith("fits a GPU of 80 GB")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from amp.config import PruneConfig
 from amp.towers import Tower
-from eval.search_cost import Bench, compare, pair, scale_to, summarise, summary_table
+from eval.search_cost import Bench, compare, pair, run_table, scale_to, summarise, summary_table
 
 Call = Callable[..., tuple[int, str, str]]
 DENSE = [256] * 5
@@ -58,6 +58,15 @@ def test_the_worst_of_all_runs_is_told() -> None:
     assert summary["largest_step"]["worst"] == 1
     assert summary["neurons_more"]["worst"] == pytest.approx(-4 / 24)
     assert "0.300 (0.400)" in summary_table({"racing": summary})
+
+
+def test_seconds_of_a_plain_search_that_did_not_run_are_not_known() -> None:
+    exact = record([8, 16], 50, 5.0)
+    one = exact | compare(exact, {"block_forwards": 100, "seconds": None}, exact, [4, 1])
+    summary = summarise([{"searches": {"exact": one}}])
+    assert (one["seconds_share"], summary["exact"]["seconds_share"]) == (None, None)
+    assert "| - |" in " ".join(summary_table(summary).split())
+    assert "| - |" in " ".join(run_table({"exact": one}).split())
 
 
 @pytest.fixture
