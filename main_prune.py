@@ -59,8 +59,7 @@ def open_candidates(
     journal = Journal(folder / "prune_journal.jsonl", about, thresholds, world)
     batches = Batches(list_images(config.data, "val"), tower.transform, config.data, world, config.data.num_val_samples)
     shelf = Shelf(own.store, world.device, folder / f".inputs.{world.rank}")
-    every = None if own.search == "plain" or own.widths or own.allocation != "search" else own.store_every
-    meter = EntropyMeter(tower, batches, config.score.inverse_temperature, world, shelf, every)
+    meter = EntropyMeter(tower, batches, config.score.inverse_temperature, world, shelf, own.inputs_every)
     say(f"{meter.num_batches} held-out batches; up to {meter.stored_bytes / 1e9:.3g} GB of inputs kept: {own.store}")
     compensation = open_compensation(config, tower, scores, world)
     return Candidates(tower, scores, meter, journal, compensation, own.compensate_in_search), batches
@@ -192,7 +191,7 @@ def write_pruned(result: Any, tower: Any, config: PruneConfig, record: dict[str,
         runs.write_json(folder / "prune.json", {**record, "reproduce": runs.reproduce("main_prune.py")})
     world.barrier()
     runs.say(report.describe_sizes(record["params"], record["flops"]))
-    if result.final_entropy < result.dense_entropy:
+    if result.found and result.final_entropy < result.dense_entropy:
         runs.say("note: the entropy fell, which the signed criterion allows; compare the features before you trust it")
     runs.say(f"widths {tower.widths}; entropy {result.dense_entropy:.4f} -> {result.final_entropy:.4f} nats")
     runs.say(f"wrote {folder}/prune.json, prune.png and pruned/ in {record['cost']['seconds']:.0f} s")

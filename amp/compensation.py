@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from amp.distributed import World
 from amp.errors import UserError
 from amp.mlp import MlpSlot
-from amp.moments import MomentCollector, Moments, TokenCollector
+from amp.moments import GIGABYTES, MomentCollector, Moments, TokenCollector, last_group
 from amp.runs import progress
-
-GIGABYTES = 16.0  # for the compensators of several blocks at once
 
 
 class Compensator:
@@ -201,22 +199,6 @@ class Compensation:
             for images_BCHW in progress(self._batches, "calibration", "batch"):
                 self._run(images_BCHW)
         return dict(zip((slot.name for slot in plain), collector.moments(), strict=True)), tokens
-
-
-def last_group(widths: Sequence[int], gigabytes: float = GIGABYTES) -> range:
-    """The last blocks, of the given hidden widths, whose compensators are held at once; at least one."""
-    first = len(widths) - 1
-    while first > 0 and group_bytes(widths[first - 1 :]) <= gigabytes * 1e9:
-        first -= 1
-    return range(first, len(widths))
-
-
-def group_bytes(widths: Sequence[int]) -> int:
-    """Memory of the compensators of blocks of these hidden widths while they are made.
-
-    In fp64: the covariance and its factor of each block, and four matrices more while one is ordered and factored.
-    """
-    return 8 * (2 * sum(width**2 for width in widths) + 4 * max(widths) ** 2)
 
 
 @torch.no_grad()

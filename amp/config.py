@@ -153,6 +153,12 @@ class SearchSettings(Settings):
     damping: Share = Field(1e-3, description="of ridge: added to the activations' covariance, as a share of its mean")
     num_calibration_samples: Count = Field(2048, description="images of the training split that compensation sees")
 
+    @property
+    def inputs_every(self) -> int | None:
+        """Of every how many blocks a search keeps the inputs; None: of none."""
+        searches = self.search != "plain" and self.widths is None and self.allocation == "search"
+        return self.store_every if searches else None
+
     @model_validator(mode="after")
     def _one_way_to_widths(self) -> "SearchSettings":
         if self.widths is not None and self.target.asked:

@@ -14,6 +14,8 @@ from amp.distributed import World
 from amp.errors import UserError
 from amp.mlp import MlpSlot
 
+GIGABYTES = 16.0  # for the moments of several blocks at once, and what is made of them
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -126,3 +128,29 @@ def _check_enough(num_tokens: int, slot: MlpSlot, key: str) -> None:
             f"{key}: {num_tokens} tokens for the {slot.hidden_width} neurons of block "
             f"{slot.name}; more than {slot.hidden_width} are needed"
         )
+
+
+def last_group(widths: Sequence[int], gigabytes: float = GIGABYTES) -> range:
+    """The last blocks, of the given hidden widths, whose moments are held and worked on at once; at least one."""
+    first = len(widths) - 1
+    while first > 0 and group_bytes(widths[first - 1 :]) <= gigabytes * 1e9:
+        first -= 1
+    return range(first, len(widths))
+
+
+def groups(widths: Sequence[int], gigabytes: float = GIGABYTES) -> list[range]:
+    """All blocks as such groups, the first blocks first."""
+    found: list[range] = []
+    last = len(widths)
+    while last:
+        found.insert(0, last_group(widths[:last], gigabytes))
+        last = found[0].start
+    return found
+
+
+def group_bytes(widths: Sequence[int]) -> int:
+    """Memory of a group of blocks of these hidden widths while what their moments are for is made.
+
+    In fp64: two (H, H) matrices of each block, and four more while one is ordered and factored.
+    """
+    return 8 * (2 * sum(width**2 for width in widths) + 4 * max(widths) ** 2)

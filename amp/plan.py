@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from amp.activations import TaylorScorer
-from amp.compensation import group_bytes, last_group
 from amp.config import PruneConfig
 from amp.data import list_images
 from amp.errors import UserError
+from amp.moments import group_bytes, groups
 from amp.replay import input_bytes
 from amp.towers import Tower, build_tower
 
@@ -55,10 +55,11 @@ class PeakMemory(TorchDispatchMode):
         self._now -= size
 
 
-def plan_scoring(tower: Tower, batch_size: int) -> dict[str, int]:
+def plan_scoring(tower: Tower, batch_size: int, criterion: str = "entropy") -> dict[str, int]:
     """Bytes on the device while neurons are scored: `{weights, activations, total}`.
 
-    The criterion's own (B, B) matrices are left out.
+    The criterion's own (B, B) matrices are left out. `moments`, of reconstruction: those of the blocks scored
+    together and a forward pass, after the backward passes.
 
     Args:
         tower: on the meta device.
@@ -69,7 +70,14 @@ def plan_scoring(tower: Tower, batch_size: int) -> dict[str, int]:
         with TaylorScorer(tower.slots):
             tower.feature(images_BCSS).sum().backward()
 
-    return _with_total(weights=_weights(tower), activations=_peak(tower, batch_size, run))
+    plan = {"weights": _weights(tower), "activations": _peak(tower, batch_size, run)}
+    most = plan["activations"]
+    if criterion == "reconstruction":
+        widths = [slot.hidden_width for slot in tower.slots]
+        moments = max(group_bytes([widths[block] for block in group]) for group in groups(widths))
+        plan["moments"] = moments + _peak(tower, batch_size, torch.inference_mode()(tower.feature))
+        most = max(most, plan["moments"])
+    return {**plan, "total": plan["weights"] + most}
 
 
 def plan_search(
@@ -102,13 +110,12 @@ def plan_search(
 
 def _compensation(tower: Tower, num_images: int) -> int:
     """Bytes of the largest group of blocks."""
-    slots, most, last = tower.slots, 0, len(tower.slots)
-    while last:
-        group = last_group([slot.hidden_width for slot in slots[:last]])
-        members = [slots[block] for block in group]
+    most = 0
+    for group in groups([slot.hidden_width for slot in tower.slots]):
+        members = [tower.slots[block] for block in group]
         moments = [slot.hidden_width for slot in members if slot.norm is None]
         tokens = num_images * input_bytes(tower) * (len(members) - len(moments))
-        most, last = max(most, tokens + (group_bytes(moments) if moments else 0)), group.start
+        most = max(most, tokens + (group_bytes(moments) if moments else 0))
     return most
 
 
@@ -120,7 +127,7 @@ def _weights(tower: Tower) -> int:
     return sum(p.numel() * p.element_size() for p in [*tower.model.parameters(), *tower.model.buffers()])
 
 
-def _peak(tower: Tower, batch_size: int, run: Callable[[Tensor], None]) -> int:
+def _peak(tower: Tower, batch_size: int, run: Callable[[Tensor], object]) -> int:
     images_BCSS = torch.empty(batch_size, 3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta")
     num_tokens = input_bytes(tower) // max(1, tower.slots[0].out_projection.out_features) // images_BCSS.element_size()
     with PeakMemory(num_tokens) as memory:
@@ -139,7 +146,7 @@ def describe_plan(config: PruneConfig, verb: str, gpu_gb: float) -> str:
         local = min(local, config.score.micro_batch or local)
     lines = [f"{verb} of {config.model.name} in {config.model.precision} on one process, {local} images at a time"]
     if verb == "scoring":
-        plan = plan_scoring(tower, local)
+        plan = plan_scoring(tower, local, config.score.criterion)
     else:
         num_images = config.data.num_val_samples
         if num_images is None:
@@ -149,9 +156,8 @@ def describe_plan(config: PruneConfig, verb: str, gpu_gb: float) -> str:
                 num_images = GUESSED_IMAGES
                 lines.append(f"{config.data.root} is not here: {num_images} held-out images are assumed")
         own = config.prune
-        every = None if own.search == "plain" else own.store_every
         calibration = 0 if own.compensation == "none" else own.num_calibration_samples
-        plan = plan_search(tower, local, num_images // config.data.batch_size, own.store, every, calibration)
+        plan = plan_search(tower, local, num_images // config.data.batch_size, own.store, own.inputs_every, calibration)
     lines += [f"  {name.replace('_', ' '):<17}{size / GB:9.2f} GB" for name, size in plan.items()]
     if plan.get("stored_elsewhere"):
         lines[-1] += f" ({config.prune.store})"

@@ -13,7 +13,7 @@ Neurons are picked one at a time, each the one that lowers it most (orthogonal l
 N tokens, D width of the MLP's output, H hidden neurons, E width of the feature.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 import torch
@@ -24,7 +24,7 @@ from amp.activations import Watcher, checked
 from amp.distributed import World
 from amp.errors import UserError
 from amp.mlp import MlpSlot
-from amp.moments import MomentCollector
+from amp.moments import GIGABYTES, MomentCollector, groups
 
 DAMPING = 1e-3  # of the activations' covariance, as a share of its mean: compensation's default
 STEP = 1 - 2.0**-21  # from one score to the next at least, so that their order outlives fp32
@@ -73,7 +73,7 @@ def reconstruction_scores(
     seed: int,
     world: World,
     micro_batch: int | None = None,
-    gigabytes: float = 8.0,
+    gigabytes: float = GIGABYTES,
 ) -> list[Tensor]:
     """One (H,) fp32 tensor a block: the fall of E|f - f_pruned|^2 as each neuron is picked; later picks have less.
 
@@ -89,7 +89,8 @@ def reconstruction_scores(
     """
     sensitivities = _sensitivities(slots, feature, batches(), seed, world, micro_batch)
     scores: list[Tensor] = []
-    for group in _groups(slots, gigabytes):
+    for blocks in groups([slot.hidden_width for slot in slots], gigabytes):
+        group = [slots[block] for block in blocks]
         with torch.no_grad(), MomentCollector(group, world, "score.criterion", "data.num_samples") as collector:
             for images_BCHW in batches():
                 feature(images_BCHW)
@@ -166,14 +167,3 @@ def _sensitivities(
                 (unit_BE * directions_BE[start : start + len(unit_BE)]).sum().backward()
             num_images += local * world.size
     return [total / num_images for total in collector.sums(world)]
-
-
-def _groups(slots: Sequence[MlpSlot], gigabytes: float) -> Iterator[list[MlpSlot]]:
-    """The slots in order, as many at a time as their moments fit."""
-    group: list[MlpSlot] = []
-    for slot in slots:
-        if group and 8e-9 * sum(one.hidden_width**2 for one in [*group, slot]) > gigabytes:
-            yield group
-            group = []
-        group.append(slot)
-    yield group

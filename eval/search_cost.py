@@ -81,9 +81,8 @@ class Bench:
     def search(self, own: SearchSettings) -> Record:
         """One search, from images in memory to widths: `{widths, entropies, block_forwards, seconds, ...}`."""
         shelf = Shelf(own.store, self.world.device, Path(self.config.output.dir) / ".inputs")
-        every = None if own.search == "plain" else own.store_every
         started = time.perf_counter()
-        meter = self._meter(self.held_out, shelf, every)
+        meter = self._meter(self.held_out, shelf, own.inputs_every)
         found = find_widths(self._candidates(meter, own), own, own.entropy_increase)
         seconds = time.perf_counter() - started
         meter.close()

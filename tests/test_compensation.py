@@ -11,9 +11,9 @@ from conftest import WORLD, refusal
 from mlp_layouts import NORMED, PLAIN, D, H, make_block, some_neurons
 from torch import Tensor, nn
 
-from amp.compensation import Compensation, Compensator, NormedCompensator, group_bytes
+from amp.compensation import Compensation, Compensator, NormedCompensator
 from amp.mlp import MlpSlot
-from amp.moments import MomentCollector, Moments, TokenCollector
+from amp.moments import MomentCollector, Moments, TokenCollector, group_bytes
 
 Mlp = tuple[nn.Module, MlpSlot, Tensor, Tensor]
 

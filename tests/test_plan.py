@@ -12,8 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from amp.cli import load_config
 from amp.compensation import Compensation
-from amp.config import ModelSettings, PruneConfig
+from amp.config import ModelSettings, PruneConfig, SearchSettings, TargetSettings
 from amp.meter import EntropyMeter
+from amp.moments import group_bytes, groups
 from amp.plan import describe_plan, plan_scoring, plan_search
 from amp.scoring import score_entropy
 from amp.towers import Tower, build_tower
@@ -91,3 +92,26 @@ def test_scores_in_parts_are_those_of_the_whole_batch(tower: Tower, batches: Cal
         parts = score_entropy(tower, batches("train"), 15.0, True, WORLD, micro_batch)
         for a, b in zip(whole, parts, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-9)
+
+
+def test_moments_count_where_the_criterion_takes_them(golden_model: ModelSettings) -> None:
+    meta = build_tower(golden_model, "meta")
+    entropy, reconstruction = plan_scoring(meta, 8), plan_scoring(meta, 8, "reconstruction")
+    assert reconstruction["moments"] > group_bytes([256] * 5)
+    assert reconstruction["total"] == reconstruction["weights"] + reconstruction["moments"] > entropy["total"]
+
+
+def test_what_is_not_searched_keeps_no_inputs() -> None:
+    target = TargetSettings(params=0.5)
+    assert SearchSettings().inputs_every == SearchSettings().store_every
+    assert SearchSettings(search="plain").inputs_every is None
+    assert SearchSettings(widths=(1, 2)).inputs_every is None
+    assert SearchSettings(allocation="global", target=target).inputs_every is None
+
+
+def test_groups_hold_every_block_once() -> None:
+    widths = [1000, 4000, 2000, 8000, 100]
+    for gigabytes in (0.0, 0.1, 1.0, 100.0):
+        found = groups(widths, gigabytes)
+        assert [block for group in found for block in group] == list(range(5))
+        assert all(len(g) == 1 or group_bytes([widths[b] for b in g]) <= gigabytes * 1e9 for g in found)
