@@ -172,7 +172,7 @@ def _explain(error: ValidationError, config_class: type[BaseModel], file: str, o
 def _explain_one(problem: Any, config_class: type[BaseModel], file: str, overridden: set[str]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     own = [o for o in overridden if f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.")]
-    source = f"--set {key}" if own else f"{file}: {key}"
+    source = f"--set {key}" if own else f"{file}: {key}" if key else file
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         group: Any = config_class

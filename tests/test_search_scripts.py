@@ -128,7 +128,10 @@ def test_a_size_is_met_without_a_search(scored: tuple[str, str], tmp_path: Path,
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--set", "prune.allocation=global"], "prune.target: missing; prune.allocation: global needs a size to meet"),
+        (
+            ["--set", "prune.allocation=global"],
+            "yaml: prune.target: missing; prune.allocation: global needs a size to meet",
+        ),
         (
             ["--set", "prune.allocation=uniform", "--set", "prune.target.params=0.5", "--set", "prune.two_sided=true"],
             "prune: two_sided: allocation: uniform does not search; leave it out",
