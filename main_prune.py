@@ -47,7 +47,7 @@ def open_candidates(
     config: PruneConfig, tower: Any, scores: Any, header: Any, thresholds: list[float], world: Any
 ) -> tuple[Any, Any]:
     """The networks that a search looks at, with what an interrupted one has measured; and the batches they see."""
-    from amp.candidates import Candidates
+    from amp.candidates import Candidates, open_compensation
     from amp.data import Batches, list_images
     from amp.journal import Journal
     from amp.meter import EntropyMeter
@@ -61,29 +61,16 @@ def open_candidates(
     shelf = Shelf(own.store, world.device, folder / f".inputs.{world.rank}")
     meter = EntropyMeter(tower, batches, config.score.inverse_temperature, world, shelf, own.inputs_every)
     say(f"{meter.num_batches} held-out batches; up to {meter.stored_bytes / 1e9:.3g} GB of inputs kept: {own.store}")
-    compensation = open_compensation(config, tower, scores, world)
+    compensation = open_compensation(tower, scores, own, calibration(config, tower, world), world)
     return Candidates(tower, scores, meter, journal, compensation, own.compensate_in_search), batches
 
 
-def open_compensation(config: PruneConfig, tower: Any, scores: Any, world: Any) -> Any:
-    """What refits the tower's out-projections, or None."""
-    from amp.candidates import rank
-    from amp.compensation import Compensation
+def calibration(config: PruneConfig, tower: Any, world: Any) -> Callable[[], Any]:
+    """-> the images that compensation sees."""
     from amp.data import Batches, list_images
 
-    own = config.prune
-    if own.compensation == "none":
-        return None
-    images = Batches(
-        list_images(config.data, "train"), tower.transform, config.data, world, own.num_calibration_samples
-    )
-    orders = [rank(score_H) for score_H in scores]
-    damping = own.damping if own.compensation == "ridge" else None
-
-    def run(images_BCHW: Any) -> None:
-        tower.feature(images_BCHW.to(world.device, tower.dtype))
-
-    return Compensation(tower.slots, orders, run, images, world, damping)
+    num_samples = config.prune.num_calibration_samples
+    return lambda: Batches(list_images(config.data, "train"), tower.transform, config.data, world, num_samples)
 
 
 def sizes_of(tower: Any) -> Callable[[Sequence[int]], dict[str, int]]:
@@ -148,7 +135,7 @@ def compensate_only(config: PruneConfig, world: Any) -> None:
     import torch
 
     from amp import runs
-    from amp.candidates import Candidates
+    from amp.candidates import Candidates, open_compensation
     from amp.checkpoint import read_folder_config, save_tower
     from amp.towers import build_tower
 
@@ -164,7 +151,8 @@ def compensate_only(config: PruneConfig, world: Any) -> None:
         torch.zeros(width).index_fill(0, torch.tensor(kept), 1.0)
         for width, kept in zip(tower.widths, pruned.kept, strict=True)
     ]
-    candidates = Candidates(tower, chosen, None, None, open_compensation(config, tower, chosen, world))
+    compensation = open_compensation(tower, chosen, config.prune, calibration(config, tower, world), world)
+    candidates = Candidates(tower, chosen, None, None, compensation)
     say_errors(candidates.keep(pruned.widths)[1])
     if world.is_main:
         header = runs.describe(config, config.model.weights)

@@ -4,13 +4,15 @@ H hidden width, K kept neurons.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 from torch import Tensor
 
 from amp.compensation import Compensation
+from amp.config import SearchSettings
+from amp.distributed import World
 from amp.journal import Journal
 from amp.towers import Tower
 
@@ -33,6 +35,29 @@ def rank(score_H: Tensor) -> Tensor:
 def top_neurons(score_H: Tensor, width: int) -> Tensor:
     """Indices (K,) of the `width` highest scores, ascending; ties go to the lower index."""
     return rank(score_H)[:width].sort().values
+
+
+def open_compensation(
+    tower: Tower,
+    scores: Sequence[Tensor],
+    settings: SearchSettings,
+    images: Callable[[], Collection[Tensor]],
+    world: World,
+) -> Compensation | None:
+    """What refits the out-projections of a dense tower as `settings` say; None where they say not to.
+
+    Args:
+        scores: (H,) a block.
+        images: -> calibration batches (B, C, S, S), this process's share; asked for where they are needed.
+    """
+    if settings.compensation == "none":
+        return None
+
+    def run(images_BCHW: Tensor) -> None:
+        tower.feature(images_BCHW.to(world.device, tower.dtype))
+
+    damping = settings.damping if settings.compensation == "ridge" else None
+    return Compensation(tower.slots, [rank(score_H) for score_H in scores], run, images(), world, damping)
 
 
 class Candidates:

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amp.allocation import neuron_params
-from amp.candidates import Candidates, rank
-from amp.compensation import Compensation
+from amp.candidates import Candidates, open_compensation
 from amp.config import DataSettings, TargetSettings
 from amp.config_compare import CompareConfig, CompareRowSettings
 from amp.criteria import distillation_loss
@@ -180,13 +179,14 @@ class Seed:
     def _dense_candidates(self, row: CompareRowSettings) -> Candidates:
         tower, scores = self.build(), self.scores(row.criterion)
         scale = self.config.score.inverse_temperature
-        meter = EntropyMeter(tower, self.held_out_images, scale, self.world, every=row.store_every)
-        compensation = None
-        if row.compensation != "none":
-            orders = [rank(score_H) for score_H in scores]
-            images = self.images("train", self.config.data.batch_size, row.num_calibration_samples)
-            damping = row.damping if row.compensation == "ridge" else None
-            compensation = Compensation(tower.slots, orders, tower.feature, images, self.world, damping)
+        meter = EntropyMeter(tower, self.held_out_images, scale, self.world, every=row.inputs_every)
+        compensation = open_compensation(
+            tower,
+            scores,
+            row,
+            lambda: self.images("train", self.config.data.batch_size, row.num_calibration_samples),
+            self.world,
+        )
         journal = Journal(None, {}, [], self.world)
         return Candidates(tower, scores, meter, journal, compensation, row.compensate_in_search)
 

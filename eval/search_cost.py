@@ -14,8 +14,7 @@ from torch import Tensor
 
 from amp.adaptive import find_widths
 from amp.allocation import neuron_params
-from amp.candidates import Candidates, rank
-from amp.compensation import Compensation
+from amp.candidates import Candidates, open_compensation
 from amp.config import PruneConfig, SearchSettings
 from amp.data import Batches, list_images
 from amp.distributed import World
@@ -102,16 +101,9 @@ class Bench:
         return EntropyMeter(self.tower, batches, self.config.score.inverse_temperature, self.world, shelf, every)
 
     def _candidates(self, meter: EntropyMeter, own: SearchSettings) -> Candidates:
-        compensation = None
-        if own.compensation != "none":
-            orders = [rank(score_H) for score_H in self.scores]
-            damping = own.damping if own.compensation == "ridge" else None
-            compensation = Compensation(self.tower.slots, orders, self._run, self.calibration, self.world, damping)
+        compensation = open_compensation(self.tower, self.scores, own, lambda: self.calibration, self.world)
         journal = Journal(None, {"settings": {"prune": {}}}, [], self.world)
         return Candidates(self.tower, self.scores, meter, journal, compensation, own.compensate_in_search)
-
-    def _run(self, images_BCHW: Tensor) -> None:
-        self.tower.feature(images_BCHW.to(self.world.device, self.tower.dtype))
 
 
 def run_searches(bench: Bench, searches: Mapping[str, SearchSettings]) -> dict[str, Record]:
