@@ -1,6 +1,7 @@
 """Adaptive widths: from the last block to the first, each searched under one threshold."""
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from amp.towers import Tower
 
 Probe = tuple[int, int, float]
 # Of `Race`: confidence, tolerance as a share of entropy_increase, steps, sure.
-PRESETS = {"strict": (3.5, 0.0, 1.0, 3.0), "fast": (3.0, 0.25, 0.0, 0.0)}
+PRESETS = {"strict": (3.0, 0.0, 1.0, 2.5), "fast": (3.0, 0.25, 0.0, 0.0)}
 
 
 @dataclass
@@ -46,29 +47,36 @@ class BlockSearch:
 
     Args:
         limits: of the search; of the differences accepted, in nats.
+        beside: networks that cannot be measured any more, and tell of the probes all the same.
+
+    Attributes:
+        reference: the network so far.
     """
 
-    def __init__(self, candidates: Candidates, block: int, race: Race, limits: Limits) -> None:
+    def __init__(
+        self, candidates: Candidates, block: int, race: Race, limits: Limits, beside: Sequence[Series] = ()
+    ) -> None:
         whole = candidates.tower.widths[block]
         self._candidates, self._block, self._race, self._limits = candidates, block, race, limits
         self._grid = max(limits.multiple, whole / 2**limits.steps)
-        self._reference = self._series(whole)
+        self.reference = self._series(whole)
+        self._beside = beside
         self._probes: list[Series] = []
         self._found = {whole: 0.0}
 
     @property
     def num_batches(self) -> list[int]:
-        """Of the network so far, and of every probe in order."""
-        return [len(one) for one in (self._reference, *self._probes)]
+        """Of every probe in order."""
+        return [len(one) for one in self._probes]
 
     def probe(self, width: int) -> float:
         """What the block's top `width` neurons alone add to the entropy, as exactly as the decision needs it."""
-        others, one = list(self._probes), self._series(width)
+        others, one = [*self._probes, *self._beside], self._series(width)
         self._probes.append(one)
         # The curve of entropy over width falls more steeply here than between here and the next known width.
         wider = min(known for known in self._found if known > width)
         step = max(0.0, self._limits.high - self._found[wider]) * self._grid / (wider - width)
-        value = self._race.run(one, self._reference, others, self._limits.low, self._limits.high, step)
+        value = self._race.run(one, self.reference, others, self._limits.low, self._limits.high, step)
         self._found[width] = value
         return value
 
@@ -92,12 +100,13 @@ def find_widths(
     found = WidthsFound(list(dense), entropy_increase)
     drift, bound = 0.0, settings.total_increase or math.inf
     blocks = searched_blocks(tower, settings)
+    beside: list[Series] = []
     with ExitStack() as settled, progress(None, "search", "probe", len(blocks) * settings.search_steps) as bar:
         for block in blocks:
             high = min(entropy_increase, bound - drift)
             low = -min(entropy_increase, bound + drift) if settings.two_sided else -math.inf
             limits = Limits(high, low, settings.search_steps, settings.width_multiple, settings.min_width)
-            search = BlockSearch(candidates, block, race, limits)
+            search = BlockSearch(candidates, block, race, limits, beside)
 
             def probe(width: int, search: BlockSearch = search, name: str = tower.slots[block].name) -> float:
                 value = search.probe(width)
@@ -107,11 +116,11 @@ def find_widths(
 
             one = search_width(probe, tower.widths[block], limits)
             found.probes += [(block, width, drift + value) for width, value in one.probes]
-            of_reference, *of_probes = search.num_batches
-            found.probe_batches += of_probes
+            found.probe_batches += search.num_batches
             if found.widths == dense:
-                found.dense_batches = of_reference
+                found.dense_batches = len(search.reference)
             if one.value is not None:
+                beside = beside or [search.reference.frozen()]
                 found.widths[block], found.final_entropy = one.width, drift + one.value
                 drift = found.final_entropy
                 settled.enter_context(candidates.narrowed(block, one.width))

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-FIRST_LOOK = 12  # batches; fewer say little of their own spread
+FIRST_LOOK = 20  # batches; fewer say little of their own spread
 GROWTH = 16  # a look for every sixteenth batch more
+ENOUGH = 0.8  # of all batches; beyond, a decision saves little and errs as often: the rest is measured too
+KURTOSIS = 7.0  # of batches' entropies, about; a normal's is 3
 TINY = 1e-30
 HOPE = 0.25  # of the error: what a next step may hope to bring it to
 
@@ -37,8 +39,15 @@ class Series:
     def __len__(self) -> int:
         return len(self.values)
 
+    def frozen(self) -> "Series":
+        """What is known of it now, and no more."""
+        values = self.values.tolist()
+        series = Series(self.width, lambda count: values)
+        series.extend(len(values))
+        return series
+
     def extend(self, count: int) -> None:
-        """Makes it known on at least `count` batches."""
+        """Makes it known on at least `count` batches, where it can be measured."""
         if count > len(self):
             self.values = np.asarray(self._measure(count))
 
@@ -57,7 +66,7 @@ class Fit:
     num_probe: int
     num_controls: int
     population: int
-    degrees: int
+    degrees: float
     lever: float = 0.0
     controls: tuple[Series, ...] = ()
 
@@ -127,9 +136,12 @@ class Race:
             n, m = plan.counts(wanted)
             known = sum(map(len, plan.controls))
             for control in plan.controls:
-                control.extend(min(m, _next(len(control))))
+                control.extend(self._rounded(min(m, _next(len(control)))))
             stuck = sum(map(len, plan.controls)) == known
-            count = min(max(n, count + stuck), _next(count))
+            count = self._rounded(min(max(n, count + stuck), _next(count)))
+
+    def _rounded(self, count: int) -> int:
+        return count if count <= ENOUGH * self.population else self.population
 
     def _bound(self, fit: Fit) -> float:
         return fit.error * _quantile(self.confidence or 1.0, fit.degrees)
@@ -149,7 +161,8 @@ class Race:
         """
         n, total = len(probe), self.population
         y = probe.values - reference.values[:n]
-        yield Fit(math.fsum(y) / n, float(y.var(ddof=1)) if n > 1 else math.inf, 0.0, n, n, total, max(1, n - 1))
+        spread = float(y.var(ddof=1)) if n > 1 else math.inf
+        yield Fit(math.fsum(y) / n, spread, 0.0, n, n, total, _degrees(n - 1))
         ready = sorted((one for one in others if len(one) >= n), key=lambda one: abs(math.log(one.width / probe.width)))
         if n < FIRST_LOOK or not ready:
             return
@@ -179,10 +192,15 @@ def regress(y: np.ndarray, controls: tuple[Series, ...], reference: Series, popu
     shift = x.mean(axis=0) - x[:n].mean(axis=0)
     lever = own * float(shift @ np.linalg.solve(gram, shift))
     value = float(y.mean() + shift @ slopes)
-    return Fit(value, own, shared, n, m, population, degrees, lever, (*controls, reference))
+    return Fit(value, own, shared, n, m, population, _degrees(degrees), lever, (*controls, reference))
 
 
-def _quantile(errors: float, degrees: int) -> float:
+def _degrees(free: int) -> float:
+    """Of freedom, of a variance that `free` deviations of that kurtosis tell."""
+    return max(2.0, 2 * free / (KURTOSIS - 1))
+
+
+def _quantile(errors: float, degrees: float) -> float:
     """Standard errors that are as unlikely at few degrees of freedom as `errors` of a normal."""
     return float(-stdtrit(degrees, ndtr(-errors)))
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from amp.racing import Race, Series
+from amp.racing import ENOUGH, FIRST_LOOK, Race, Series
 
 POPULATION = 400
 
@@ -67,6 +67,46 @@ def test_within_the_tolerance_either_answer_is_right() -> None:
     assert taken[0] < taken[1] < taken[2]
 
 
+def test_a_decision_late_in_the_race_takes_all_batches() -> None:
+    """Where the mean lies on the limit, the last batches decide: stopping before them saves little and errs often."""
+    taken = []
+    for seed in range(60):
+        values = population(seed, 0.0)
+        mean = math.fsum(values) / POPULATION
+        taken += [decide(Race(POPULATION, 2.5), values, -math.inf, mean + gap)[1] for gap in (-1e-3, 1e-3)]
+    assert all(FIRST_LOOK <= count <= ENOUGH * POPULATION or count == POPULATION for count in taken)
+    assert taken.count(POPULATION) > len(taken) / 2
+
+
+def test_a_few_odd_batches_are_no_surprise() -> None:
+    """Entropies have heavy tails: most batches say little, a few much. Early decisions allow for that."""
+    wrong, trials = 0, 0
+    for seed in range(150):
+        values = list(np.random.default_rng(seed).standard_t(4, POPULATION))
+        mean = math.fsum(values) / POPULATION
+        for gap in (-0.3, -0.1, -0.03, 0.03, 0.1, 0.3):
+            found, _ = decide(Race(POPULATION, 3.0), values, -math.inf, mean + gap)
+            wrong, trials = wrong + ((found <= mean + gap) != (gap > 0)), trials + 1
+    assert wrong / trials < 0.01
+
+
+def test_a_network_that_cannot_be_measured_any_more_still_tells_of_others() -> None:
+    base, one, two = alike(0)
+    series = known(one, 100)
+    frozen = series.frozen()
+    series.extend(200)
+    frozen.extend(200)
+    assert (len(series), len(frozen)) == (200, 100)
+    truth = math.fsum(two) / POPULATION - math.fsum(base) / POPULATION
+    taken = []
+    for others in ([], [known(one, POPULATION).frozen()]):
+        probe = known(two)
+        found = Race(POPULATION, 3.0).run(probe, known(base, POPULATION), others, -math.inf, truth - 0.03)
+        assert found > truth - 0.03
+        taken.append(len(probe))
+    assert taken[1] < taken[0] / 4
+
+
 def alike(seed: int) -> tuple[list[float], list[float], list[float]]:
     """Entropies of the network so far, and of two narrow ones: batches differ much, the narrow ones little."""
     base = population(seed, 3.0, 2.0)
@@ -105,7 +145,7 @@ def test_what_a_step_of_the_widths_makes_up_takes_fewer_batches() -> None:
     assert wrong <= 6
 
 
-@pytest.mark.parametrize(("few", "many"), [(12, 12), (14, 60), (60, 200)])
+@pytest.mark.parametrize(("few", "many"), [(20, 20), (24, 60), (60, 200)])
 def test_the_errors_are_honest(few: int, many: int) -> None:
     """Over many populations, about two thirds of the estimates lie within one standard error; of the best, too."""
     within, best = [], []
