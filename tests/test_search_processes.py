@@ -23,7 +23,7 @@ def record(folder: Path) -> dict[str, Any]:
 def test_two_processes_race_as_one_and_go_on_when_one_is_killed(
     prune_yaml: Path, tmp_path: Path, call: Call, launch: Launch
 ) -> None:
-    settings = ["data.batch_size=4", "prune.search=racing", "prune.preset=fast", "prune.store_every=2"]
+    settings = ["data.batch_size=2", "prune.search=racing", "prune.preset=strict", "prune.store_every=2"]
     words = ["--config_file", str(prune_yaml), *(word for one in settings for word in ("--set", one))]
     assert call("main_score.py", *words)[0] == 0
     folders = {name: tmp_path / name for name in ("one", "two", "killed")}
@@ -35,8 +35,7 @@ def test_two_processes_race_as_one_and_go_on_when_one_is_killed(
     done = launch(2, "main_prune.py", *into["two"])
     assert done.returncode == 0, done.stderr
     one, two = record(folders["one"]), record(folders["two"])
-    assert max(one["probe_batches"]) == 16
-    assert min(one["probe_batches"]) < 16
+    assert 20 <= min(one["probe_batches"]) < max(one["probe_batches"]) <= 32
     for key in ("widths", "probe_batches", "dense_batches", "cost"):
         assert one[key] == two[key]
     assert [probe[:2] for probe in one["probes"]] == [probe[:2] for probe in two["probes"]]
