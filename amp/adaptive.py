@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from amp.candidates import Candidates
 from amp.config import SearchSettings
@@ -13,8 +13,10 @@ from amp.search import Limits, search_width
 from amp.towers import Tower
 
 Probe = tuple[int, int, float]
-# Of `Race`: confidence, tolerance as a share of entropy_increase, steps, sure.
-PRESETS = {"strict": (3.0, 0.0, 1.0, 2.5), "fast": (3.0, 0.25, 0.0, 0.0)}
+# Of `Race`: confidence, tolerance as a share of entropy_increase, steps, sure, most.
+PRESETS = {"strict": (3.0, 0.0, 1.0, 2.5, 1.0), "fast": (2.5, 0.2, 0.0, 0.0, 0.25)}
+
+NEAR = 4  # steps of the widths
 
 
 @dataclass
@@ -73,9 +75,11 @@ class BlockSearch:
         """What the block's top `width` neurons alone add to the entropy, as exactly as the decision needs it."""
         others, one = [*self._probes, *self._beside], self._series(width)
         self._probes.append(one)
-        # The curve of entropy over width falls more steeply here than between here and the next known width.
+        # The curve of entropy over width falls more steeply here than between here and a known width nearby; one far
+        # away says nothing, since the curve may be flat between.
         wider = min(known for known in self._found if known > width)
-        step = max(0.0, self._limits.high - self._found[wider]) * self._grid / (wider - width)
+        near = wider - width <= NEAR * self._grid
+        step = max(0.0, self._limits.high - self._found[wider]) * self._grid / (wider - width) if near else 0.0
         value = self._race.run(one, self.reference, others, self._limits.low, self._limits.high, step)
         self._found[width] = value
         return value
@@ -106,7 +110,7 @@ def find_widths(
             high = min(entropy_increase, bound - drift)
             low = -min(entropy_increase, bound + drift) if settings.two_sided else -math.inf
             limits = Limits(high, low, settings.search_steps, settings.width_multiple, settings.min_width)
-            search = BlockSearch(candidates, block, race, limits, beside)
+            search = BlockSearch(candidates, block, _for_block(race, block, len(dense)), limits, beside)
 
             def probe(width: int, search: BlockSearch = search, name: str = tower.slots[block].name) -> float:
                 value = search.probe(width)
@@ -130,9 +134,16 @@ def find_widths(
 def _race(settings: SearchSettings, population: int, entropy_increase: float) -> Race:
     if settings.search != "racing":
         return Race(population)
-    confidence, share, steps, sure = PRESETS[settings.preset]
+    confidence, share, steps, sure, most = PRESETS[settings.preset]
     share = share if settings.tolerance is None else settings.tolerance
-    return Race(population, settings.confidence or confidence, share * entropy_increase, steps, sure)
+    return Race(population, settings.confidence or confidence, share * entropy_increase, steps, sure, most)
+
+
+def _for_block(race: Race, block: int, num_blocks: int) -> Race:
+    """More batches at most where one is cheap: it passes the blocks from this one on, and the error of the whole size
+    is least for its cost where accuracy goes with the root of that number."""
+    passed = 2 * (num_blocks - block) / (num_blocks + 1)
+    return replace(race, most=race.most ** math.sqrt(passed))
 
 
 def searched_blocks(tower: Tower, settings: SearchSettings) -> list[int]:

@@ -17,7 +17,7 @@ from scipy.special import ndtr, stdtrit
 
 FIRST_LOOK = 20  # batches; fewer say little of their own spread
 GROWTH = 16  # a look for every sixteenth batch more
-ENOUGH = 0.8  # of all batches; beyond, a decision saves little and errs as often: the rest is measured too
+ENOUGH = 0.8  # of the most batches; beyond, a decision saves little and errs as often: the rest is measured too
 KURTOSIS = 7.0  # of batches' entropies, about; a normal's is 3
 TINY = 1e-30
 HOPE = 0.25  # of the error: what a next step may hope to bring it to
@@ -104,6 +104,7 @@ class Race:
         tolerance: nats around a limit in which either answer is right.
         steps: of the widths around the upper limit, in which either answer is right, but for `sure`.
         sure: standard errors between the estimate and the upper limit in any case.
+        most: share of the batches at which a probe is decided, however near the limit it is.
     """
 
     population: int
@@ -111,6 +112,12 @@ class Race:
     tolerance: float = 0.0
     steps: float = 0.0
     sure: float = 0.0
+    most: float = 1.0
+
+    @property
+    def end(self) -> int:
+        """Batches at most."""
+        return max(min(FIRST_LOOK, self.population), round(self.most * self.population))
 
     def run(
         self, probe: Series, reference: Series, others: Sequence[Series], low: float, high: float, step: float = 0.0
@@ -129,7 +136,8 @@ class Race:
             if self.confidence is None or len(probe) == self.population:
                 return fits[0].value
             best = min(fits, key=self._bound)
-            if best.error <= (allowed := self._allowed(best, low, high, step)):
+            allowed = self._allowed(best, low, high, step)
+            if best.error <= allowed or len(probe) >= self.end:
                 return best.value
             wanted = max(allowed, HOPE * best.error) ** 2
             plan = min(fits, key=lambda fit: fit.cost(wanted))
@@ -141,7 +149,7 @@ class Race:
             count = self._rounded(min(max(n, count + stuck), _next(count)))
 
     def _rounded(self, count: int) -> int:
-        return count if count <= ENOUGH * self.population else self.population
+        return count if count <= ENOUGH * self.end else self.end
 
     def _bound(self, fit: Fit) -> float:
         return fit.error * _quantile(self.confidence or 1.0, fit.degrees)

@@ -34,6 +34,7 @@ COLUMNS: dict[str, tuple[str, str, Callable[..., float]]] = {
     "blocks equal": ("blocks_equal", ".1%", min),
     "largest step": ("largest_step", ".2g", max),
     "neurons": ("neurons_more", "+.2%", partial(max, key=abs)),
+    "parameters": ("params_more", "+.2%", partial(max, key=abs)),
 }
 
 
@@ -86,7 +87,14 @@ class Bench:
         seconds = time.perf_counter() - started
         meter.close()
         ends = {"dense_entropy": found.dense_entropy, "final_entropy": found.final_entropy}
-        return {"widths": found.widths, **ends, "probe_batches": found.probe_batches, **meter.cost, "seconds": seconds}
+        record = {"widths": found.widths, "params": self.num_params(found.widths), **ends}
+        return {**record, "probe_batches": found.probe_batches, **meter.cost, "seconds": seconds}
+
+    def num_params(self, widths: Sequence[int]) -> int:
+        """Parameters of the tower with these widths."""
+        total = sum(parameter.numel() for parameter in self.tower.visual.parameters())
+        slots = zip(self.tower.slots, widths, strict=True)
+        return total - sum((slot.hidden_width - width) * neuron_params(slot) for slot, width in slots)
 
     def fresh_entropies(self, own: SearchSettings, widths: Sequence[int]) -> list[float]:
         """Of each fresh batch, in nats, by the network with these widths, compensated where the search was."""
@@ -138,6 +146,7 @@ def compare(record: Record, plain: Record, exact: Record, grid: Sequence[int]) -
         "blocks_equal": sum(step == 0 for step in steps) / len(steps),
         "largest_step": max(steps),
         "neurons_more": sum(record["widths"]) / sum(exact["widths"]) - 1,
+        "params_more": record["params"] / exact["params"] - 1,
     }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from amp.config import PruneConfig
 from amp.towers import Tower
+from eval.efficiency import count_params
 from eval.search_cost import Bench, compare, pair, run_table, scale_to, summarise, summary_table
 
 Call = Callable[..., tuple[int, str, str]]
@@ -42,7 +43,7 @@ def test_differences_are_those_of_the_same_batches() -> None:
 
 
 def record(widths: list[int], block_forwards: int, seconds: float) -> dict[str, Any]:
-    return {"widths": widths, "block_forwards": block_forwards, "seconds": seconds}
+    return {"widths": widths, "params": 76 + sum(widths), "block_forwards": block_forwards, "seconds": seconds}
 
 
 def test_the_worst_of_all_runs_is_told() -> None:
@@ -57,6 +58,7 @@ def test_the_worst_of_all_runs_is_told() -> None:
     assert summary["blocks_equal"] == {"mean": pytest.approx(2 / 3), "worst": 0.5}
     assert summary["largest_step"]["worst"] == 1
     assert summary["neurons_more"]["worst"] == pytest.approx(-4 / 24)
+    assert summary["params_more"]["worst"] == pytest.approx(-4 / 100)
     assert "0.300 (0.400)" in summary_table({"racing": summary})
 
 
@@ -99,6 +101,14 @@ def test_fresh_images_are_others_than_the_searches(bench: Bench) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, bench.held_out, strict=True))
     says = refusal(lambda: bench.read(3, 25, False))
     assert says == "--fresh: 25 images besides the data.num_val_samples 40 of the search; the split has 64"
+
+
+def test_parameters_are_those_of_the_sliced_tower(bench: Bench) -> None:
+    widths = [200, 100, 50, 7, 256]
+    counted = bench.num_params(widths)
+    for slot, width in zip(bench.tower.slots, widths, strict=True):
+        slot.keep(torch.arange(width))
+    assert counted == count_params(bench.tower)
 
 
 def test_the_searches_are_measured_side_by_side(prune_yaml: Path, tmp_path: Path, call: Call) -> None:
