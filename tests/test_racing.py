@@ -78,6 +78,14 @@ def test_a_decision_late_in_the_race_takes_all_batches() -> None:
     assert taken.count(POPULATION) > len(taken) / 2
 
 
+def test_a_race_ends_at_the_share_of_the_batches_that_it_may_take() -> None:
+    for most, end in ((0.25, 100), (0.5, 200), (0.01, FIRST_LOOK)):
+        values = population(0, 0.0)
+        mean = math.fsum(values) / POPULATION
+        assert decide(Race(POPULATION, 3.0, most=most), values, -math.inf, mean)[1] == end
+        assert decide(Race(POPULATION, 3.0, most=most), values, -math.inf, mean + 5.0)[1] == FIRST_LOOK
+
+
 def test_a_few_odd_batches_are_no_surprise() -> None:
     """Entropies have heavy tails: most batches say little, a few much. Early decisions allow for that."""
     wrong, trials = 0, 0

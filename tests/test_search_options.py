@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from conftest import refusal
 from scripted_meter import INCREASE, ScriptedMeter, candidates, search
 from torch import Tensor
@@ -52,6 +53,31 @@ def test_a_size_is_met_within_a_hundredth_at_twice_the_cost(
     assert result.entropies["entropy_increase"] == result.found.entropy_increase != settings.entropy_increase
     assert result.entropies["share"] == share(tower.widths)
     assert meter.cost <= 2 * one.cost
+
+
+class Doubtful(ScriptedMeter):
+    """Adds the threshold on average, whatever the widths, and much noise."""
+
+    def __init__(self, tower: Tower) -> None:
+        super().__init__(tower, lambda widths: sum(INCREASE * (width < 256) for width in widths))
+        self.num_batches = 400
+
+    def measure(self, block: int, batches: range) -> list[float]:
+        (entropy,) = super().measure(block, batches)
+        noise = torch.randn(self.num_batches, generator=torch.Generator().manual_seed(hash(tuple(self.tower.widths))))
+        noise -= noise.mean()
+        return [entropy + 0.3 * float(noise[batch]) for batch in batches]
+
+
+def test_a_fast_race_takes_more_batches_where_a_batch_passes_fewer_blocks(tower: Tower, scores: list[Tensor]) -> None:
+    settings = SearchSettings(search="racing", preset="fast")
+    found = find_widths(candidates(tower, scores, Doubtful(tower)), settings, INCREASE)
+    most = [
+        max(count for (block, *_), count in zip(found.probes, found.probe_batches, strict=True) if block == one)
+        for one in range(5)
+    ]
+    assert most == sorted(most)
+    assert 0.1 < most[0] / 400 < 0.25 < most[4] / 400 < 0.6
 
 
 def test_a_throughput_is_a_share_of_the_seconds(tower: Tower, scores: list[Tensor]) -> None:
