@@ -6,7 +6,7 @@ Light on purpose: `--help` and mistakes in the settings must answer before torch
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -24,6 +24,10 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "distill.py": DistillConfig,
     "eval/eval_compare.py": CompareConfig,
 }
+PAGE = """# Settings
+
+Settings stand in a YAML; `--set key.path=value` overrides one, and `--help` of a script lists its own. The recipes are
+in `configs/`. This page is written by `python -m amp.cli > docs/settings.md`."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -100,18 +104,41 @@ def load_config(config_class: type[Config], config_file: str | Path, overrides: 
         raise UserError(_explain(error, config_class, str(config_file), overridden)) from None
 
 
-def settings_help(config_class: type[BaseModel], prefix: str = "") -> str:
-    """One line for every setting: key path, default, meaning."""
-    lines = []
+def settings_of(config_class: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(key path, default as JSON or "required", meaning) of every setting."""
     for key, field in config_class.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            lines.append(settings_help(kind, f"{prefix}{key}."))
+            yield from settings_of(kind, f"{prefix}{key}.")
             continue
-        default = "required" if field.is_required() else f"default {json.dumps(field.default)}"
+        default = "required" if field.is_required() else json.dumps(field.default)
         choices = f": {', '.join(_choices(kind))}" if _choices(kind) else ""
-        lines.append(f"  {prefix + key:<28} {field.description}{choices} ({default})")
-    return "\n".join(lines)
+        yield prefix + key, default, f"{field.description}{choices}"
+
+
+def settings_help(config_class: type[BaseModel]) -> str:
+    """One line for every setting: key path, meaning, default."""
+    rows = settings_of(config_class)
+    return "\n".join(
+        f"  {key:<28} {meaning} ({default if default == 'required' else f'default {default}'})"
+        for key, default, meaning in rows
+    )
+
+
+def settings_page() -> str:
+    """docs/settings.md: a table for each kind of config; later ones leave out what an earlier one says alike."""
+    said: set[tuple[str, str, str]] = set()
+    parts = [PAGE]
+    for scripts, config_class in CONFIGS.items():
+        rows = [row for row in settings_of(config_class) if row not in said]
+        beside = ", beside what stands above" if said else ""
+        said.update(rows)
+        parts.append(f"Of {scripts}{beside}:\n\n| setting | default | meaning |\n|---|---|---|")
+        parts[-1] += "".join(
+            f"\n| `{key}` | {default if default == 'required' else f'`{default}`'} | {meaning} |"
+            for key, default, meaning in rows
+        )
+    return "\n\n".join(parts) + "\n"
 
 
 def _choices(kind: Any) -> list[str]:
@@ -188,3 +215,7 @@ def _explain_one(problem: Any, config_class: type[BaseModel], file: str, overrid
         message = message.replace("a valid array", "a list, for example [1, 2]")
         text = f"{json.dumps(problem['input'], default=str)} is not allowed: {message[0].lower() + message[1:]}"
     return f"{source}: {text}"
+
+
+if __name__ == "__main__":
+    print(settings_page(), end="")

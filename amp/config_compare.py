@@ -51,7 +51,7 @@ class CompareConfig(Settings):
     score: ScoreSettings = ScoreSettings()
     compare: CompareSettings = CompareSettings()
     rows: dict[str, CompareRowSettings] = Field(
-        min_length=1, description="what is compared: a name, and its criterion and settings of prune.*"
+        min_length=1, description="what is compared: a name, its criterion, and any of prune.* but widths and target"
     )
     distil: CompareDistilSettings
     output: OutputSettings
