@@ -120,7 +120,7 @@ def test_a_hidden_norm_is_compensated_as_it_is_once_sliced(name: str, damping: f
         ones_NK = torch.cat([a_NK, torch.ones(len(a_NK), 1).double()], dim=1)
         best = torch.linalg.lstsq(ones_NK, dense.flatten(0, 1).double()).solution
         least = (ones_NK @ best - dense.flatten(0, 1)).square().sum() / whole
-        assert errors["with"] == pytest.approx(least.item(), rel=1e-3)
+        assert errors["with"] == pytest.approx(least.item(), rel=5e-3)
 
 
 def test_tokens_are_chosen_evenly() -> None:

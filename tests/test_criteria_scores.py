@@ -159,4 +159,4 @@ def test_two_processes_equal_one(golden_images: Path, tmp_path: Path, launch: Ca
     for criterion in ("cross_entropy", "labels", "kl", "reconstruction", "variance"):
         one, two = (load_scores(tmp_path / name / f"{criterion}.safetensors")[0] for name in ("one", "two"))
         for one_H, two_H in zip(one, two, strict=True):
-            torch.testing.assert_close(one_H, two_H, rtol=1e-4, atol=1e-5 * one_H.max().item())
+            torch.testing.assert_close(one_H, two_H, rtol=1e-4, atol=5e-5 * one_H.max().item())

@@ -184,7 +184,7 @@ def test_low_precision_measures_too(
     code, _, err = _run(call, clip_yaml, *words("zeroshot"), "optim.epochs=2", f"optim.precision={precision}")
     assert code == 0, err
     found = _seen(tmp_path / "out", "val_acc1")[7]
-    assert found == pytest.approx(_accuracy("zeroshot", tmp_path / "out" / "distilled", scenes), abs=0.06)
+    assert found == pytest.approx(_accuracy("zeroshot", tmp_path / "out" / "distilled", scenes), abs=0.1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -203,7 +203,7 @@ def test_a_projection_outside_the_tower(
     teacher, student = (float(word) for word in line.split() if word[0].isdigit())
     assert teacher == student or precision == "bf16"
     found = _seen(tmp_path / "out", "val_acc1")[7]
-    assert found == pytest.approx(_accuracy("zeroshot", tmp_path / "out" / "distilled", scenes), abs=0.06)
+    assert found == pytest.approx(_accuracy("zeroshot", tmp_path / "out" / "distilled", scenes), abs=0.1)
 
 
 def test_the_metric_decides_and_higher_is_better() -> None:
