@@ -4,10 +4,10 @@ import argparse
 import os
 import shutil
 
-from amp.cli import parse_args
-from amp.config_distill import DistillConfig
-from amp.runs import run_script, say
-from eval.validate import build_metric, check_metric
+from amp.evaluate.student import build_metric, check_metric
+from amp.run.console import run_script, say
+from amp.settings.command_line import parse_args
+from amp.settings.distill import DistillConfig
 
 
 def main() -> None:
@@ -17,21 +17,25 @@ def main() -> None:
     config = parse_args(DistillConfig, __doc__, more=[options])
     args, _ = options.parse_known_args()
     if args.dry_run:
-        from amp.memory import describe_plan
+        from amp.distill.memory import describe_plan
 
         processes = int(os.environ.get("WORLD_SIZE", 8))
         say(describe_plan(config, processes if args.num_gpus is None else args.num_gpus))
         return
     check_metric(config)
 
-    from amp import distributed
-    from amp.checkpoint import check_student, read_folder_config, save_tower
-    from amp.data import Batches, augmentation, list_images
-    from amp.distillation import Distiller
-    from amp.pair import load_pair
-    from amp.runs import check_same_run, describe, file_sha256, prepare_output, room_for
+    from amp.data.augmentation import augmentation
+    from amp.data.batches import Batches
+    from amp.data.listing import list_images
+    from amp.distill.distiller import Distiller
+    from amp.distill.students import load_pair
+    from amp.distill.validation import Validation, hold_out
+    from amp.models.folder import read_folder_config, save_tower
+    from amp.models.open import check_student
+    from amp.run import world as distributed
+    from amp.run.files import file_sha256, prepare_output, room_for
+    from amp.run.identity import check_same_run, describe
     from amp.towers import default_frame
-    from amp.validation import Validation, hold_out
 
     with distributed.start() as world:
         config = config.with_frame(config.teacher.frame or default_frame(config.teacher.name, "teacher.name"))

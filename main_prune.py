@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from amp.cli import parse_args, plan_options
-from amp.config import PruneConfig
 from amp.errors import UserError
-from amp.runs import file_sha256, run_script, say
+from amp.run.console import reproduce, run_script, say
+from amp.run.files import atomic, file_sha256, prepare_output, read_json, write_json
+from amp.run.identity import check_same_run, describe, recorded_frame
+from amp.settings.command_line import parse_args, plan_options
+from amp.settings.prune import PruneConfig
 
 THROUGHPUT = {"batch_size": 64, "num_rounds": 20}
 
@@ -47,11 +49,12 @@ def open_candidates(
     config: PruneConfig, tower: Any, scores: Any, header: Any, thresholds: list[float], world: Any
 ) -> tuple[Any, Any]:
     """The networks that a search looks at, with what an interrupted one has measured; and the batches they see."""
-    from amp.candidates import Candidates, open_compensation
-    from amp.data import Batches, list_images
-    from amp.journal import Journal
-    from amp.meter import EntropyMeter
-    from amp.replay import Shelf
+    from amp.data.batches import Batches
+    from amp.data.listing import list_images
+    from amp.prune.measure.held_out import EntropyMeter
+    from amp.prune.measure.journal import Journal
+    from amp.prune.measure.networks import Candidates, open_compensation
+    from amp.prune.measure.store import Shelf
 
     folder, own = Path(config.output.dir), config.prune
     digest = world.from_main(lambda: file_sha256(str(folder / "scores.safetensors")))
@@ -67,7 +70,8 @@ def open_candidates(
 
 def calibration(config: PruneConfig, tower: Any, world: Any) -> Callable[[], Any]:
     """-> the images that compensation sees."""
-    from amp.data import Batches, list_images
+    from amp.data.batches import Batches
+    from amp.data.listing import list_images
 
     num_samples = config.prune.num_calibration_samples
     return lambda: Batches(list_images(config.data, "train"), tower.transform, config.data, world, num_samples)
@@ -75,8 +79,8 @@ def calibration(config: PruneConfig, tower: Any, world: Any) -> Callable[[], Any
 
 def sizes_of(tower: Any) -> Callable[[Sequence[int]], dict[str, int]]:
     """Widths -> `{params, flops}` of the tower."""
+    from amp.models.sizes import measure_widths
     from amp.towers import rebuild_dense
-    from eval.efficiency import measure_widths
 
     twin = rebuild_dense(tower.base, "meta")
     return lambda widths: measure_widths(twin, widths)
@@ -92,7 +96,7 @@ def share_of(key: str, tower: Any, journal: Any, world: Any) -> Callable[[Sequen
         dense = sizes(tower.widths)[key]
         return lambda widths: sizes(widths)[key] / dense
 
-    from eval.efficiency import measure_throughput, rebuild
+    from amp.models.throughput import measure_throughput, rebuild
 
     whole = rebuild(tower.base, str(world.device))
 
@@ -106,8 +110,8 @@ def share_of(key: str, tower: Any, journal: Any, world: Any) -> Callable[[Sequen
 
 def sweep_thresholds(candidates: Any, config: PruneConfig, header: Any, thresholds: list[float], world: Any) -> None:
     """Writes prune_sweep.json, .md and .png: size and entropy at every threshold. The tower stays dense."""
-    from amp import report, runs
-    from amp.adaptive import find_widths
+    from amp.prune.blocks import find_widths
+    from amp.prune.report import plot_sweep, sweep_table
 
     folder, tower = Path(config.output.dir), candidates.tower
     sizes = sizes_of(tower)
@@ -120,23 +124,22 @@ def sweep_thresholds(candidates: Any, config: PruneConfig, header: Any, threshol
     cost = {**candidates.meter.cost, "seconds": round(time.monotonic() - started, 2)}
     record = {"dense": sizes(tower.widths), "points": points, "cost": cost, **header}
     if world.is_main:
-        report.plot_sweep(record, folder / "prune_sweep.png")
-        with runs.atomic(folder / "prune_sweep.md") as partial:
-            partial.write_text(report.sweep_table(record) + "\n", encoding="utf-8")
-        runs.write_json(folder / "prune_sweep.json", {**record, "reproduce": runs.reproduce("main_prune.py")})
+        plot_sweep(record, folder / "prune_sweep.png")
+        with atomic(folder / "prune_sweep.md") as partial:
+            partial.write_text(sweep_table(record) + "\n", encoding="utf-8")
+        write_json(folder / "prune_sweep.json", {**record, "reproduce": reproduce("main_prune.py")})
     world.barrier()
-    runs.say(report.sweep_table(record))
-    runs.say(f"wrote {folder}/prune_sweep.json, .md and .png in {cost['seconds']:.0f} s")
-    runs.say("to write one of them out: the same command with --set prune.entropy_increase=NATS, without --sweep")
+    say(sweep_table(record))
+    say(f"wrote {folder}/prune_sweep.json, .md and .png in {cost['seconds']:.0f} s")
+    say("to write one of them out: the same command with --set prune.entropy_increase=NATS, without --sweep")
 
 
 def compensate_only(config: PruneConfig, world: Any) -> None:
     """Writes compensated/: the neurons of pruned/, with out-projections refitted to the dense model's."""
     import torch
 
-    from amp import runs
-    from amp.candidates import Candidates, open_compensation
-    from amp.checkpoint import read_folder_config, save_tower
+    from amp.models.folder import read_folder_config, save_tower
+    from amp.prune.measure.networks import Candidates, open_compensation
     from amp.towers import build_tower
 
     folder = Path(config.output.dir)
@@ -155,7 +158,7 @@ def compensate_only(config: PruneConfig, world: Any) -> None:
     candidates = Candidates(tower, chosen, None, None, compensation)
     say_errors(candidates.keep(pruned.widths)[1])
     if world.is_main:
-        header = runs.describe(config, config.model.weights)
+        header = describe(config, config.model.weights)
         save_tower(tower, pruned.kept, {**header, "pruned": pruned.provenance}, folder / "compensated")
     world.barrier()
     say(f"wrote {folder / 'compensated'}")
@@ -169,51 +172,51 @@ def say_errors(errors: Sequence[dict[str, float]]) -> None:
 
 def write_pruned(result: Any, tower: Any, config: PruneConfig, record: dict[str, Any], header: Any, world: Any) -> None:
     """Writes prune.png, pruned/ and, as the sign that all is there, prune.json."""
-    from amp import report, runs
-    from amp.checkpoint import save_tower
+    from amp.models.folder import save_tower
+    from amp.prune.report import describe_sizes, plot_pruning
 
     folder = Path(config.output.dir)
     if world.is_main:
-        report.plot_pruning(record, folder / "prune.png")
+        plot_pruning(record, folder / "prune.png")
         save_tower(tower, result.kept, header, folder / "pruned")
-        runs.write_json(folder / "prune.json", {**record, "reproduce": runs.reproduce("main_prune.py")})
+        write_json(folder / "prune.json", {**record, "reproduce": reproduce("main_prune.py")})
     world.barrier()
-    runs.say(report.describe_sizes(record["params"], record["flops"]))
+    say(describe_sizes(record["params"], record["flops"]))
     if result.found and result.final_entropy < result.dense_entropy:
-        runs.say("note: the entropy fell, which the signed criterion allows; compare the features before you trust it")
-    runs.say(f"widths {tower.widths}; entropy {result.dense_entropy:.4f} -> {result.final_entropy:.4f} nats")
-    runs.say(f"wrote {folder}/prune.json, prune.png and pruned/ in {record['cost']['seconds']:.0f} s")
+        say("note: the entropy fell, which the signed criterion allows; compare the features before you trust it")
+    say(f"widths {tower.widths}; entropy {result.dense_entropy:.4f} -> {result.final_entropy:.4f} nats")
+    say(f"wrote {folder}/prune.json, prune.png and pruned/ in {record['cost']['seconds']:.0f} s")
 
 
 def main() -> None:
     config, args = read_options()
     sweep = args.sweep
     if args.dry_run:
-        from amp.plan import describe_plan
+        from amp.prune.memory import describe_plan
 
         print(describe_plan(config, "search", args.gpu_memory))
         return
 
-    from amp import distributed, runs
-    from amp.pruning import check_widths, prune
-    from amp.scoring import check_scores, load_scores
+    from amp.models.sizes import measure_sizes
+    from amp.prune.pruning import check_widths, prune
+    from amp.run.world import start
+    from amp.score.scores_file import check_scores, load_scores
     from amp.towers import build_tower
-    from eval.efficiency import measure_sizes
 
-    with distributed.start() as world:
-        folder = world.from_main(lambda: runs.prepare_output(config.output.dir))
+    with start() as world:
+        folder = world.from_main(lambda: prepare_output(config.output.dir))
         if args.compensate_only:
             compensate_only(config, world)
             return
         if not sweep and world.broadcast((folder / "prune.json").exists() and (folder / "pruned").is_dir()):
-            record = runs.read_json(folder / "prune.json")
-            config = config.with_frame(runs.recorded_frame(record))
-            runs.check_same_run(folder / "prune.json", record, runs.describe(config, config.model.weights))
-            runs.say(f"already done: {folder / 'prune.json'} and {folder / 'pruned'}")
+            record = read_json(folder / "prune.json")
+            config = config.with_frame(recorded_frame(record))
+            check_same_run(folder / "prune.json", record, describe(config, config.model.weights))
+            say(f"already done: {folder / 'prune.json'} and {folder / 'pruned'}")
             return
         scores, scored = load_scores(folder / "scores.safetensors")
-        config = config.with_frame(runs.recorded_frame(scored))
-        header = runs.describe(config, config.model.weights)
+        config = config.with_frame(recorded_frame(scored))
+        header = describe(config, config.model.weights)
         check_scores(scored, header)
         started = time.monotonic()
         tower = build_tower(config.model, str(world.device))

@@ -1,8 +1,8 @@
 """Scores the hidden neurons of every MLP by one criterion; writes scores.safetensors."""
 
-from amp.cli import parse_args, plan_options
-from amp.config import PruneConfig
-from amp.runs import run_script
+from amp.run.console import run_script
+from amp.settings.command_line import parse_args, plan_options
+from amp.settings.prune import PruneConfig
 
 
 def main() -> None:
@@ -10,16 +10,20 @@ def main() -> None:
     config = parse_args(PruneConfig, __doc__, more=[options])
     args, _ = options.parse_known_args()
     if args.dry_run:
-        from amp.plan import describe_plan
+        from amp.prune.memory import describe_plan
 
         print(describe_plan(config, "scoring", args.gpu_memory))
         return
 
-    from amp import distributed
-    from amp.data import Batches, list_images
-    from amp.runs import check_same_run, describe, prepare_output, progress, say
-    from amp.scoring import NO_IMAGES, folder_labels, load_scores, save_scores, score
-    from amp.scoring_state import ScoringState
+    from amp.data.batches import Batches
+    from amp.data.listing import list_images
+    from amp.run import world as distributed
+    from amp.run.console import progress, say
+    from amp.run.files import prepare_output
+    from amp.run.identity import check_same_run, describe
+    from amp.score.scores_file import load_scores, save_scores
+    from amp.score.scoring import NO_IMAGES, folder_labels, score
+    from amp.score.state import ScoringState
     from amp.towers import build_tower, default_frame
 
     with distributed.start() as world:

@@ -8,14 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amp.cli import parse_args
-from amp.config_compare import CompareConfig
 from amp.errors import UserError
-from amp.runs import WORKING, check_same_run, describe, prepare_output, progress, read_json, run_script, say, write_json
+from amp.run.console import progress, run_script, say
+from amp.run.files import prepare_output, read_json, write_json
+from amp.run.identity import WORKING, check_same_run, describe
+from amp.settings.command_line import parse_args
+from amp.settings.compare import CompareConfig
 
 if TYPE_CHECKING:
-    from amp.distributed import World
-    from eval.compare import Exam, Seed
+    from studies.compare import Exam, Seed
+
+    from amp.run.world import World
 
 
 class Cell(NamedTuple):
@@ -68,8 +71,9 @@ def distil_cell(
 
 def run_cells(config: CompareConfig, cells: list[Cell], folder: Path, world: "World", exam: "Exam") -> None:
     """This process's part of the cells: all are pruned, then all are distilled; what is there is reused."""
-    from amp.distributed import World
-    from eval.compare import Seed
+    from studies.compare import Seed
+
+    from amp.run.world import World
 
     of_seed = cache(lambda seed: Seed(config, seed, World(0, 1, world.device)))
     # Neighbours share searches.
@@ -89,10 +93,11 @@ def run_cells(config: CompareConfig, cells: list[Cell], folder: Path, world: "Wo
 
 def make_exam(config: CompareConfig, world: "World") -> "Exam":
     """The test images of the data set, decoded once. Raises UserError where the model has no text tower."""
+    from studies.compare import Exam
+
+    from amp.evaluate.benchmarks import Benchmark
+    from amp.evaluate.zeroshot import Evaluator
     from amp.towers import build_tower
-    from eval.benchmarks import Benchmark
-    from eval.compare import Exam
-    from eval.zeroshot import Evaluator
 
     dense = build_tower(config.model, str(world.device))
     labelled, captioned = (
@@ -108,8 +113,9 @@ def main() -> None:
     if config.data.name != "digit_scenes":
         raise UserError(f"data.name: {config.data.name}: only digit_scenes has the classes and captions to compare on")
 
-    from amp import distributed
-    from eval.compare_table import plot, tabulate
+    from studies.compare_table import plot, tabulate
+
+    from amp.run import world as distributed
 
     with distributed.start() as world:
         folder = world.from_main(lambda: prepare_output(config.output.dir))

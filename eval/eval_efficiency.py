@@ -5,9 +5,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from amp.config import Precision
-from amp.runs import reproduce, run_script, say, write_json
-from eval.results import add_model_options, check_options, check_writable, open_model
+from amp.evaluate.results import add_model_options, check_options, check_writable, open_model
+from amp.run.console import reproduce, run_script, say
+from amp.run.files import write_json
+from amp.settings.base import Precision
 
 PACKAGES = ("torch", "open_clip_torch", "timm")
 
@@ -35,7 +36,8 @@ def measure(args: argparse.Namespace, device: Any) -> dict[str, Any]:
     Args:
         device: torch's, where the throughput is measured.
     """
-    from eval.efficiency import describe_device, describe_tower, measure_throughput, rebuild
+    from amp.models.sizes import describe_tower
+    from amp.models.throughput import describe_device, measure_throughput, rebuild
 
     precision: Precision = args.precision or ("bf16" if device.type == "cuda" and not args.meta else "fp32")
     # Weights matter to neither size nor speed, but a name that is wrong should be told, and widths come with them.
@@ -70,7 +72,7 @@ def compare(record: dict[str, Any]) -> dict[str, float]:
 
 def show(record: dict[str, Any]) -> None:
     """The table on the console."""
-    from amp.report import human, table
+    from amp.run.tables import human, table
 
     def operations(flops: int) -> str:
         return f"{flops / 1e12:.3f}T" if flops >= 1e11 else human(flops)
@@ -106,7 +108,7 @@ def show(record: dict[str, Any]) -> None:
 def main() -> None:
     args = parse_args()
 
-    from amp import distributed
+    from amp.run import world as distributed
 
     with distributed.start("cpu" if args.meta else None) as world:
         record = world.from_main(lambda: measure(args, world.device))

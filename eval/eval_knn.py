@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from amp.runs import run_script, say
-from eval import results
-from eval.layouts import check_class_folders
+from amp.evaluate import results
+from amp.evaluate.layouts import check_class_folders
+from amp.run.console import run_script, say
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm")
 KEYS = ("model", "model_type", "pretrained", "train_root", "val_root", "batch_size")
@@ -38,8 +38,8 @@ def main() -> None:
     args = parse_args()
     check_class_folders(("--train_root", args.train_root), ("--val_root", args.val_root))
 
-    from amp import distributed
-    from eval.knn import Featurizer, open_images
+    from amp.evaluate.knn import Featurizer, open_images
+    from amp.run import world as distributed
 
     with distributed.start() as world:
         header = world.from_main(lambda: results.describe(args, KEYS, results.digest_model(args)))

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from amp.cli import load_config
-from amp.config import PruneConfig
-from amp.runs import reproduce, run_script, say, write_json
-from eval.results import check_writable
+from amp.evaluate.results import check_writable
+from amp.run.console import reproduce, run_script, say
+from amp.run.files import write_json
+from amp.settings.load import load_config
+from amp.settings.prune import PruneConfig
 
 CONFIG = "configs/prune_entropy/search_cost.yaml"
 SEARCHES: dict[str, dict[str, str]] = {
@@ -47,7 +48,7 @@ def parse_args() -> argparse.Namespace:
 
 def measure_searches(args: argparse.Namespace, config: PruneConfig, tower: Any, scores: Any, world: Any) -> list[Any]:
     """The searches at every threshold and seed."""
-    from eval.search_cost import Bench, run_searches, run_table
+    from studies.search_cost import Bench, run_searches, run_table
 
     bench = Bench(config, tower, scores, world)
     runs = []
@@ -71,8 +72,8 @@ def time_scoring(tower: Any, images_BCSS: Any, inverse_temperature: float, world
     """Median seconds of a scoring pass, and of forward and backward to the activations alone, in turns."""
     import torch
 
-    from amp.activations import TaylorScorer
-    from amp.criteria import information_entropy
+    from amp.score.taylor import TaylorScorer
+    from amp.statistics.entropy import information_entropy
 
     def backward() -> None:
         information_entropy(tower.feature(images_BCSS), inverse_temperature).backward()
@@ -111,12 +112,14 @@ def main() -> None:
     args = parse_args()
     config = load_config(PruneConfig, args.config_file, args.set).with_frame("open_clip")
 
-    from amp import distributed
-    from amp.data import Batches, list_images
-    from amp.scenes import build_scenes
-    from amp.scoring import score_entropy
+    from studies.search_cost import summarise, summary_table
+
+    from amp.data.batches import Batches
+    from amp.data.listing import list_images
+    from amp.data.scenes import build_scenes
+    from amp.run import world as distributed
+    from amp.score.scoring import score_entropy
     from amp.towers import build_tower
-    from eval.search_cost import summarise, summary_table
 
     with distributed.start() as world:
         if config.data.name == "digit_scenes":

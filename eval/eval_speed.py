@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from amp.runs import reproduce, run_script, say, write_json
-from eval import results
-from eval.benchmarks import Benchmark
-from eval.layouts import NEEDS
+from amp.evaluate import results
+from amp.evaluate.benchmarks import Benchmark
+from amp.evaluate.layouts import NEEDS
+from amp.run.console import reproduce, run_script, say
+from amp.run.files import write_json
 
 RECALL = "image_retrieval_recall@1"
 
@@ -58,7 +59,7 @@ def run_theirs(tower: Any, dataset: Any, args: argparse.Namespace, device: Any) 
 
 def run_ours(tower: Any, dataset: Any, args: argparse.Namespace, world: Any) -> float | None:
     """The same by this project."""
-    from eval.zeroshot import Evaluator
+    from amp.evaluate.zeroshot import Evaluator
 
     evaluator = Evaluator(tower, world, args.batch_size, "fp32", args.num_workers)
     if args.task == "zeroshot_retrieval":
@@ -81,7 +82,7 @@ def time_rounds(variants: dict[str, Callable[[], Any]], num_rounds: int) -> dict
 
 def show(record: dict[str, Any]) -> None:
     """The table on the console; ratios are to clip_benchmark."""
-    from amp.report import percent, table
+    from amp.run.tables import percent, table
 
     heading = "top-1" if record["task"] == "zeroshot_classification" else "recall@1"
     measured = record["measured"]
@@ -98,7 +99,7 @@ def main() -> None:
     benchmark = Benchmark(args.task, args.dataset, args.dataset_root)
     benchmark.check()
 
-    from amp import distributed
+    from amp.run import world as distributed
 
     with distributed.start() as world:
         tower = results.open_model(args, "fp32", str(world.device))

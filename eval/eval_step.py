@@ -5,9 +5,9 @@ python eval/eval_step.py --config_file configs/distill/distill_open_clip_g.yaml
 
 import argparse
 
-from amp.cli import parse_args
-from amp.config_distill import DistillConfig
-from amp.runs import run_script
+from amp.run.console import run_script
+from amp.settings.command_line import parse_args
+from amp.settings.distill import DistillConfig
 
 
 def main() -> None:
@@ -18,11 +18,13 @@ def main() -> None:
 
     import tempfile
 
-    from amp import distributed
-    from amp.data import Batches, list_images
-    from amp.distillation import Distiller
-    from amp.pair import load_pair
-    from eval.step import describe_times, time_steps
+    from studies.step import describe_times, time_steps
+
+    from amp.data.batches import Batches
+    from amp.data.listing import list_images
+    from amp.distill.distiller import Distiller
+    from amp.distill.students import load_pair
+    from amp.run import world as distributed
 
     with distributed.start() as world, tempfile.TemporaryDirectory() as folder:
         teacher, student, _ = load_pair(config)

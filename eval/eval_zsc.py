@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from amp.config import Precision
 from amp.errors import UserError
-from amp.runs import file_sha256, run_script, say
-from eval import results
-from eval.benchmarks import Benchmark, check_all
-from eval.layouts import NEEDS
-from eval.paper import DATASETS, summarise
+from amp.evaluate import results
+from amp.evaluate.benchmarks import Benchmark, check_all
+from amp.evaluate.layouts import NEEDS
+from amp.evaluate.paper import DATASETS, summarise
+from amp.run.console import run_script, say
+from amp.run.files import file_sha256
+from amp.settings.base import Precision
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "clip_benchmark")
 MODEL_KEYS = ("model", "model_type", "pretrained", "text_pretrained")
@@ -91,7 +92,7 @@ def plan(args: argparse.Namespace, digests: Any, precision: str) -> tuple[dict[s
 
 def classifier_for(args: argparse.Namespace, evaluator: Any, dataset: Any) -> Any:
     """The (D, C) text classifier, from --load_clfs or from the class names; written to --save_clf."""
-    from eval.classifiers import classifier_header, load_classifiers, save_classifier
+    from amp.evaluate.classifiers import classifier_header, load_classifiers, save_classifier
 
     header = classifier_header(evaluator.tower, args.dataset, args.language, dataset)
     if args.load_clfs:
@@ -127,7 +128,7 @@ def benchmark_of(args: argparse.Namespace) -> Benchmark:
 
 def tabulate(args: argparse.Namespace, records: list[dict[str, Any]], folder: Path) -> None:
     """The table of all datasets, on the console and in its files; without --table only of several."""
-    from amp.report import table, write_table
+    from amp.run.tables import table, write_table
 
     if len(records) == 1 and not args.table:
         return
@@ -145,8 +146,8 @@ def main() -> None:
     runs = split_args(args)
     check_all(map(benchmark_of, runs))
 
-    from amp import distributed
-    from eval.zeroshot import Evaluator
+    from amp.evaluate.zeroshot import Evaluator
+    from amp.run import world as distributed
 
     with distributed.start() as world:
         precision: Precision = args.precision or ("bf16" if world.device.type == "cuda" else "fp32")

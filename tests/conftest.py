@@ -15,14 +15,16 @@ from numbered_images import write_images
 from PIL import Image
 from torch import Tensor
 
-from amp.candidates import top_neurons
-from amp.checkpoint import save_tower
-from amp.config import DataSettings, ModelSettings
-from amp.data import Batches, list_images
-from amp.distributed import World
+from amp.data.batches import Batches
+from amp.data.listing import list_images
 from amp.errors import UserError
-from amp.meter import EntropyMeter
-from amp.runs import run_script
+from amp.models.folder import save_tower
+from amp.prune.measure.held_out import EntropyMeter
+from amp.prune.measure.networks import top_neurons
+from amp.run.console import run_script
+from amp.run.world import World
+from amp.settings.data import DataSettings
+from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 
 ROOT = Path(__file__).parent.parent

@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 
-from amp import distributed
-from amp.cli import load_config
-from amp.config_distill import DistillConfig
-from amp.data import Batches, augmentation, list_images
-from amp.distillation import Distiller
-from amp.distributed import World, gathered
+from amp.data.augmentation import augmentation
+from amp.data.batches import Batches
+from amp.data.listing import list_images
+from amp.distill.distiller import Distiller
+from amp.distill.students import load_pair
+from amp.distill.validation import Validation
 from amp.errors import StoppedError
-from amp.pair import load_pair
-from amp.validation import Validation
-from eval.validate import build_metric
+from amp.evaluate.student import build_metric
+from amp.run import world as distributed
+from amp.run.world import World, gathered
+from amp.settings.distill import DistillConfig
+from amp.settings.load import load_config
 
 
 def prepare(config: DistillConfig, world: World) -> Distiller:

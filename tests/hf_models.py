@@ -8,8 +8,8 @@ import sentencepiece
 import torch
 import transformers
 
-from amp.config import ModelSettings
-from amp.scenes import CLASS_NAMES
+from amp.data.scenes import CLASS_NAMES
+from amp.settings.model import ModelSettings
 from amp.towers.base import quiet
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}

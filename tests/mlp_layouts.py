@@ -12,7 +12,8 @@ from timm.layers import Attention, GluMlp, Mlp, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.vitamin import GeGluMlp
 from torch import Tensor, nn
 
-from amp.mlp import MlpSlot, find_slots
+from amp.towers.find_slots import find_slots
+from amp.towers.slots import MlpSlot
 
 D, H = 12, 20
 

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amp.config import DataSettings
-from amp.data import Batches, list_images
-from amp.distributed import World
+from amp.data.batches import Batches
+from amp.data.listing import list_images
+from amp.run.world import World
+from amp.settings.data import DataSettings
 
 # A machine of one core warns of two workers.
 MAY_WARN_OF_WORKERS = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")

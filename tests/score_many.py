@@ -10,11 +10,15 @@ import torch
 import torch.nn.functional as F
 from conftest import GOLDEN
 
-from amp import distributed
-from amp.config import DataSettings, ModelSettings, ScoreSettings
-from amp.data import Batches, list_images
-from amp.distributed import World
-from amp.scoring import save_scores, score, score_cross_entropy, score_kl, score_variance
+from amp.data.batches import Batches
+from amp.data.listing import list_images
+from amp.run import world as distributed
+from amp.run.world import World
+from amp.score.scores_file import save_scores
+from amp.score.scoring import score, score_cross_entropy, score_kl, score_variance
+from amp.settings.data import DataSettings
+from amp.settings.model import ModelSettings
+from amp.settings.score import ScoreSettings
 from amp.towers import build_tower
 
 

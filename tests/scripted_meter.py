@@ -6,10 +6,10 @@ from typing import Any
 from conftest import WORLD
 from torch import Tensor
 
-from amp.candidates import Candidates
-from amp.config import SearchSettings
-from amp.journal import Journal
-from amp.pruning import Pruned, prune
+from amp.prune.measure.journal import Journal
+from amp.prune.measure.networks import Candidates
+from amp.prune.pruning import Pruned, prune
+from amp.settings.prune import SearchSettings
 from amp.towers import Tower
 
 INCREASE, STEPS = 1e-2, 6

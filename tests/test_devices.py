@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from amp.compensation import Compensator
-from amp.criteria import distillation_loss, information_entropy, sampled_surprisal, zero_shot_cross_entropy
-from amp.distributed import World
-from amp.moments import MomentCollector, Moments
-from amp.replay import Replay, Shelf
+from amp.distill.losses import distillation_loss
+from amp.prune.measure.replay import Replay
+from amp.prune.measure.store import Shelf
+from amp.prune.refit import Compensator
+from amp.run.world import World
+from amp.score.criteria.cross_entropy import zero_shot_cross_entropy
+from amp.score.criteria.kl import sampled_surprisal
+from amp.statistics.entropy import information_entropy
+from amp.statistics.moments import MomentCollector, Moments
 from amp.towers import TokenReadout, Tower
 
 CUDA = torch.device("cuda", 0)

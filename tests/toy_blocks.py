@@ -7,7 +7,8 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from amp.mlp import MlpSlot, find_slots
+from amp.towers.find_slots import find_slots
+from amp.towers.slots import MlpSlot
 
 D = 8
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from amp.errors import UserError
-from amp.runs import prepare_output, read_json, run_script, write_json
+from amp.run.console import run_script
+from amp.run.files import prepare_output, read_json, write_json
 
 HOME = Path("out/demo")
 MODEL = "configs/models/digit_scenes.json"
@@ -121,7 +122,8 @@ class Demo:
 
 def show(demo: Demo, rows: dict[str, dict[str, Any]], seconds: float) -> None:
     """The closing table, summary.json and summary.png."""
-    from amp.report import human, plot_summary, table
+    from amp.demo.summary import plot_summary
+    from amp.run.tables import human, table
 
     record = read_json(demo.home / "amp" / "prune.json")
     write_json(demo.home / "summary.json", {**rows, "seconds": round(seconds, 1)})

@@ -21,9 +21,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torch import Tensor, nn
 
-from amp.checkpoint import write_tensors
-from amp.runs import atomic, progress, run_script
-from amp.scenes import COLOURS, DIGITS, RELATIONS, build_scenes
+from amp.data.scenes import COLOURS, DIGITS, RELATIONS, build_scenes
+from amp.models.folder import write_tensors
+from amp.run.console import progress, run_script
+from amp.run.files import atomic
 from amp.towers.base import quiet
 
 MODEL_JSON = Path("configs/models/digit_scenes.json")

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from amp.config import ModelSettings
 from amp.errors import UserError
+from amp.settings.model import ModelSettings
 from amp.towers.base import TokenReadout, Tower, after_last_block
-from amp.towers.frames import default_frame, knows, other_reader
+from amp.towers.names import default_frame, knows, other_reader
 from amp.towers.weights import check_complete
 
 # Imported when asked for: nobody waits for a library that they do not use.
@@ -34,7 +34,7 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
         # Without weights every process and every script must draw the same ones.
         torch.manual_seed(0)
         frame = settings.frame or default_frame(settings.name)
-        library = import_module(f"amp.towers.{BUILDERS[frame]}")
+        library = import_module(f"amp.towers.frames.{BUILDERS[frame]}")
         try:
             tower: Tower = library.build(settings, device, saved)
         except UserError as error:

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from amp.config import ModelSettings
 from amp.errors import UserError, nearest
-from amp.mlp import MlpSlot
+from amp.settings.model import ModelSettings
+from amp.towers.slots import MlpSlot
 
 
 @dataclass(frozen=True, eq=False)

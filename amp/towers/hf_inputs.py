@@ -12,8 +12,8 @@ from PIL.Image import Resampling
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambda, Normalize, Resize, ToTensor
 
-from amp.config import ModelSettings, TransformSettings
 from amp.errors import UserError
+from amp.settings.model import ModelSettings, TransformSettings
 from amp.towers.base import first_line, quiet
 
 

@@ -1,0 +1,74 @@
+"""Converts a pruned/ folder to a published vision checkpoint, and back: `python -m amp.checkpoint convert FROM TO`.
+
+A published checkpoint is the bare state dict of the pruned vision tower in the names of the model's original code, for
+programs that expect those. From a folder, TO is the file to write (.pt, .pth, .bin, or .safetensors). From such a file,
+TO is the folder to write, and --model names the dense model that was pruned.
+"""
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from amp.errors import UserError
+from amp.run.console import say
+from amp.settings.model import Frame, ModelSettings
+
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line; mistakes in it exit with 2."""
+    parser = argparse.ArgumentParser(prog="python -m amp.checkpoint", description=__doc__)
+    convert = parser.add_subparsers(required=True, metavar="convert").add_parser("convert", description=__doc__)
+    add = convert.add_argument
+    add("source", metavar="FROM", help="a pruned/ or distilled/ folder, or a published checkpoint")
+    add("target", metavar="TO", help="the published checkpoint, or the folder, to write")
+    add("--model", metavar="NAME|JSON", help="of a published checkpoint: the dense model that was pruned")
+    add("--model_type", choices=get_args(Frame), help="library of it (default: open_clip)")
+    add("--img_size", type=int, metavar="PIXELS", help="side of its images (default: the model's own)")
+    add(
+        "--text_pretrained",
+        metavar="CKPT",
+        help="weights of the dense model, a tag or a file: its text tower goes along",
+    )
+    args = parser.parse_args()
+    if Path(args.target).exists():
+        raise UserError(f"{args.target}: is there already; name another, or delete it")
+    own = [f"--{key}" for key in ("model", "model_type", "img_size", "text_pretrained") if getattr(args, key)]
+    if Path(args.source).is_dir():
+        if own:
+            convert.error(f"{', '.join(own)}: only for a published checkpoint; {args.source} is a folder")
+        if Path(args.target).suffix not in SUFFIXES:
+            convert.error(f"TO: {args.target}: expected a file name that ends in {', '.join(SUFFIXES)}")
+    elif not Path(args.source).is_file():
+        convert.error(f"FROM: {args.source}: no such file or folder")
+    elif not args.model:
+        convert.error("--model: missing; which dense model was pruned into this checkpoint?")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+
+    from amp.models.folder import load_tower, save_tower
+    from amp.models.open import describe_published, open_published
+    from amp.models.published import write_published
+    from amp.towers import default_frame
+
+    target = Path(args.target)
+    if Path(args.source).is_dir():
+        write_published(load_tower(args.source), target)
+    else:
+        kwargs = {"img_size": args.img_size} if args.img_size else {}
+        frame = args.model_type or default_frame(args.model, option="--model_type")
+        settings = ModelSettings(frame=frame, name=args.model, pretrained=args.source, kwargs=kwargs)
+        tower = open_published(settings, args.text_pretrained)
+        if tower is None:
+            raise UserError(f"{args.source}: not a pruned vision tower of {args.model}")
+        if any(parameter.is_meta for parameter in tower.model.parameters()):
+            raise UserError(
+                f"--text_pretrained: missing; {args.source} holds the vision tower alone, a folder the whole model: "
+                f"name weights of the dense {args.model}"
+            )
+        save_tower(tower, None, describe_published(tower, args.source).provenance, target)
+    say(f"wrote {target}")

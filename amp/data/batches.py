@@ -1,0 +1,171 @@
+"""Images without labels in a fixed global order, each process its share of every batch.
+
+B images, C channels, S side in pixels.
+"""
+
+import io
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from amp.data.listing import Source
+from amp.data.shards import Member, shuffle_nearby
+from amp.errors import UserError
+from amp.run.console import say, warn_here
+from amp.run.world import World
+from amp.settings.data import DataSettings
+
+Transform = Callable[[Any], Tensor]
+
+
+class _Images(Dataset[tuple[Tensor, list[tuple[str, str]]]]):
+    """(epoch, index) -> the transformed image, and the broken files met on the way to it.
+
+    The next readable file in listing order stands in for a broken one, so that batches keep their size and do not
+    depend on the number of processes. Random transforms are seeded by (seed, epoch, index) alone.
+    """
+
+    def __init__(self, paths: Sequence[Source], transform: Transform, seed: int) -> None:
+        self.paths = paths
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, list[tuple[str, str]]]:
+        epoch, index = key
+        broken: list[tuple[str, str]] = []
+        for step in range(len(self.paths)):
+            source = self.paths[(index + step) % len(self.paths)]
+            path = str(source)
+            try:
+                with Image.open(io.BytesIO(source.read()) if isinstance(source, Member) else path) as file:
+                    image = file.convert("RGB")
+            except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                broken.append((path, str(error).splitlines()[0].replace(path, "").strip(" '")))
+                continue
+            with torch.random.fork_rng(devices=[]):
+                mixed = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
+                torch.default_generator.manual_seed(int(mixed[0] >> np.uint64(1)))
+                return self.transform(image), broken
+        return torch.empty(0), broken
+
+
+def outlive_signals(worker: int) -> None:
+    """A queue signals every process of a job; workers end when the process that reads them does."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _collate(
+    items: list[tuple[Tensor, list[tuple[str, str]]]],
+) -> tuple[Tensor | None, list[tuple[str, str]]]:
+    broken = [b for _, found in items for b in found]
+    images = [image for image, _ in items]
+    return (None if any(i.numel() == 0 for i in images) else torch.stack(images)), broken
+
+
+@dataclass
+class Batches:
+    """This process's contiguous share of every global batch; the incomplete last batch is dropped.
+
+    Attributes:
+        broken: files that could not be read and were skipped, by this process.
+    """
+
+    paths: Sequence[Source]
+    transform: Transform
+    settings: DataSettings
+    world: World
+    num_samples: int | None = None
+    broken: dict[str, str] = field(default_factory=dict)
+    _num_read: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._share = self.world.share(self.settings.batch_size)
+        if len(self) == 0:
+            raise UserError(
+                f"data.batch_size: {self.settings.batch_size} is more than the {len(self.order(0))} images "
+                f"of this split of {self.settings.root}"
+            )
+
+    def order(self, epoch: int) -> list[int]:
+        """Indices of `paths` in the global order of an epoch."""
+        if self.settings.shuffle:
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            members = [source for source in self.paths if isinstance(source, Member)]
+            indices = (
+                shuffle_nearby(members, generator)
+                if members
+                else torch.randperm(len(self.paths), generator=generator).tolist()
+            )
+        else:
+            indices = list(range(len(self.paths)))
+        return indices[: self.num_samples]
+
+    def files(self, epoch: int, batch: int) -> list[Source]:
+        """Of a global batch of an epoch, in order."""
+        return [self.paths[index] for index in self._cut(self.order(epoch), batch)]
+
+    def _cut(self, order: list[int], batch: int) -> list[int]:
+        return order[batch * self.settings.batch_size : (batch + 1) * self.settings.batch_size]
+
+    def __len__(self) -> int:
+        """Global batches in an epoch."""
+        return min(self.num_samples or len(self.paths), len(self.paths)) // self.settings.batch_size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.epoch(0)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
+        """Local images (B / processes, C, S, S) fp32 of the epoch's batches, from batch `start` on."""
+        order = self.order(epoch)
+        keys = [[(epoch, i) for i in self._cut(order, b)[self._share]] for b in range(start, len(self))]
+        loader: DataLoader[Any] = DataLoader(
+            _Images(self.paths, self.transform, self.settings.seed),
+            batch_sampler=keys,
+            generator=torch.Generator(),  # its own, since the loader draws a seed from the global one
+            num_workers=min(self.settings.num_workers, os.cpu_count() or 1),
+            collate_fn=_collate,
+            pin_memory=self.world.device.type == "cuda",
+            worker_init_fn=outlive_signals,
+        )
+        for images, broken in loader:
+            self._num_read += self._share.stop - self._share.start
+            self._note(broken)
+            if images is None:
+                raise UserError(f"data.root: {self.settings.root}: holds no readable image")
+            if broken:
+                self._check_share(*broken[-1])
+            yield images
+
+    def _note(self, broken: list[tuple[str, str]]) -> None:
+        for path, reason in broken:
+            if self.settings.strict:
+                raise UserError(f"data.strict: {path}: broken image ({reason})", rank_local=True)
+            if path not in self.broken:
+                self.broken[path] = reason
+                warn_here(f"skipped broken image {path} ({reason})")
+
+    def _check_share(self, last: str, reason: str) -> None:
+        # Of the images that this process has read, or will have read in an epoch.
+        seen = min(len(self.paths), max(self._num_read, len(self.paths) // self.world.size))
+        if len(self.broken) > math.ceil(self.settings.max_broken * seen):
+            raise UserError(
+                f"data.max_broken: {len(self.broken)} broken of {seen} images, the last {last} ({reason}); "
+                f"more than the share of {self.settings.max_broken:g} that is allowed",
+                rank_local=True,
+            )
+
+    def say_broken(self) -> None:
+        """One line with the number of skipped files over all processes, if any."""
+        found = set().union(*self.world.gather_objects(set(self.broken)))
+        if found:
+            say(f"{len(found)} of {len(self.paths)} image files were broken and skipped, the next readable ones taken")

@@ -1,0 +1,65 @@
+"""A teacher and its student: loaded, proved to belong together, and given one head."""
+
+from collections.abc import Collection
+
+import torch
+
+from amp.errors import UserError
+from amp.models.folder import FolderConfig
+from amp.models.open import load_student
+from amp.settings.distill import DistillConfig
+from amp.towers import Tower, after_last_block, build_tower
+
+
+def load_pair(config: DistillConfig) -> tuple[Tower, Tower, FolderConfig]:
+    """The teacher and the student in their precisions, the head shared; and what is known of the student.
+
+    The head is the fp32 one of the teacher's file, whatever the teacher's precision.
+    Raises:
+        UserError: one of them cannot be loaded, or they do not belong together.
+    """
+    dense = config.teacher.as_model("fp32")
+    try:
+        teacher = build_tower(dense)
+    except UserError as error:
+        raise UserError(str(error).replace("model.", "teacher.", 1)) from None
+    student, student_config = load_student(config.student.pretrained, teacher)
+    check_pair(teacher, student)
+    share_head(teacher, student, after_last_block(build_tower(dense, "meta")))
+    if config.optim.precision == "pure_bf16":
+        # Neither the head, nor buffers: rotary frequencies in bf16 would move every patch.
+        for parameter in student.visual.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+    if config.optim.precision != "fp32":
+        del teacher  # before the other one is there
+        teacher = build_tower(config.teacher.as_model("bf16"))
+    return teacher, student, student_config
+
+
+def check_pair(teacher: Tower, student: Tower) -> None:
+    """Raises UserError unless the student is the teacher's architecture with MLPs as wide or narrower."""
+    if not student.same_architecture(teacher):
+        raise UserError(f"student.pretrained: a pruned {_in_words(student)}, the teacher is {_in_words(teacher)}")
+    for name, narrow, wide in zip(teacher.blocks, student.widths, teacher.widths, strict=True):
+        if narrow > wide:
+            raise UserError(f"student.pretrained: {name}: {narrow} hidden neurons, the teacher has {wide}")
+
+
+def _in_words(tower: Tower) -> str:
+    base = tower.base
+    return f"{base['name']!r} of {base['frame']} ({len(tower.blocks)} blocks, kwargs {base.get('kwargs')})"
+
+
+@torch.no_grad()
+def share_head(teacher: Tower, student: Tower, head: Collection[str]) -> None:
+    """Gives the student the teacher's final norm and projection or head, frozen; frees all else of its tower.
+
+    Args:
+        head: paths of those parameters, as `amp.towers.after_last_block` finds them.
+    """
+    theirs = dict(teacher.visual.named_parameters())
+    for name, parameter in student.visual.named_parameters():
+        parameter.requires_grad_(name not in head)
+        if name in head:
+            parameter.copy_(theirs[name])

@@ -1,0 +1,104 @@
+"""Files of text classifiers: the (D, C) weights that class names and templates give, with what they belong to.
+
+Shapes: C classes, D width of an embedding.
+"""
+
+import hashlib
+import json
+import pickle
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from amp.errors import UserError
+from amp.models.folder import write_tensors
+from amp.run.files import atomic
+from amp.towers import Tower
+
+
+def classifier_header(tower: Tower, dataset: str, language: str, built: Any) -> dict[str, str]:
+    """What a text classifier belongs to, for its file; `built` is the dataset with its classes and templates."""
+    name = str(tower.base["name"])
+    return {
+        "format": "1",
+        "frame": str(tower.base["frame"]),
+        "model": Path(name).stem if name.endswith(".json") else name,
+        "dataset": dataset,
+        "language": language,
+        "num_classes": str(len(built.classes)),
+        "classes_sha256": _digest(built.classes),
+        "templates_sha256": _digest(built.templates),
+    }
+
+
+def _digest(texts: Any) -> str:
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
+
+
+def save_classifier(path: Path, classifier_DC: Tensor, header: Mapping[str, str]) -> None:
+    """Writes one tensor `classifier`, and the header, as safetensors."""
+    with atomic(path) as partial_path:
+        write_tensors(partial_path, {"classifier": classifier_DC}, {**header, "embed_width": str(len(classifier_DC))})
+
+
+def load_classifiers(
+    paths: Iterable[str], header: Mapping[str, str], embed_width: int, any_model: bool = False
+) -> Tensor:
+    """The mean (D, C) of classifiers from `save_classifier`, or of clip_benchmark's, which are bare tensors.
+
+    Args:
+        header: of the model and dataset at hand. Other templates are welcome, and the same dataset in another
+            language: their mean is an ensemble.
+        embed_width: D of the model at hand.
+        any_model: whether another model may have made them, as for a tower that has no text encoder of its own.
+    Raises:
+        UserError: unreadable, more than tensors (never executed), or made for another model or dataset.
+    """
+    classifiers = []
+    num_classes = int(header["num_classes"])
+    for path in paths:
+        classifier_DC, found = _read_classifier(path)
+        found = {**header, **found}
+        translated = found["dataset"] == header["dataset"] and found["language"] != header["language"]
+        keys = [*([] if any_model else ["frame", "model"]), *([] if translated else ["classes_sha256"])]
+        for key in keys:
+            if found[key] != header[key]:
+                own, other = (f"{h['frame']} {h['model']} on {h['dataset']}" for h in (header, found))
+                raise UserError(f"--load_clfs: {path}: made for {other}, not for {own} ({key} differs)")
+        shape = list(classifier_DC.shape)
+        if len(shape) != 2 or shape[1] != num_classes:
+            raise UserError(f"--load_clfs: {path}: shape {shape}; {header['dataset']} needs {num_classes} columns")
+        if shape[0] != embed_width:
+            raise UserError(
+                f"--load_clfs: {path}: embeddings {shape[0]} wide; those of {header['model']}'s images are "
+                f"{embed_width}; give a classifier of the text tower that belongs to it"
+            )
+        classifiers.append(classifier_DC.float())
+    return sum((c / len(classifiers) for c in classifiers), torch.zeros(embed_width, num_classes))
+
+
+def _read_classifier(path: str) -> tuple[Tensor, dict[str, str]]:
+    """The tensor and its header, which is {} for a bare tensor."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("classifier"), file.metadata() or {}
+    except OSError as error:
+        raise UserError(f"--load_clfs: {path}: cannot be read ({error.strerror or error})") from None
+    except SafetensorError:
+        pass
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols
+            classifier = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle fails in any way
+        refused = "refused: more than tensors, loading it could run code"
+        reason = refused if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+        raise UserError(f"--load_clfs: {path}: no text classifier ({reason})") from None
+    if not isinstance(classifier, Tensor):
+        raise UserError(f"--load_clfs: {path}: holds a {type(classifier).__name__}, expected one tensor")
+    return classifier, {}

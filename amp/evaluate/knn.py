@@ -1,0 +1,135 @@
+"""Weighted k-nearest-neighbour accuracy of a tower's features, over any number of processes.
+
+The numbers do not depend on the number of processes: batches come from one global list, and the neighbours are
+searched once, over all features.
+
+Shapes: B images of a batch, N training images, V validation images, Q queries of a chunk, K neighbours, C classes,
+D width of a feature.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+from torchvision.datasets import ImageFolder
+
+from amp.errors import UserError
+from amp.evaluate.sharding import Shares
+from amp.run.console import progress, say
+from amp.run.world import World
+from amp.towers import Tower
+
+KS = (10, 20, 100, 200)
+TEMPERATURE = 0.07
+# Numbers in one chunk of the similarity matrix, and in the votes on it: 256 MB in fp32.
+CHUNK_SIZE = 2**26
+
+
+@dataclass(frozen=True)
+class Featurizer:
+    """The normalised features of labelled images, each process on its share of the batches.
+
+    Attributes:
+        tower: in fp32, on the world's device.
+        batch_size: images in one batch on one process.
+        num_workers: loader workers per process, at most one a core.
+        option: that named the images' folder, for messages; `{split}` in it is the split.
+        in_step: as of `Shares`.
+    """
+
+    tower: Tower
+    world: World
+    batch_size: int = 256
+    num_workers: int = 4
+    option: str = "--{split}_root"
+    in_step: bool = False
+
+    def features(self, images: Dataset[Any], split: Literal["train", "val"]) -> list[Tensor]:
+        """Features (N, D) fp32 of length 1 and labels (N,) int64, in the images' order, on the CPU of the main process;
+        [] on the others.
+
+        Args:
+            images: (C, S, S) fp32 and the label of each, as of `open_images`.
+            split: which they are, for the progress bar and messages.
+        Raises:
+            UserError: an image cannot be read.
+        """
+        shares = Shares(self.world, self.batch_size, self.num_workers, self.in_step)
+        option = self.option.format(split=split)
+        own: dict[int, tuple[Tensor, ...]] = {}
+        for index, (images_BCHW, labels_B) in shares.batches(images, default_collate, option, f"{split} images"):
+            own[index] = (self._feature(images_BCHW), labels_B)
+        return shares.columns(own, option)
+
+    @torch.no_grad()
+    def _feature(self, images_BCHW: Tensor) -> Tensor:
+        features_BD = self.tower.feature(images_BCHW.to(self.world.device, self.tower.dtype))
+        return F.normalize(features_BD.float(), dim=-1).cpu()
+
+    def accuracies(self, train: Dataset[Any], val: Dataset[Any], ks: Sequence[int] = KS) -> dict[str, float]:
+        """`{knnK: share of validation images whose class the K nearest training images vote for}`, K of ascending `ks`.
+
+        A K above the number of training images is left out, and a line says so.
+        Raises:
+            UserError: fewer training images than the smallest K, or an image that cannot be read.
+        """
+        count = len(train)  # type: ignore[arg-type]
+        if count < ks[0]:
+            raise UserError(f"{self.option.format(split='train')}: {count} images; the least k is {ks[0]}")
+        if skipped := [k for k in ks if k > count]:
+            say(f"skipped k = {', '.join(map(str, skipped))}: more than the {count} training images")
+        ks = [k for k in ks if k <= count]
+        of_train, of_val = self.features(train, "train"), self.features(val, "val")
+        device = self.world.device
+
+        def measure() -> dict[str, float]:
+            (train_ND, train_N), (val_VD, val_V) = of_train, of_val
+            predicted = vote(train_ND.to(device), train_N, val_VD.to(device), ks)
+            return {f"knn{k}": (of_k_V == val_V).double().mean().item() for k, of_k_V in predicted.items()}
+
+        return self.world.from_main(measure)
+
+
+def vote(
+    train_ND: Tensor, train_N: Tensor, val_VD: Tensor, ks: Sequence[int], chunk_size: int = CHUNK_SIZE
+) -> dict[int, Tensor]:
+    """`{k: (V,) predicted classes, on the CPU}`: the class with the most votes of the k nearest training images.
+
+    A neighbour of cosine similarity s has exp(s / TEMPERATURE) votes, as in DINO's evaluation. Votes are summed
+    in fp64, in one order.
+
+    Args:
+        train_ND, val_VD: fp32 features of length 1, on one device.
+        train_N: int64 labels, on the CPU.
+        ks: ascending, at most N.
+        chunk_size: numbers that one chunk of the similarities, or of the votes, may hold.
+    """
+    num_classes = int(train_N.max()) + 1
+    rows = max(1, chunk_size // max(len(train_ND), num_classes))
+    chunks: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for val_QD in progress(val_VD.split(rows), "neighbours", "chunk"):
+        similarity_QK, nearest_QK = (val_QD @ train_ND.t()).topk(ks[-1])
+        votes_QK = (similarity_QK.cpu().double() / TEMPERATURE).exp()
+        labels_QK = train_N[nearest_QK.cpu()]
+        for k in ks:
+            votes_QC = torch.zeros(len(val_QD), num_classes, dtype=torch.float64)
+            chunks[k].append(votes_QC.scatter_add_(1, labels_QK[:, :k], votes_QK[:, :k]).argmax(dim=1))
+    return {k: torch.cat(parts) for k, parts in chunks.items()}
+
+
+def open_images(option: str, root: str, transform: Any) -> Dataset[Any]:
+    """The images of class folders, labels by the folders' sorted names.
+
+    Args:
+        option: that named the folder, for messages.
+    Raises:
+        UserError: a class folder holds no image.
+    """
+    try:
+        return ImageFolder(root, transform)
+    except OSError as error:
+        raise UserError(f"{option}: {root}: {str(error).splitlines()[0].split(' Supported ')[0]}") from None

@@ -1,0 +1,167 @@
+"""A dataset's batches, shared out over the processes, and what was computed of them in the order of one process.
+
+The batches are those of one global list, whatever the number of processes: process r takes the batches r, r + W, ...
+and pads none. What is computed of a batch, and so every number, is therefore the same on any number of processes.
+
+Shapes: B items of a batch; W processes.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from amp.data.batches import outlive_signals
+from amp.errors import UserError
+from amp.run.console import progress
+from amp.run.world import World
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The batches of this process.
+
+    Attributes:
+        batch_size: items in one batch, on one process.
+        num_workers: loader workers per process, at most one a core.
+        in_step: whether every process gets as many batches, as a tower in shards needs it: the last ones of a list take
+            a batch of another process once more, which counts once.
+    """
+
+    world: World
+    batch_size: int
+    num_workers: int
+    in_step: bool = False
+
+    def batches(
+        self, dataset: Any, collate: Callable[[list[Any]], Any], option: str, name: str = "images"
+    ) -> Iterator[tuple[int, Any]]:
+        """(index in the global list, collated batch) of this process.
+
+        Args:
+            dataset: items by index, or a stream of them.
+            option: that named its folder, for messages.
+            name: for the progress bar.
+        Raises:
+            UserError: an item cannot be read.
+        """
+        workers = min(self.num_workers, os.cpu_count() or 1)
+        if isinstance(dataset, IterableDataset):
+            # Several workers would mix the stream.
+            stream: DataLoader[Any] = DataLoader(
+                _Stream(dataset, option, self._own),
+                self.batch_size,
+                num_workers=min(workers, 1),
+                collate_fn=partial(_collate, collate),
+            )
+            for number, batch in enumerate(progress(stream, name, "batch")):
+                if isinstance(batch, UserError):
+                    raise batch
+                yield self.world.rank + number * self.world.size, batch
+            return
+        spans = self.spans(len(dataset))
+        loader: DataLoader[Any] = DataLoader(
+            _Items(dataset, option),
+            batch_sampler=[list(span) for span in spans.values()],
+            num_workers=workers,
+            collate_fn=partial(_collate, collate),
+            worker_init_fn=outlive_signals,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        for index, batch in zip(spans, progress(loader, name, "batch"), strict=True):
+            if isinstance(batch, UserError):
+                raise batch
+            yield index, batch
+
+    def spans(self, count: int) -> dict[int, range]:
+        """{index in the global list: its items} of this process's batches of `count` items."""
+        starts = range(0, count, self.batch_size)
+        last = len(starts) + (-len(starts) % self.world.size if self.in_step and count else 0)
+        own = [index % len(starts) for index in range(self.world.rank, last, self.world.size)]
+        return {index: range(starts[index], min(starts[index] + self.batch_size, count)) for index in own}
+
+    def _own(self, stream: Iterable[Value]) -> Iterator[Value]:
+        """The items of a stream that belong to this process's batches."""
+        for number, item in enumerate(stream):
+            if number // self.batch_size % self.world.size == self.world.rank:
+                yield item
+
+    def in_order(self, own: Mapping[int, Value]) -> list[Value]:
+        """What all processes hold, by ascending index in the global list."""
+        return _merge(self.world.gather_objects(own))
+
+    def columns(self, own: Mapping[int, tuple[Tensor, ...]], option: str) -> list[Tensor]:
+        """The results of all processes' batches, each kind as one tensor in the dataset's order; on the main process,
+        [] elsewhere, since those of a large dataset fill the memory of one process, not of every one on a machine.
+
+        Raises:
+            UserError: there was no batch; `option` named the folder.
+        """
+        batches = _merge(self.world.gather_on_main(own))
+        if self.world.broadcast(not batches):
+            raise UserError(f"{option}: holds no image")
+        return [torch.cat(column) for column in zip(*batches, strict=True)]
+
+
+def _merge(parts: Iterable[Mapping[int, Value]]) -> list[Value]:
+    merged = {index: value for part in parts for index, value in part.items()}
+    return [merged[index] for index in sorted(merged)]
+
+
+class _Items(Dataset[Any]):
+    """A dataset whose unreadable items come back as a UserError; raised, workers make a traceback of it."""
+
+    def __init__(self, dataset: Any, option: str) -> None:
+        self.dataset = dataset
+        self.option = option
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            samples = getattr(self.dataset, "samples", None)
+            name = samples[index][0] if samples else f"image {index}"
+            return UserError(f"{self.option}: {name}: cannot be read ({error})", rank_local=True)
+
+
+class _Stream(IterableDataset[Any]):
+    """The own items of a stream; a failure ends it with a UserError as its last item."""
+
+    def __init__(self, dataset: Any, option: str, own: Callable[[Iterable[Any]], Iterator[Any]]) -> None:
+        self.dataset = dataset
+        self.option = option
+        self.own = own
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._items()
+        except Exception as error:  # what reads the stream may raise anything
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            yield UserError(f"{self.option}: the stream cannot be read ({lines[0]})", rank_local=True)
+
+    def _items(self) -> Iterator[Any]:
+        if not hasattr(self.dataset, "pipeline"):
+            return self.own(self.dataset)
+        from webdataset import DataPipeline
+        from webdataset.autodecode import Decoder
+
+        # Every process reads the archives of a webdataset whole, but decodes the images of its own batches alone.
+        stages = self.dataset.pipeline
+        decodes = [any(isinstance(arg, Decoder) for arg in getattr(stage, "args", ())) for stage in stages]
+        place = decodes.index(True)
+        return iter(DataPipeline(*stages[:place], self.own, *stages[place:]))
+
+
+def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, UserError)), None) or collate(items)

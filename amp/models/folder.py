@@ -1,0 +1,144 @@
+"""The self-describing model folder: `model.safetensors` (the whole model) and `config.json` (what rebuilds it)."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from amp.errors import UserError
+from amp.run.files import atomic
+from amp.settings.base import Precision, Settings
+from amp.towers import Tower, rebuild_dense
+
+FORMAT = 1
+
+
+class FolderConfig(Settings):
+    """`config.json`: the dense model, each block's width and kept neurons, provenance.
+
+    `kept` are indices into the dense model; null where they are not known, as of a published checkpoint.
+    """
+
+    format: int
+    base: dict[str, Any]
+    widths: tuple[int, ...]
+    kept: tuple[tuple[int, ...], ...] | None
+    provenance: dict[str, Any]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, on the CPU, readable by whom the user's umask allows."""
+    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, path, dict(metadata or {}))
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def is_model_folder(path: str | None) -> bool:
+    """Whether `path` is a folder that this module wrote, by its config.json."""
+    config = Path(path or "") / "config.json"
+    try:
+        return path is not None and {"format", "base", "kept"} <= json.loads(config.read_text("utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def save_tower(
+    tower: Tower,
+    kept: Sequence[Sequence[int]] | None,
+    provenance: Mapping[str, Any],
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes the folder beside its final name and renames it; equal models give equal bytes.
+
+    Args:
+        tower: sliced so that block l has width len(kept[l]).
+        kept: for each block, the kept neurons' indices into the dense model; None where they are not known.
+        weights: of the vision tower by their names in it, in the place of its own, which may be shards.
+    """
+    assert kept is None or [len(indices) for indices in kept] == tower.widths
+    config = FolderConfig(
+        format=FORMAT,
+        base=dict(tower.base),
+        widths=tuple(tower.widths),
+        kept=None if kept is None else tuple(tuple(indices) for indices in kept),
+        provenance=dict(provenance),
+    )
+    with atomic(folder) as partial:
+        partial.mkdir()
+        own = {prefix_of(tower) + name: tensor for name, tensor in (weights or {}).items()}
+        write_tensors(partial / "model.safetensors", tower.model.state_dict() | own)
+        (partial / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1) + "\n", "utf-8")
+
+
+def prefix_of(tower: Tower) -> str:
+    """Where the vision tower stands in its model, with a dot; empty where it is the model."""
+    path = next(path for path, module in tower.model.named_modules() if module is tower.visual)
+    return f"{path}." if path else ""
+
+
+def read_folder_config(folder: str | Path) -> FolderConfig:
+    """Raises UserError when the folder is no pruned model of ours."""
+    path = Path(folder) / "config.json"
+    try:
+        config = FolderConfig.model_validate_json(path.read_bytes())
+    except OSError:
+        raise UserError(f"{folder}: holds no config.json; expected a pruned/ or distilled/ folder") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{path}: {key or 'file'}: {problem['msg'].lower()}") from None
+    if config.format != FORMAT:
+        raise UserError(f"{path}: format {config.format}; this version reads format {FORMAT}")
+    if config.kept is not None and list(config.widths) != [len(indices) for indices in config.kept]:
+        raise UserError(f"{path}: widths: {list(config.widths)} are not the numbers of kept neurons")
+    return config
+
+
+def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | None = None) -> Tower:
+    """The pruned model of a folder, frozen and in eval mode. Runs no code from the files.
+
+    Args:
+        precision: of the weights; None keeps the one it was saved in.
+    Raises:
+        UserError: not such a folder, or one whose parts do not fit together.
+    """
+    config = read_folder_config(folder)
+    base = config.base | ({"precision": precision} if precision else {})
+    try:
+        tower = rebuild_dense(base)
+    except Exception as error:  # The library may raise anything when told to build nonsense.
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}/config.json: base: does not describe a model ({reason})") from None
+    for slot, indices in zip(tower.slots, _kept(config, tower, folder), strict=True):
+        slot.keep(torch.tensor(indices))
+    weights = Path(folder) / "model.safetensors"
+    try:
+        tower.model.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{weights}: cannot be read ({error})") from None
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise UserError(f"{weights}: does not fit its config.json ({' '.join(lines[1:2])})") from None
+    tower.model.to(device)
+    return tower
+
+
+def _kept(config: FolderConfig, dense: Tower, folder: str | Path) -> list[Sequence[int]]:
+    """Neurons to keep of every block: where they are not known, as many as the block is wide."""
+    where = f"{folder}/config.json: " + ("widths" if config.kept is None else "kept")
+    if len(config.widths) != len(dense.slots):
+        raise UserError(f"{where}: {len(config.widths)} blocks, the model has {len(dense.slots)}")
+    kept: list[Sequence[int]] = [*(map(range, config.widths) if config.kept is None else config.kept)]
+    for slot, indices in zip(dense.slots, kept, strict=True):
+        if any(not 0 <= i < slot.hidden_width for i in indices) or len(set(indices)) != len(indices) or not indices:
+            raise UserError(f"{where}: {slot.name}: indices must be distinct, 0-{slot.hidden_width - 1}")
+    return kept

@@ -1,0 +1,149 @@
+"""Models from files: our self-describing folders, published checkpoints, and whatever a user names."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+from amp.errors import UserError
+from amp.models.folder import (
+    FORMAT,
+    FolderConfig,
+    is_model_folder,
+    load_tower,
+    read_folder_config,
+    save_tower,
+    write_tensors,
+)
+from amp.models.published import is_published, load_published, outside_tower, write_published
+from amp.run.files import file_sha256
+from amp.settings.base import Precision
+from amp.settings.model import Frame, ModelSettings
+from amp.towers import Tower, build_tower, default_frame, knows
+
+__all__ = [
+    "FolderConfig",
+    "check_student",
+    "describe_published",
+    "is_model_folder",
+    "load_pruned",
+    "load_student",
+    "load_tower",
+    "open_published",
+    "open_tower",
+    "read_folder_config",
+    "save_tower",
+    "write_published",
+    "write_tensors",
+]
+
+
+def open_tower(
+    name: str | None,
+    frame: Frame | None = None,
+    pretrained: str | None = None,
+    precision: Precision | None = None,
+    device: str = "cpu",
+    text_pretrained: str | None = None,
+    img_size: int | None = None,
+) -> Tower:
+    """A dense or a pruned model from what a user types: `--model NAME|JSON|FOLDER --pretrained TAG|FILE|FOLDER`.
+
+    Args:
+        img_size: side of a dense model's images in pixels; None: the model's own. That of a folder is fixed.
+        text_pretrained: weights of the dense model, whose text tower a published vision checkpoint goes with.
+    Raises:
+        UserError: neither is known, or a folder does not belong to the model named beside it.
+    """
+    folder = next((p for p in (pretrained, name) if is_model_folder(p)), None)
+    if folder is None:
+        if name is None:
+            raise UserError("--model: missing; give a model name, an open_clip model JSON or a pruned/ folder")
+        candidates = [frame] if frame else get_args(Frame)
+        if Path(name).is_dir() and not any(knows(candidate, name) for candidate in candidates):
+            read_folder_config(name)
+        frame = frame or default_frame(name, option="--model_type")
+        kwargs = {} if img_size is None else {"img_size": img_size}
+        settings = ModelSettings(
+            frame=frame, name=name, pretrained=pretrained, precision=precision or "fp32", kwargs=kwargs
+        )
+        return open_published(settings, text_pretrained, device) or build_tower(settings, device)
+    if folder == name and pretrained not in (None, name):
+        raise UserError(f"--pretrained: {pretrained}: {name} is a pruned model with weights of its own")
+    tower = load_tower(folder, device, precision)
+    if img_size not in (None, tower.image_size):
+        raise UserError(f"--img_size: {img_size}: {folder} is of {tower.image_size} px")
+    if frame not in (None, tower.base["frame"]):
+        raise UserError(f"--model_type: {frame}: {folder} is of {tower.base['frame']}")
+    if folder == pretrained and name is not None and name != pretrained:
+        dense = build_tower(ModelSettings(frame=tower.base["frame"], name=name), "meta")
+        if not tower.same_architecture(dense):
+            raise UserError(f"--pretrained: {folder} is a pruned {tower.base['name']!r}, not {name!r}")
+    return tower
+
+
+def open_published(settings: ModelSettings, text_pretrained: str | None = None, device: str = "cpu") -> Tower | None:
+    """The tower of the published checkpoint `settings.pretrained`; None where that is none of `settings.name`.
+
+    Args:
+        text_pretrained: tag or file of the dense model's weights; without it the text tower stays empty.
+    Raises:
+        UserError: widths that do not belong to that model, blocks that are missing.
+    """
+    path, rest = settings.pretrained, None
+    if path is None or device == "meta" or not Path(path).is_file():
+        return None
+    dense = build_tower(settings.model_copy(update={"pretrained": None}), "meta")
+    if not is_published(path, dense):
+        return None
+    if text_pretrained is not None:
+        try:
+            rest = outside_tower(build_tower(settings.model_copy(update={"pretrained": text_pretrained})))
+        except UserError as error:
+            raise UserError(str(error).replace("model.pretrained", "--text_pretrained", 1)) from None
+    return load_published(path, dense.base, rest, device)
+
+
+def check_student(path: str) -> None:
+    """Raises UserError unless `path` is a file or a folder of ours: at once, before a teacher is loaded."""
+    if not Path(path).is_file():
+        read_folder_config(path)
+
+
+def load_student(path: str, teacher: Tower) -> tuple[Tower, FolderConfig]:
+    """The pruned model to distil, and what is known of it: a pruned/ folder or a published vision checkpoint.
+
+    Args:
+        teacher: the dense model, in fp32; what a published checkpoint lacks, as the text tower, is the teacher's.
+    Returns:
+        tower: in fp32 on the CPU.
+    Raises:
+        UserError: neither, or a damaged one.
+    """
+    if not Path(path).is_file():
+        return load_tower(path, precision="fp32"), read_folder_config(path)
+    tower = load_published(path, teacher.base, outside_tower(teacher))
+    return tower, describe_published(tower, path)
+
+
+def describe_published(tower: Tower, path: str) -> FolderConfig:
+    """What a folder of a published checkpoint's tower says of itself."""
+    provenance = {"published": path, "sha256": file_sha256(path)}
+    return FolderConfig(
+        format=FORMAT, base=dict(tower.base), widths=tuple(tower.widths), kept=None, provenance=provenance
+    )
+
+
+def load_pruned(folder: str | Path, device: str = "cpu") -> tuple[Any, Any, Any]:
+    """A pruned model, ready to use: `model, transform, tokenizer = amp.load_pruned("out/pruned")`.
+
+    Args:
+        folder: a `pruned/` or `distilled/` folder.
+        device: 'cpu' or 'cuda'.
+    Returns:
+        model: the library's own model (open_clip: `encode_image`, `encode_text`), eval mode, frozen.
+        transform: PIL image -> (3, S, S) fp32, the evaluation transform.
+        tokenizer: list of texts -> token ids, or None where the model has no text tower.
+    Raises:
+        UserError: not such a folder, or a damaged one.
+    """
+    tower = load_tower(folder, device)
+    return tower.model, tower.transform, tower.make_tokenizer()

@@ -1,0 +1,118 @@
+"""Published AMP checkpoints: read as towers, written from our folders. See `amp.towers.published` for their names."""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from amp.errors import UserError
+from amp.models.folder import prefix_of, write_tensors
+from amp.models.published_names import State, from_original, read_widths, rename, strip_prefixes, to_original
+from amp.run.files import atomic
+from amp.towers import Tower, rebuild_dense
+
+
+def read_state(path: str | Path) -> State:
+    """The named tensors of a weights file, mapped into memory where its format allows. Never runs code from it.
+
+    Raises:
+        UserError: unreadable, or more than named tensors.
+    """
+    try:
+        if str(path).endswith(".safetensors"):
+            return load_file(path)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: no weights file, or one of more than tensors; loading it could run code") from None
+    except (SafetensorError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+    for key in ("state_dict", "model", "module"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: holds no state dict of named tensors")
+    return state
+
+
+def is_published(path: str | Path, dense: Tower) -> bool:
+    """Whether a file holds the vision tower alone of a model with more, or MLPs of other widths than `dense`.
+
+    Args:
+        dense: the dense model, on the meta device.
+    """
+    try:
+        state = strip_prefixes(read_state(path))
+    except UserError:
+        return False  # The library says what is wrong with it.
+    prefix = prefix_of(dense)
+    if prefix and any(name.startswith(prefix) for name in state):
+        return False  # A whole model; its text tower may have the names that a bare vision tower has.
+    own = rename(state, dense)
+    paths = {module: path for path, module in dense.visual.named_modules()}
+    outs = [(slot, own.get(f"{paths[slot.out_projection]}.weight")) for slot in dense.slots]
+    found = [(slot, tensor) for slot, tensor in outs if tensor is not None]
+    return bool(found) and (bool(prefix) or any(tensor.shape[-1] != slot.hidden_width for slot, tensor in found))
+
+
+def load_published(
+    path: str | Path, base: Mapping[str, Any], rest: Mapping[str, Tensor] | None, device: str = "cpu"
+) -> Tower:
+    """The pruned model of a published checkpoint, frozen and in eval mode.
+
+    Args:
+        base: of the dense model's Tower.
+        rest: tensors of the model outside its vision tower, as `outside_tower` gives them; None leaves them empty: the
+            tower then has no `encode_text`.
+    Raises:
+        UserError: not the vision tower of that model.
+    """
+    tower = rebuild_dense(base)
+    try:
+        own = from_original(read_state(path), tower)
+        for slot, width in zip(tower.slots, read_widths(own, tower), strict=True):
+            slot.keep(torch.arange(width))
+        tower.visual.load_state_dict(own)
+    except UserError as error:
+        raise UserError(f"{str(error) if str(path) in str(error) else f'{path}: {error}'}") from None
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise UserError(f"{path}: not the vision tower of {base['name']} ({' '.join(lines[1:2])[:200]})") from None
+    if rest is None:
+        tower.visual.to(device)
+        return replace(tower, encode_text=None) if tower.model is not tower.visual else tower
+    prefix = prefix_of(tower)
+    tower.model.load_state_dict(
+        dict(rest) | {prefix + name: tensor for name, tensor in tower.visual.state_dict().items()}
+    )
+    tower.model.to(device)
+    return tower
+
+
+def published_widths(path: str | Path, dense: Tower) -> list[int]:
+    """Hidden width of every block of a published checkpoint of `dense`. Raises UserError."""
+    return read_widths(from_original(read_state(path), dense), dense)
+
+
+def outside_tower(dense: Tower) -> State:
+    """The tensors of a model outside its vision tower: the text tower, and what both share."""
+    prefix = prefix_of(dense)
+    return {name: tensor for name, tensor in dense.model.state_dict().items() if not name.startswith(prefix)}
+
+
+def write_published(tower: Tower, path: Path) -> None:
+    """Writes the vision tower alone, in the names of the model's original code: safetensors, or else torch's format."""
+    state = {name: tensor.detach().cpu().clone() for name, tensor in to_original(tower).items()}
+    with atomic(path) as partial:
+        if path.suffix == ".safetensors":
+            write_tensors(partial, state)
+        else:
+            torch.save(state, partial)

@@ -1,0 +1,163 @@
+"""Adaptive widths: from the last block to the first, each searched under one threshold."""
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from amp.prune.bisection import Limits, search_width
+from amp.prune.measure.networks import Candidates
+from amp.prune.search.racing import Race, Series
+from amp.run.console import progress
+from amp.settings.prune import SearchSettings
+from amp.towers import Tower
+
+Probe = tuple[int, int, float]
+# Of `Race`: confidence, tolerance as a share of entropy_increase, steps, sure, most.
+PRESETS = {"strict": (3.0, 0.0, 1.0, 2.5, 1.0), "fast": (2.5, 0.2, 0.0, 0.0, 0.25)}
+
+NEAR = 4  # steps of the widths
+
+
+@dataclass
+class WidthsFound:
+    """What a search found; entropies in nats.
+
+    Attributes:
+        widths: of every block, first to last.
+        probes: (block, width, entropy), in order.
+        probe_batches: how many batches each probe took.
+        dense_batches: on how many batches the dense entropy was measured; the others are differences to it.
+        entropy_increase: that a block might add.
+        scale: by which the widths that the search found were multiplied, to meet a size.
+        share: of the dense tower's size at these widths, where one was asked for.
+    """
+
+    widths: list[int]
+    entropy_increase: float
+    dense_entropy: float = 0.0
+    final_entropy: float = 0.0
+    dense_batches: int = 0
+    probes: list[Probe] = field(default_factory=list)
+    probe_batches: list[int] = field(default_factory=list)
+    scale: float = 1.0
+    share: float | None = None
+
+
+class BlockSearch:
+    """The search of one block: its probes are compared with the network so far, on the same batches.
+
+    Args:
+        limits: of the search; of the differences accepted, in nats.
+        beside: networks that cannot be measured any more, and tell of the probes all the same.
+
+    Attributes:
+        reference: the network so far.
+    """
+
+    def __init__(
+        self, candidates: Candidates, block: int, race: Race, limits: Limits, beside: Sequence[Series] = ()
+    ) -> None:
+        whole = candidates.tower.widths[block]
+        self._candidates, self._block, self._race, self._limits = candidates, block, race, limits
+        self._grid = max(limits.multiple, whole / 2**limits.steps)
+        self.reference = self._series(whole)
+        self._beside = beside
+        self._probes: list[Series] = []
+        self._found = {whole: 0.0}
+
+    @property
+    def num_batches(self) -> list[int]:
+        """Of every probe in order."""
+        return [len(one) for one in self._probes]
+
+    def probe(self, width: int) -> float:
+        """What the block's top `width` neurons alone add to the entropy, as exactly as the decision needs it."""
+        others, one = [*self._probes, *self._beside], self._series(width)
+        self._probes.append(one)
+        # The curve of entropy over width falls more steeply here than between here and a known width nearby; one far
+        # away says nothing, since the curve may be flat between.
+        wider = min(known for known in self._found if known > width)
+        near = wider - width <= NEAR * self._grid
+        step = max(0.0, self._limits.high - self._found[wider]) * self._grid / (wider - width) if near else 0.0
+        value = self._race.run(one, self.reference, others, self._limits.low, self._limits.high, step)
+        self._found[width] = value
+        return value
+
+    def _series(self, width: int) -> Series:
+        return Series(width, lambda count: self._candidates.entropies(self._block, width, count))
+
+
+def find_widths(
+    candidates: Candidates, settings: SearchSettings, entropy_increase: float, num_batches: int | None = None
+) -> WidthsFound:
+    """Adaptive widths by binary search (AMP, arXiv 2603.08100, section 3); the tower is left as it was.
+
+    A probe is accepted when it adds at most `entropy_increase` nats to the entropy of the network after the previous
+    block was settled. That reference is the accepted probe's own value; a block that keeps all leaves it as it was.
+
+    Args:
+        num_batches: the first ones alone decide; None: all.
+    """
+    tower, dense = candidates.tower, candidates.tower.widths
+    race = _race(settings, num_batches or candidates.meter.num_batches, entropy_increase)
+    found = WidthsFound(list(dense), entropy_increase)
+    drift, bound = 0.0, settings.total_increase or math.inf
+    blocks = searched_blocks(tower, settings)
+    beside: list[Series] = []
+    with ExitStack() as settled, progress(None, "search", "probe", len(blocks) * settings.search_steps) as bar:
+        for block in blocks:
+            high = min(entropy_increase, bound - drift)
+            low = -min(entropy_increase, bound + drift) if settings.two_sided else -math.inf
+            limits = Limits(high, low, settings.search_steps, settings.width_multiple, settings.min_width)
+            search = BlockSearch(candidates, block, _for_block(race, block, len(dense)), limits, beside)
+
+            def probe(width: int, search: BlockSearch = search, name: str = tower.slots[block].name) -> float:
+                value = search.probe(width)
+                bar.set_postfix_str(f"{name} width {width}: {value:+.4f} nats")
+                bar.update()
+                return value
+
+            one = search_width(probe, tower.widths[block], limits)
+            found.probes += [(block, width, drift + value) for width, value in one.probes]
+            found.probe_batches += search.num_batches
+            if found.widths == dense:
+                found.dense_batches = len(search.reference)
+            if one.value is not None:
+                beside = beside or [search.reference.frozen()]
+                found.widths[block], found.final_entropy = one.width, drift + one.value
+                drift = found.final_entropy
+                settled.enter_context(candidates.narrowed(block, one.width))
+    return _above_dense(found, candidates)
+
+
+def _race(settings: SearchSettings, population: int, entropy_increase: float) -> Race:
+    if settings.search != "racing":
+        return Race(population)
+    confidence, share, steps, sure, most = PRESETS[settings.preset]
+    share = share if settings.tolerance is None else settings.tolerance
+    return Race(population, settings.confidence or confidence, share * entropy_increase, steps, sure, most)
+
+
+def _for_block(race: Race, block: int, num_blocks: int) -> Race:
+    """More batches at most where one is cheap: it passes the blocks from this one on, and the error of the whole size
+    is least for its cost where accuracy goes with the root of that number."""
+    passed = 2 * (num_blocks - block) / (num_blocks + 1)
+    return replace(race, most=race.most ** math.sqrt(passed))
+
+
+def searched_blocks(tower: Tower, settings: SearchSettings) -> list[int]:
+    """Last to first."""
+    blocks = range(len(tower.slots)) if settings.blocks is None else settings.blocks
+    return sorted(set(blocks), reverse=True)
+
+
+def _above_dense(found: WidthsFound, candidates: Candidates) -> WidthsFound:
+    """Entropies in the place of differences to the dense network's."""
+    last = len(candidates.tower.slots) - 1
+    found.dense_batches = found.dense_batches or candidates.meter.num_batches
+    values = candidates.entropies(last, candidates.tower.widths[last], found.dense_batches)
+    found.dense_entropy = math.fsum(values) / len(values)
+    found.final_entropy += found.dense_entropy
+    found.probes = [(block, width, found.dense_entropy + value) for block, width, value in found.probes]
+    return found

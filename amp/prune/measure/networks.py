@@ -1,0 +1,135 @@
+"""The networks that a search looks at, and what is measured of them.
+
+H hidden width, K kept neurons.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Protocol
+
+from torch import Tensor
+
+from amp.prune.measure.journal import Journal
+from amp.prune.refit import Compensation
+from amp.run.world import World
+from amp.settings.prune import SearchSettings
+from amp.towers import Tower
+
+
+class Meter(Protocol):
+    """What a search asks of `amp.meter.EntropyMeter`."""
+
+    num_batches: int
+
+    def measure(self, block: int, batches: range) -> list[float]: ...
+
+    def charge(self, block: int, batches: range) -> None: ...
+
+
+def rank(score_H: Tensor) -> Tensor:
+    """Indices (H,) by score, highest first; ties go to the lower index."""
+    return score_H.cpu().sort(descending=True, stable=True).indices
+
+
+def top_neurons(score_H: Tensor, width: int) -> Tensor:
+    """Indices (K,) of the `width` highest scores, ascending; ties go to the lower index."""
+    return rank(score_H)[:width].sort().values
+
+
+def open_compensation(
+    tower: Tower,
+    scores: Sequence[Tensor],
+    settings: SearchSettings,
+    images: Callable[[], Collection[Tensor]],
+    world: World,
+) -> Compensation | None:
+    """What refits the out-projections of a dense tower as `settings` say; None where they say not to.
+
+    Args:
+        scores: (H,) a block.
+        images: -> calibration batches (B, C, S, S), this process's share; asked for where they are needed.
+    """
+    if settings.compensation == "none":
+        return None
+
+    def run(images_BCHW: Tensor) -> None:
+        tower.feature(images_BCHW.to(world.device, tower.dtype))
+
+    damping = settings.damping if settings.compensation == "ridge" else None
+    return Compensation(tower.slots, [rank(score_H) for score_H in scores], run, images(), world, damping)
+
+
+class Candidates:
+    """The networks that searches look at: a dense tower, and its blocks narrowed from the last on.
+
+    Each batch of each network is measured once.
+
+    Args:
+        scores: (H,) a block, of this tower.
+        meter: measures `tower` as it is at the moment.
+        journal: what is measured is written there, and what stands there is not measured again.
+        compensation: refits what is sliced for good; with `in_search` also every network that is measured.
+    """
+
+    def __init__(
+        self,
+        tower: Tower,
+        scores: Sequence[Tensor],
+        meter: Meter,
+        journal: Journal,
+        compensation: Compensation | None = None,
+        in_search: bool = True,
+    ) -> None:
+        self.tower, self.meter = tower, meter
+        self._compensation, self.in_search = compensation, in_search
+        self.scores, self.journal = scores, journal
+        self._seen: dict[tuple[int, ...], int] = {}
+
+    @contextmanager
+    def narrowed(self, block: int, width: int) -> Iterator[None]:
+        """Within the block of code, one with only its top `width` neurons: for a probe, and for a settled block."""
+        slot = self.tower.slots[block]
+        compensator = self._compensation.of(block) if self._compensation and self.in_search else None
+        with slot.narrowed(top_neurons(self.scores[block], width)):
+            if compensator is not None:
+                compensator.apply(slot, width)
+            yield
+
+    def entropies(self, block: int, width: int, count: int) -> list[float]:
+        """Of the first `count` batches, where `block` has `width` neurons and those before it are dense."""
+        widths = self.tower.widths
+        whole, widths[block] = widths[block], width
+        network = tuple(widths)
+        missing = range(self._seen.get(network, 0), count)
+        known = min(count, len(self.journal[network]))
+        if missing.start < known:
+            self.meter.charge(block, range(missing.start, known))
+        if known < count:
+            with self.narrowed(block, width) if width != whole else nullcontext():
+                self.journal.add(network, self.meter.measure(block, range(known, count)))
+        self._seen[network] = max(count, missing.start)
+        return self.journal[network][:count]
+
+    def mean(self) -> float:
+        """Entropy of the tower as it is, over all batches."""
+        values = self.meter.measure(0, range(self.meter.num_batches))
+        return math.fsum(values) / len(values)
+
+    def keep(self, widths: Sequence[int]) -> tuple[list[list[int]], list[dict[str, float]]]:
+        """Slices the tower for good, last block first.
+
+        Returns:
+            the kept neurons of every block, and with compensation the errors of every block's output.
+        """
+        kept, errors = [], []
+        for block in reversed(range(len(widths))):
+            slot, width = self.tower.slots[block], widths[block]
+            compensator = self._compensation.of(block) if self._compensation else None
+            indices_K = top_neurons(self.scores[block], width)
+            slot.keep(indices_K)
+            if compensator is not None:
+                errors.append(compensator.errors(width))
+                compensator.apply(slot, width)
+            kept.append([int(index) for index in indices_K])
+        return kept[::-1], errors[::-1]

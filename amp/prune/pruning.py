@@ -1,0 +1,92 @@
+"""The tower sliced to widths that are given, allocated to a size, or searched."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from amp.errors import UserError
+from amp.prune.allocation import global_widths, uniform_widths, widths_of_size
+from amp.prune.blocks import WidthsFound, find_widths
+from amp.prune.measure.networks import Candidates
+from amp.prune.size import find_size
+from amp.settings.prune import SearchSettings
+from amp.towers import Tower
+
+
+@dataclass
+class Pruned:
+    """What a pruning did: kept neurons by block, and what was measured for it; entropies in nats."""
+
+    kept: list[list[int]]
+    dense_entropy: float
+    final_entropy: float
+    found: WidthsFound | None = None
+    errors: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def entropies(self) -> dict[str, Any]:
+        """The part of `prune.json` that was measured."""
+        ends = {"dense_entropy": self.dense_entropy, "final_entropy": self.final_entropy}
+        if self.found is None:
+            return {**ends, "probes": []}
+        own = {key: getattr(self.found, key) for key in ("probes", "probe_batches", "dense_batches")}
+        of_size = {"scale": self.found.scale} | ({} if self.found.share is None else {"share": self.found.share})
+        return {**ends, **own, "entropy_increase": self.found.entropy_increase, **of_size}
+
+
+def check_widths(tower: Tower, settings: SearchSettings) -> None:
+    """Raises UserError unless `prune.widths` and `prune.blocks` fit the tower."""
+    for block in settings.blocks or ():
+        if block >= len(tower.slots):
+            raise UserError(f"prune.blocks: {block}: the tower has blocks 0 to {len(tower.slots) - 1}")
+    if settings.widths is None:
+        return
+    if len(settings.widths) != len(tower.slots):
+        raise UserError(f"prune.widths: {len(settings.widths)} widths, the tower has {len(tower.slots)} blocks")
+    for block, (width, slot) in enumerate(zip(settings.widths, tower.slots, strict=True)):
+        if width > slot.hidden_width:
+            raise UserError(f"prune.widths: {width} at block {block}, which has {slot.hidden_width} neurons")
+
+
+def prune(
+    candidates: Candidates, settings: SearchSettings, share: Callable[[Sequence[int]], float] | None = None
+) -> Pruned:
+    """Slices the tower to the widths that `settings` give, allocate or search.
+
+    Args:
+        share: what the tower with these widths has of the dense one's size; needed where `settings.target` is given.
+    """
+    check_widths(candidates.tower, settings)
+    widths, found = choose_widths(candidates, settings, share)
+    dense = candidates.mean() if found is None else found.dense_entropy
+    kept, errors = candidates.keep(widths)
+    # No probe saw widths that are given, nor a compensation or a scale that comes after the search.
+    unseen = found is None or found.scale != 1 or (errors and not candidates.in_search)
+    final = found.final_entropy if found and not unseen else candidates.mean()
+    return Pruned(kept, dense, final, found, errors)
+
+
+def choose_widths(
+    candidates: Candidates, settings: SearchSettings, share: Callable[[Sequence[int]], float] | None = None
+) -> tuple[list[int], WidthsFound | None]:
+    """The widths that are given, allocated to a size or searched, and what a search found; the tower stays dense.
+
+    Args and errors: as of `prune` and `find_size`.
+    """
+    asked = settings.target.asked
+    if settings.widths is not None:
+        return list(settings.widths), None
+    if asked is None:
+        found = find_widths(candidates, settings, settings.entropy_increase)
+        return found.widths, found
+    key, size = asked
+    assert share is not None
+    target = 1 / size if key == "throughput" else size
+    if settings.allocation == "search":
+        found = find_size(candidates, settings, share, target)
+        return found.widths, found
+    slots = candidates.tower.slots
+    by_threshold = partial(global_widths, slots, candidates.scores)
+    widths_of = by_threshold if settings.allocation == "global" else partial(uniform_widths, slots)
+    return widths_of_size(widths_of, share, target), None

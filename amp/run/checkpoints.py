@@ -1,0 +1,128 @@
+"""The last states of a run, from which it goes on: `checkpoints/step_0000500/`, whole or not there."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from amp.errors import StoppedError, UserError
+from amp.run.files import read_json
+from amp.run.world import World
+
+RECORD = "state.json"
+
+
+class Checkpoints:
+    """The checkpoints of a run's folder, by step.
+
+    Args:
+        folder: `checkpoints/` in the run's output.
+        keep: how many stay, the last ones.
+    """
+
+    def __init__(self, folder: Path, keep: int, world: World) -> None:
+        self.folder, self.keep, self.world = folder, keep, world
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step_{step:07d}"
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints that are there, first to last, as the main process sees them."""
+        return self.world.broadcast(self._steps() if self.world.is_main else None)
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.name.removeprefix("step_")) for path in self.folder.glob("step_" + "[0-9]" * 7))
+
+    def last(self) -> str:
+        """The last checkpoint's path as a message names it, or 'none'; without asking other processes."""
+        steps = self._steps()
+        return str(self.path(steps[-1])) if steps else "none"
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any], best: int) -> None:
+        """Writes a checkpoint beside its name, renames it, and removes the ones too many.
+
+        Args:
+            tensors: each process its shards.
+            record: JSON-able; `step` is added.
+            best: a step whose checkpoint stays whatever its age; 0: none.
+        Raises:
+            StoppedError: it cannot be written; the checkpoints before it are untouched.
+        """
+        partial = self.folder / f".step_{step:07d}.partial"
+        try:
+            self._on_main(lambda: _make_empty(partial))
+            try:
+                self.world.save_tensors(tensors, partial)
+            except OSError as error:
+                raise self._cannot_write(step, error) from None
+            self._on_main(lambda: self._finish(step, partial, record, best))
+        except StoppedError:
+            if self.world.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _on_main(self, write: Callable[[], None]) -> None:
+        def told() -> None:
+            try:
+                write()
+            except OSError as error:
+                raise self._cannot_write(None, error) from None
+
+        self.world.from_main(told)
+
+    def _cannot_write(self, step: int | None, error: OSError) -> StoppedError:
+        what = self.folder if step is None else self.path(step)
+        return StoppedError(
+            f"{what} cannot be written ({error.strerror or error}); last good checkpoint: {self.last()}; "
+            "make room, then the same command goes on from there"
+        )
+
+    def _finish(self, step: int, partial: Path, record: Mapping[str, Any], best: int) -> None:
+        (partial / RECORD).write_text(json.dumps({**record, "step": step}, indent=1) + "\n", encoding="utf-8")
+        for path in (partial / RECORD, partial):
+            _sync(path)
+        _discard(self.path(step))
+        partial.rename(self.path(step))
+        _sync(self.folder)
+        for old in set(self._steps()[: -self.keep]) - {best}:
+            _discard(self.path(old))
+
+    def record(self, step: int) -> dict[str, Any]:
+        """What was recorded beside a checkpoint's tensors. Raises UserError when it cannot be read."""
+        return self.world.from_main(lambda: read_json(self.path(step) / RECORD))
+
+    def load(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Fills `tensors`, on any number of processes. Raises UserError when the checkpoint cannot be read."""
+        try:
+            self.world.load_tensors(tensors, self.path(step))
+        except OSError as error:
+            raise UserError(
+                f"{self.path(step)}: cannot be read ({error}); delete it to go on from an earlier one"
+            ) from None
+
+
+def _make_empty(folder: Path) -> None:
+    for left in folder.parent.glob(".step_*.partial"):
+        shutil.rmtree(left)
+    folder.mkdir(parents=True)
+
+
+def _discard(folder: Path) -> None:
+    """Removes a checkpoint, whose name goes first."""
+    if folder.exists():
+        left = folder.with_name(f".{folder.name}.old.partial")
+        folder.rename(left)
+        shutil.rmtree(left)
+
+
+def _sync(path: Path) -> None:
+    """Until the disk has it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

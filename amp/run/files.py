@@ -1,0 +1,96 @@
+"""Files of a run: written beside and renamed, read with one line for what is wrong."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from amp.errors import StoppedError, UserError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write a file or folder at; renamed to `path` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(partial)  # of a killed run: in a container the next one has the same process id
+    try:
+        yield partial
+        if partial.is_dir() and path.exists():
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.old") as old:
+                path.rename(Path(old) / path.name)
+                partial.rename(path)
+        else:
+            partial.replace(path)
+    finally:
+        _remove(partial)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Around the writing of `path`: a full disk is one line instead of a traceback."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        advice = "make room, then the same command goes on from the last checkpoint"
+        raise StoppedError(f"{path} cannot be written ({reason}); {advice}") from None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, written beside and renamed."""
+    with atomic(path) as partial:
+        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def prepare_output(folder: str) -> Path:
+    """The run's folder, not left behind where it is new. Raises UserError when it cannot be written to."""
+    path = Path(folder)
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"output.dir: {folder}: cannot be written to ({error.strerror})") from None
+    finally:
+        for parent in missing:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError when the file is no JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return value
+
+
+def file_sha256(path: str | None) -> str | None:
+    """Hex digest of a local file's bytes, or of a folder's safetensors; None for a library's tag or no weights."""
+    if path is None or not Path(path).exists():
+        return None
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
+    digests = []
+    for file in files:
+        with file.open("rb") as opened:
+            digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    return "+".join(digests) or None

@@ -1,0 +1,229 @@
+"""The only file that knows torch.distributed. On one process every operation is the identity."""
+
+import os
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from amp.errors import StoppedError, UserError
+from amp.settings.optim import Parallel
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run and the device of this one."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, batch_size: int, key: str = "data.batch_size") -> slice:
+        """This process's contiguous part of a global batch. Raises UserError when it does not divide."""
+        if batch_size % self.size:
+            raise UserError(f"{key}: {batch_size} is not divisible by the {self.size} processes")
+        local = batch_size // self.size
+        return slice(self.rank * local, (self.rank + 1) * local)
+
+    def gather(self, local_B: Tensor) -> Tensor:
+        """Rows of all processes in rank order; (B, ...) equal on every process -> (size * B, ...).
+
+        Differentiable in this process's own rows: when every process computes the same scalar of the
+        gathered rows, the local gradient is that of the one global scalar, with no further reduction.
+        """
+        if self.size == 1:
+            return local_B
+        parts = [torch.empty_like(local_B) for _ in range(self.size)]
+        dist.all_gather(parts, local_B.detach().contiguous())
+        parts[self.rank] = local_B
+        return torch.cat(parts)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the processes, the same bits on each."""
+        if self.size == 1:
+            return tensor
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def broadcast(self, value: Any) -> Any:
+        """The main process's picklable value, on every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def from_main(self, function: Callable[[], Value]) -> Value:
+        """What `function` returns, or the UserError or StoppedError it raises, on the main process, on every one."""
+        outcome: Any = None
+        if self.is_main:
+            try:
+                outcome = function()
+            except (UserError, StoppedError) as error:
+                outcome = error
+        outcome = self.broadcast(outcome)
+        if isinstance(outcome, (UserError, StoppedError)):
+            raise outcome
+        return outcome
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Picklable values of all processes in rank order, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def gather_on_main(self, value: Any) -> list[Any]:
+        """Picklable values of all processes in rank order, on the main process; [] elsewhere."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size if self.is_main else []
+        dist.gather_object(value, values if self.is_main else None, dst=0)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def data_parallel(
+        self, module: nn.Module, kind: Parallel, blocks: Collection[nn.Module], compute: torch.dtype | None = None
+    ) -> nn.Module:
+        """`module` with its gradients averaged over the processes; itself on one process.
+
+        Args:
+            kind: ddp keeps a replica on every process; fsdp keeps a shard of every parameter, gathered block by block
+                where it is needed (FSDP2, `torch.distributed.fsdp.fully_shard`).
+            blocks: submodules of `module`.
+            compute: dtype that shards are gathered in; None keeps theirs. Gradients are averaged in fp32.
+        """
+        if self.size == 1:
+            return module.to(self.device)
+        if kind == "fsdp":
+            policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+            shard = partial(fully_shard, mesh=init_device_mesh(self.device.type, (self.size,)), mp_policy=policy)
+            for block in blocks:
+                shard(block)
+            shard(module)
+            return module
+        module.to(self.device)
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+
+    def save_tensors(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        """Writes tensors, each process its shards of them, as safetensors files. Raises OSError on every process."""
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        with _one_line():
+            save(dict(tensors), storage_writer=writer, no_dist=self.size == 1)
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        """Fills tensors from what any number of processes saved. Raises OSError on every process."""
+        reader = HuggingFaceStorageReader(str(folder))
+        with _one_line():
+            load(dict(tensors), storage_reader=reader, no_dist=self.size == 1)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """What the first process to fail met, instead of every process's traceback; one process is no news."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            yield
+    except CheckpointException as failure:
+        cause, _ = next(iter(failure.failures.values()))
+        raise OSError(getattr(cause, "strerror", None) or " ".join(str(cause).split())[:200]) from None
+
+
+def gradients_stay_local(module: nn.Module) -> AbstractContextManager[None]:
+    """Around the micro-batches of a step but the last: replicas average the sum of them once."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This process's shard of a parameter or gradient, sharing its memory; the tensor itself where it is whole."""
+    sharded = tensor.detach()
+    return sharded.to_local() if isinstance(sharded, DTensor) else tensor
+
+
+def sharded_like(local: Tensor, whole: Tensor) -> Tensor:
+    """The tensor whose shard on this process is `local`, sharded as `whole` is."""
+    if not isinstance(whole, DTensor):
+        return local
+    return DTensor.from_local(
+        local, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole tensor, on every process."""
+    detached = tensor.detach()
+    return detached.full_tensor() if isinstance(detached, DTensor) else detached
+
+
+def recompute_in_backward(module: nn.Module, blocks: Collection[nn.Module]) -> None:
+    """Wraps submodules so that they keep their inputs alone for the backward pass; names in state dicts stay."""
+    chosen = set(blocks)
+    # No module of ours draws random numbers: towers are in eval mode.
+    wrapper = partial(checkpoint_wrapper, preserve_rng_state=False)
+    apply_activation_checkpointing(module, checkpoint_wrapper_fn=wrapper, check_fn=lambda m: m in chosen)
+
+
+@contextmanager
+def start(device: str | None = None) -> Iterator[World]:
+    """The world of a script run by python (one process) or torchrun (many): CUDA with NCCL or CPU with gloo.
+
+    Args:
+        device: 'cpu' or 'cuda'; None takes CUDA when there is one.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if "RANK" not in os.environ:
+        yield World(0, 1, torch.device(kind, 0) if kind == "cuda" else torch.device(kind))
+        return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if kind == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"--nproc_per_node: process {local_rank} has no GPU of {torch.cuda.device_count()}")
+        torch.cuda.set_device(local_rank)
+        own = torch.device("cuda", local_rank)
+    else:
+        own = torch.device("cpu")
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    dist.init_process_group(
+        "nccl" if kind == "cuda" else "gloo",
+        timeout=timedelta(hours=1),
+        device_id=own if kind == "cuda" else None,
+    )
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), own)
+    finally:
+        dist.destroy_process_group()

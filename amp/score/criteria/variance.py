@@ -1,0 +1,44 @@
+"""VAR"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from amp.run.world import World
+from amp.score.taylor import checked
+from amp.statistics.hooks import Watcher
+from amp.towers.slots import MlpSlot
+
+
+class VarianceScorer(Watcher):
+    """Variance of each neuron's activation over tokens and images, while inside `with` (VBP, arXiv 2507.12988).
+
+    Taken at the out-projection's input, after the non-linearity (and gate and norm). Needs no backward pass.
+    """
+
+    def __init__(self, slots: Sequence[MlpSlot]) -> None:
+        super().__init__(slots)
+        device = slots[0].out_projection.weight.device
+        # Of every block: the number of tokens, the sums of the activations and of their squares.
+        self.sums = [torch.zeros(1 + 2 * slot.hidden_width, dtype=torch.float64, device=device) for slot in slots]
+
+    def _watch(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        def before_out_projection(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            a_NH = inputs[0].detach().flatten(0, -2).float()
+            # The variance within a batch in fp32, so that a large mean takes no digits of it; sums over them in fp64.
+            variance_H, mean_H = (moment.double() for moment in torch.var_mean(a_NH, dim=0, correction=0))
+            one_1 = mean_H.new_ones(1)
+            self.sums[index] += len(a_NH) * torch.cat([one_1, mean_H, variance_H + mean_H.square()])
+            return inputs
+
+        return before_out_projection
+
+    def scores(self, world: World) -> list[Tensor]:
+        """One (H,) fp32 tensor a block, over the tokens of all processes. Raises UserError as `checked`."""
+        scores = []
+        for sums in self.sums:
+            total = world.sum(sums)
+            mean_H, square_H = (total[1:] / total[0]).chunk(2)
+            scores.append((square_H - mean_H.square()).clamp(min=0).float())
+        return checked(self._slots, scores)

@@ -1,0 +1,51 @@
+"""Settings of eval/eval_compare.py."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from amp.settings.base import Count, OutputSettings, Settings
+from amp.settings.model import ModelSettings
+from amp.settings.optim import OptimSettings
+from amp.settings.prune import PruneDataSettings, SearchSettings
+from amp.settings.score import Criterion, ScoreSettings
+
+
+class CompareRowSettings(SearchSettings):
+    criterion: Criterion = Field("entropy", description="what ranks the neurons")
+
+    @model_validator(mode="after")
+    def _sizes_decide(self) -> "CompareRowSettings":
+        if self.widths is not None or self.target.asked:
+            raise ValueError("widths and target: compare.sizes says how large the towers are")
+        return self
+
+
+class CompareSettings(Settings):
+    sizes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.8, 0.6, 0.5, 0.4), description="shares of the tower's parameters to compare at"
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2), description="each chooses other images, and other random neurons"
+    )
+
+
+class CompareDistilSettings(Settings):
+    num_samples: Count = Field(description="training images to distil on")
+    batch_size: Count = Field(description="images in one step")
+    measure_every: Count = Field(description="steps between two measurements")
+    optim: OptimSettings
+
+
+class CompareConfig(Settings):
+    """Settings of eval/eval_compare.py."""
+
+    model: ModelSettings
+    data: PruneDataSettings
+    score: ScoreSettings = ScoreSettings()
+    compare: CompareSettings = CompareSettings()
+    rows: dict[str, CompareRowSettings] = Field(
+        min_length=1, description="what is compared: a name, its criterion, and any of prune.* but widths and target"
+    )
+    distil: CompareDistilSettings
+    output: OutputSettings

@@ -1,0 +1,22 @@
+"""Settings of the images: layout on disk, batches, order."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from amp.settings.base import Settings
+
+DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes", "webdataset"]
+
+
+class DataSettings(Settings):
+    name: DatasetName = Field(description="layout of the images on disk")
+    root: str = Field(description="folder of the dataset; for webdataset also a pattern, train-{000..127}.tar")
+    batch_size: Annotated[int, Field(ge=2)] = Field(description="images in one batch, over all processes")
+    shuffle: bool = Field(True, description="one fixed shuffle of the images, by seed")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the shuffle and the augmentation")
+    num_workers: Annotated[int, Field(ge=0)] = Field(4, description="loader workers per process")
+    strict: bool = Field(False, description="stop at a broken image instead of skipping it")
+    max_broken: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="a run ends at more than this share of broken images"
+    )

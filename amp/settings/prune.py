@@ -1,0 +1,118 @@
+"""Settings of main_score.py and main_prune.py."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from amp.settings.base import Count, OutputSettings, Positive, Settings, Share, Target
+from amp.settings.data import DataSettings
+from amp.settings.model import Frame, ModelSettings
+from amp.settings.score import ScoreSettings
+
+
+class PruneDataSettings(DataSettings):
+    num_samples: Count | None = Field(None, description="images to score on; null: all")
+    num_val_samples: Count | None = Field(None, description="held-out images to search on; null: all")
+
+    @model_validator(mode="after")
+    def _samples_fill_a_batch(self) -> "PruneDataSettings":
+        for key in ("num_samples", "num_val_samples"):
+            value = getattr(self, key)
+            if value is not None and value < self.batch_size:
+                raise ValueError(f"{key} {value} is less than one batch of batch_size {self.batch_size}")
+        return self
+
+
+class TargetSettings(Settings):
+    params: Target | None = Field(None, description="parameters of the pruned tower, of the dense one's")
+    flops: Target | None = Field(None, description="FLOPs of the pruned tower, of the dense one's")
+    throughput: Annotated[float, Field(gt=1)] | None = Field(None, description="images a second, of the dense tower's")
+
+    @property
+    def asked(self) -> tuple[str, float] | None:
+        """What is to be met, and how much of it."""
+        return next(((key, value) for key, value in self.model_dump().items() if value is not None), None)
+
+    @model_validator(mode="after")
+    def _one(self) -> "TargetSettings":
+        given = [key for key, value in self.model_dump().items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: one target at a time")
+        return self
+
+
+class SearchSettings(Settings):
+    allocation: Literal["search", "uniform", "global"] = Field(
+        "search",
+        description="what gives each block its width. uniform: one share for all; global: one threshold of the scores",
+    )
+    entropy_increase: Share = Field(1.0e-2, description="entropy a block may add, in nats")
+    search_steps: Annotated[int, Field(ge=1, le=32)] = Field(6, description="probes per block")
+    widths: tuple[Count, ...] | None = Field(None, description="one width a block; skips the search")
+    search: Literal["plain", "exact", "racing"] = Field(
+        "exact", description="exact: blocks before the one searched are not run again; racing: also few batches a probe"
+    )
+    preset: Literal["strict", "fast"] = Field(
+        "strict", description="of racing. strict: the exact search's widths, or the next; fast: the cheapest"
+    )
+    confidence: Positive | None = Field(
+        None, description="of racing: standard errors between a probe and the limit; null: the preset's"
+    )
+    tolerance: Share | None = Field(
+        None, description="of racing: share of entropy_increase in which either answer is right; null: the preset's"
+    )
+    store: Literal["device", "host", "disk"] = Field("host", description="where images and blocks' inputs are kept")
+    store_every: Count = Field(4, description="keep the inputs of every n-th block, recompute the others")
+    target: TargetSettings = TargetSettings()
+    width_multiple: Count = Field(1, description="widths are multiples of it, as hardware likes them")
+    min_width: Count = Field(1, description="no width is smaller")
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="numbers of the blocks that may be pruned, from 0; null: all"
+    )
+    two_sided: bool = Field(False, description="refuse also a probe whose entropy falls by more than entropy_increase")
+    total_increase: Positive | None = Field(None, description="entropy all blocks together may add, in nats; null: any")
+    compensation: Literal["none", "mean", "ridge"] = Field(
+        "none", description="refit of each out-projection, so that kept neurons stand in for removed ones"
+    )
+    compensate_in_search: bool = Field(True, description="judge each probe with its compensation")
+    damping: Share = Field(1e-3, description="of ridge: added to the activations' covariance, as a share of its mean")
+    num_calibration_samples: Count = Field(2048, description="images of the training split that compensation sees")
+
+    @property
+    def inputs_every(self) -> int | None:
+        """Of every how many blocks a search keeps the inputs; None: of none."""
+        searches = self.search != "plain" and self.widths is None and self.allocation == "search"
+        return self.store_every if searches else None
+
+    @model_validator(mode="after")
+    def _one_way_to_widths(self) -> "SearchSettings":
+        if self.widths is not None and self.target.asked:
+            raise ValueError("widths and target: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _search_alone_has(self) -> "SearchSettings":
+        for key in ("widths", "blocks", "total_increase", "two_sided"):
+            if self.allocation != "search" and getattr(self, key):
+                raise ValueError(f"{key}: allocation: {self.allocation} does not search; leave it out")
+        return self
+
+
+class PruneConfig(Settings):
+    """Settings of main_score.py and main_prune.py."""
+
+    model: ModelSettings
+    data: PruneDataSettings
+    score: ScoreSettings = ScoreSettings()
+    prune: SearchSettings = SearchSettings()
+    output: OutputSettings
+
+    @model_validator(mode="after")
+    def _allocation_has_a_size(self) -> "PruneConfig":
+        if self.prune.allocation != "search" and not self.prune.target.asked:
+            raise ValueError(f"prune.target: missing; prune.allocation: {self.prune.allocation} needs a size to meet")
+        return self
+
+    def with_frame(self, frame: Frame | None) -> "PruneConfig":
+        """The same settings with `model.frame` filled in where it was left open."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"frame": self.model.frame or frame})})

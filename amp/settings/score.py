@@ -1,0 +1,35 @@
+"""Settings of a scoring."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from amp.settings.base import Count, Positive, Settings
+
+Criterion = Literal["entropy", "cross_entropy", "kl", "reconstruction", "variance", "magnitude", "diversity", "random"]
+
+
+class ScoreSettings(Settings):
+    criterion: Criterion = Field("entropy", description="what ranks the neurons")
+    inverse_temperature: Positive = Field(15.0, description="factor on the similarities in the entropy")
+    absolute: bool = Field(True, description="absolute value per image before the mean")
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
+        None, description="class names for 'cross_entropy', in the order of their sorted folders"
+    )
+    template: str | None = Field(None, description="prompt around a class, null: 'a photo of a {c}'")
+    labels: Literal["folders"] | None = Field(
+        None, description="classes of the images for 'cross_entropy'; null: as the network predicts"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the criteria 'random', 'kl' and 'reconstruction'")
+    micro_batch: Count | None = Field(
+        None, description="images in one backward pass of a process, for less memory and one more forward; null: all"
+    )
+    save_every: Count = Field(50, description="batches after which a killed run can go on")
+
+    @model_validator(mode="after")
+    def _classes_are_there(self) -> "ScoreSettings":
+        if self.criterion == "cross_entropy" and self.classes is None:
+            raise ValueError("classes: missing; criterion cross_entropy needs the classes' names, a list")
+        if self.template is not None and "{c}" not in self.template:
+            raise ValueError(f"template: {self.template!r}: has no {{c}} where the class is to stand")
+        return self

@@ -1,0 +1,36 @@
+"""Hooks on what enters an MLP's out-projection."""
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from amp.towers.slots import MlpSlot
+
+
+class Watcher:
+    """Hooks on what enters the out-projection, or another Linear, of some MLPs; they live inside a `with`."""
+
+    def __init__(self, slots: Sequence[MlpSlot]) -> None:
+        self._slots = slots
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        for index, slot in enumerate(self._slots):
+            self._handles.append(self._watched(slot).register_forward_pre_hook(self._watch(index)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _watched(self, slot: MlpSlot) -> nn.Linear:
+        return slot.out_projection
+
+    def _watch(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
+        raise NotImplementedError

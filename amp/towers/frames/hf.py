@@ -1,0 +1,250 @@
+"""Towers of Hugging Face transformers: vision models and dual encoders, from a local folder or a hub id.
+
+Feature of the criterion: (B, D), D the tower's width, after the final norm, before any projection or classifier.
+
+| family | feature |
+|---|---|
+| CLIP, MetaCLIP 2, MLCD | `pooler_output`: the CLS token after `post_layernorm` |
+| SigLIP, AIMv2 | `pooler_output`: the attention pool; without that head: the mean of the normalised tokens |
+| BEiT, Data2Vec | `pooler_output`: the mean of the patch tokens, normalised, or the CLS token, as the config says |
+| ViT, DeiT, ViT-MSN, FLAVA, DINOv2 (registers too), DINOv3 | the normalised CLS token; never a dense + tanh pooler |
+| I-JEPA | the mean of the normalised tokens |
+
+Only classes that transformers ships are built, from JSON; weights are safetensors, or pickles of nothing but tensors.
+"""
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.utils import constants
+from transformers.utils.logging import disable_progress_bar
+
+from amp.errors import UserError, nearest
+from amp.settings.model import ModelSettings
+from amp.towers.base import Tower, building, first_line, quiet
+from amp.towers.find_slots import find_blocks, find_slots
+from amp.towers.hf_inputs import Tokenizer, override, preprocessing, square, transform
+from amp.towers.weights import without_weights
+
+disable_progress_bar()  # The console is the run's.
+CLIP_STATISTICS = (constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD)
+HALF_STATISTICS = (constants.IMAGENET_STANDARD_MEAN, constants.IMAGENET_STANDARD_STD)
+IMAGENET_STATISTICS = (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the method must know of a vision architecture that its config does not say.
+
+    Attributes:
+        prefix: tokens before the patch tokens, without registers.
+        pooled: whether the feature is the model's own pooler output, where it has one.
+        statistics: mean and deviation of its images, for folders without an image processor.
+        any_size: whether it takes images of another size than the config's.
+    """
+
+    prefix: int
+    pooled: bool
+    statistics: tuple[list[float], list[float]]
+    any_size: bool = False
+
+
+# By the vision config's model_type.
+FAMILIES = {
+    "clip_vision_model": Family(1, True, CLIP_STATISTICS),
+    "metaclip_2_vision_model": Family(1, True, CLIP_STATISTICS),
+    "mlcd_vision_model": Family(1, True, CLIP_STATISTICS),
+    "siglip_vision_model": Family(0, True, HALF_STATISTICS),
+    "aimv2_vision_model": Family(0, True, CLIP_STATISTICS),
+    "beit": Family(1, True, HALF_STATISTICS),
+    "data2vec-vision": Family(1, True, HALF_STATISTICS),
+    "flava_image_model": Family(1, False, CLIP_STATISTICS),
+    "vit": Family(1, False, HALF_STATISTICS),
+    "vit_msn": Family(1, False, IMAGENET_STATISTICS),
+    "deit": Family(2, False, IMAGENET_STATISTICS),
+    "ijepa": Family(0, False, HALF_STATISTICS),
+    "dinov2": Family(1, False, IMAGENET_STATISTICS, any_size=True),
+    "dinov2_with_registers": Family(1, False, IMAGENET_STATISTICS, any_size=True),
+    "dinov3_vit": Family(1, False, IMAGENET_STATISTICS, any_size=True),
+}
+HIERARCHICAL = "is hierarchical; plain vision transformers can be pruned"
+REFUSED = {
+    "siglip2_vision_model": "is NaFlex: it takes patches of any aspect, not images (fixed-size SigLIP 2 is 'siglip')",
+    "vit_mae": "drops patches at random, also in evaluation; load its encoder as a 'vit'",
+    **dict.fromkeys(("swin", "swinv2", "hiera", "pvt", "pvt_v2", "segformer", "focalnet", "cvt"), HIERARCHICAL),
+    **dict.fromkeys(("convnext", "convnextv2", "dinov3_convnext", "resnet"), "is a convolutional network"),
+}
+# Of a config, what would choose code or files, and what says nothing of the architecture.
+DROPPED = {"auto_map", "attn_implementation", "_attn_implementation", "experts_implementation", "quantization_config"}
+DROPPED |= {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures"}
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) -> Tower:
+    """A transformers tower; see `amp.towers.build_tower`."""
+    described = saved["model_config"] if saved else _describe(settings)
+    values = _without_dropped(described["config"])
+    with quiet():
+        config: Any = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    vision_config = getattr(config, "vision_config", config)
+    family = _family(settings, vision_config)
+    weights = None if saved or device == "meta" else _weights(settings)
+    empty = device != "meta" and saved is not None
+    with building(settings, weights, "transformers"), without_weights() if empty else nullcontext():
+        model: Any = _model(settings, described["class"], config, weights, device)
+    if settings.precision == "bf16":
+        # Parameters alone: rotary frequencies are buffers, and bf16 would move every patch.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    visual: Any = _visual(model)
+    _family(settings, visual.config)
+    blocks = find_blocks(visual)
+    built = square(vision_config.image_size)
+    processed = saved["preprocess"] if saved else preprocessing(settings, built, family.statistics, family.any_size)
+    preprocess = override(processed, settings.transform)
+    size = preprocess["size"]
+    if size != built and not family.any_size:
+        raise UserError(
+            f"model.transform.input_size: {size}: {settings.name} takes {built} px; model.kwargs.img_size changes that"
+        )
+    asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
+    dual = hasattr(model, "get_text_features")
+    base = {"frame": "hf", **asked, "model_config": described, "preprocess": preprocess}
+    return Tower(
+        base=base,
+        model=model.eval().requires_grad_(False),
+        visual=visual,
+        blocks=blocks,
+        slots=find_slots(blocks, partial(_run, visual, built)),
+        feature=partial(_feature, visual, family),
+        num_prefix_tokens=family.prefix + getattr(vision_config, "num_register_tokens", 0),
+        preprocess=preprocess,
+        dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
+        transform=transform(preprocess),
+        make_tokenizer=lambda: Tokenizer(settings.name, config) if dual else None,
+        encode_image=partial(_embed_images, model) if dual else None,
+        encode_text=partial(_embed_texts, model) if dual else None,
+    )
+
+
+def _run(visual: nn.Module, side: int) -> None:
+    """On one blank image."""
+    like = next(visual.parameters())
+    visual(torch.zeros(1, 3, side, side, dtype=like.dtype, device=like.device))
+
+
+def _feature(visual: Any, family: Family, images_BCHW: Tensor) -> Tensor:
+    output = visual(images_BCHW, return_dict=True)
+    if family.pooled and output.get("pooler_output") is not None:
+        return output.pooler_output
+    tokens_BTD: Tensor = output.last_hidden_state
+    if getattr(visual.config, "use_mean_pooling", False):
+        return tokens_BTD[:, 1:].mean(1)
+    return tokens_BTD[:, 0] if family.prefix else tokens_BTD.mean(1)
+
+
+def _embed_images(model: Any, images_BCHW: Tensor) -> Tensor:
+    embeddings_BE: Tensor = model.get_image_features(images_BCHW, return_dict=True).pooler_output
+    return embeddings_BE
+
+
+def _embed_texts(model: Any, ids_NT: Tensor) -> Tensor:
+    """Towers that read at an end token are causal, so what comes after it, the padding, is nothing to them. A mask says
+    so, for without one AIMv2's is not. SigLIP's tower has no mask: it was trained to see its padding."""
+    causal = hasattr(model.text_model, "eos_token_id")
+    mask_11TT = torch.ones(1, 1, ids_NT.shape[1], ids_NT.shape[1], dtype=torch.bool, device=ids_NT.device).tril()
+    output = model.get_text_features(ids_NT, attention_mask=mask_11TT if causal else None, return_dict=True)
+    embeddings_NE: Tensor = output.pooler_output
+    return embeddings_NE
+
+
+def _describe(settings: ModelSettings) -> dict[str, Any]:
+    """`{class, config}` of a folder or hub id, JSON-able, with `kwargs` in place."""
+    name = settings.name
+    if _is_folder("model.name", name) and not (Path(name) / "config.json").is_file():
+        raise UserError(f"model.name: {name}: the folder holds no config.json")
+    try:
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # A config.json may hold anything, and the hub may fail in any way.
+        raise UserError(f"model.name: {name}: no config of a transformers model ({first_line(error)})") from None
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"model.name: {name}: quantised weights cannot be pruned")
+    vision_config = getattr(config, "vision_config", config)
+    _family(settings, vision_config)
+    values = json.loads(config.to_json_string(use_diff=False))
+    vision_values = values.get("vision_config", values)
+    for key, value in settings.kwargs.items():
+        key = "image_size" if key == "img_size" else key
+        if key not in vision_values or key in DROPPED | {"model_type"}:
+            raise UserError(f"model.kwargs: {key}: no setting of {name}{nearest(key, list(vision_values))}")
+        vision_values[key] = value
+    architecture = next(iter(config.architectures or []), None)
+    if architecture is None:
+        with torch.device("meta"):
+            architecture = type(transformers.AutoModel.from_config(config)).__name__
+    return {"class": architecture, "config": _without_dropped(values)}
+
+
+def _without_dropped(values: dict[str, Any]) -> dict[str, Any]:
+    own = {key: value for key, value in values.items() if key not in DROPPED}
+    return {key: _without_dropped(value) if isinstance(value, dict) else value for key, value in own.items()}
+
+
+def _family(settings: ModelSettings, vision_config: Any) -> Family:
+    kind = vision_config.model_type
+    if kind not in FAMILIES:
+        reason = REFUSED.get(kind, f"is none of the supported vision transformers: {', '.join(FAMILIES)}")
+        raise UserError(f"model.name: {settings.name}: {kind!r} {reason}")
+    return FAMILIES[kind]
+
+
+def _is_folder(key: str, name: str) -> bool:
+    """A local folder, else a hub id; raises UserError for what is neither."""
+    path = Path(name)
+    if not path.is_dir() and (path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") != 1):
+        raise UserError(f"{key}: {name!r} is neither a folder nor a hub id (owner/model)")
+    return path.is_dir()
+
+
+def _weights(settings: ModelSettings) -> str | None:
+    """The folder or hub id that the weights come from; None: random."""
+    source = settings.pretrained or settings.name
+    if not _is_folder("model.pretrained", source) or any((Path(source) / file).is_file() for file in WEIGHTS):
+        return source
+    if settings.pretrained:
+        raise UserError(f"model.pretrained: {source}: the folder holds none of {', '.join(WEIGHTS)}")
+    return None
+
+
+def _model(settings: ModelSettings, class_name: str, config: Any, weights: str | None, device: str) -> nn.Module:
+    """The whole model in fp32."""
+    kind: Any = getattr(transformers, class_name, None)
+    own = getattr(kind, "config_class", None)
+    config = config if own is type(config) else getattr(config, "vision_config", config)
+    # A backbone gives feature maps, not tokens.
+    if own is not type(config) or class_name.endswith("Backbone"):
+        raise UserError(f"model.name: {settings.name}: {class_name!r} is no {config.model_type} model of transformers")
+    if weights is None:
+        with torch.device(device):
+            model: nn.Module = kind._from_config(config, dtype=torch.float32)
+        return model
+    fixed = {"config": config, "dtype": torch.float32, "weights_only": True, "trust_remote_code": False}
+    model, report = kind.from_pretrained(weights, output_loading_info=True, **fixed)
+    # ViT's pooler is left out of many files, and no feature is taken from it.
+    if missing := sorted(key for key in report["missing_keys"] if "pooler.dense." not in key):
+        raise RuntimeError(f"{len(missing)} tensors missing, {missing[0]} first")
+    return model
+
+
+def _visual(model: Any) -> nn.Module:
+    # Not `base_model` at once: DINOv3's is its encoder, without the embeddings.
+    whole = model if hasattr(model, "embeddings") else model.base_model
+    return getattr(model, "vision_model", whole)

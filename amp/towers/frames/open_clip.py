@@ -1,0 +1,185 @@
+"""Towers of open_clip: native ones, CoCa, and trunks of timm (EVA, SigLIP, PE, ViTamin).
+
+Feature of the criterion: (B, D), D the tower's width. Native: what `visual(images)` returns with the projection left
+out, so after `ln_post` and the pooling; for `ViT-*` the normalised CLS token. Trunks of timm: after the final norm and
+the pooling, before the trunk's head and open_clip's projection.
+"""
+
+import hashlib
+import inspect
+import json
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.factory import load_state_dict
+from open_clip.timm_model import TimmModel
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import Tensor
+
+from amp.errors import UserError, nearest
+from amp.settings.model import ModelSettings, TransformSettings
+from amp.towers.base import Tower, building, check_weights, refuse_loading
+from amp.towers.find_slots import find_blocks, find_slots
+from amp.towers.weights import without_weights
+
+# What makes the factory read files of its own choice, or run code in them: never from settings, nor from a folder.
+LOADING = frozenset(inspect.signature(open_clip.create_model).parameters) - {
+    "force_quick_gelu",
+    "force_custom_text",
+    "force_patch_dropout",
+    "force_image_size",
+    "force_context_length",
+    "output_dict",
+    "model_kwargs",
+} | {"pretrained_hf"}
+TOKENIZER_KWARGS = frozenset({"clean", "strip_sep_token", "language"})
+
+State = dict[str, Tensor]
+
+
+def build(
+    settings: ModelSettings,
+    device: str,
+    saved: dict[str, Any] | None,
+    config: dict[str, Any] | None = None,
+    convert: Callable[[State], State] | None = None,
+) -> Tower:
+    """An open_clip tower; see `amp.towers.build_tower`.
+
+    Args:
+        config: the model's JSON, where its name does not tell.
+        convert: from a weights file's names to open_clip's, where open_clip does not know them.
+    """
+    config = saved["model_config"] if saved else config or _model_config(settings.name)
+    name = _register(settings.name, config)
+    kwargs = _kwargs(settings, config)
+    if saved:
+        kwargs["force_preprocess_cfg"] = saved["preprocess"]
+    weights = None if saved or device == "meta" else settings.pretrained
+    if weights:
+        check_weights(settings, open_clip.list_pretrained_tags_by_model(settings.name))
+    empty = device != "meta" and bool(saved or weights)
+    with building(settings, weights, "open_clip"), without_weights(weights) if empty else torch.device(device):
+        place = {"precision": settings.precision, "device": "meta" if empty else device}
+        model: Any = open_clip.create_model(name, pretrained=None if convert else weights, **place, **kwargs)
+        if convert and weights:
+            model.load_state_dict(convert(load_state_dict(weights)))
+    visual = model.visual
+    native = isinstance(visual, open_clip.transformer.VisionTransformer)
+    if not native and not isinstance(visual, TimmModel):
+        raise UserError(
+            f"model.name: {settings.name!r} has a {type(visual).__name__} vision tower; "
+            "of open_clip, native vision transformers and those of timm can be pruned"
+        )
+    preprocess = dict(visual.preprocess_cfg)
+    transform, preprocess = _transform(preprocess, settings.transform)
+    blocks = find_blocks(visual)
+    asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
+    base = {"frame": settings.frame or "open_clip", **asked, "model_config": config, "preprocess": preprocess}
+    return Tower(
+        base=base,
+        model=model.eval().requires_grad_(False),
+        visual=visual,
+        blocks=blocks,
+        slots=find_slots(blocks),
+        feature=partial(_native_feature if native else _trunk_feature, visual),
+        num_prefix_tokens=1 if native else visual.trunk.num_prefix_tokens,
+        preprocess=preprocess,
+        dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
+        transform=transform,
+        make_tokenizer=lambda: open_clip.get_tokenizer(name),
+        encode_image=model.encode_image,
+        encode_text=model.encode_text,
+    )
+
+
+def _kwargs(settings: ModelSettings, config: dict[str, Any]) -> dict[str, Any]:
+    """The factory's arguments; those that could load a file or run code are refused."""
+    refuse_loading(settings.kwargs, LOADING)
+    tokenizer_kwargs = dict(config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
+    unknown = sorted(tokenizer_kwargs.keys() - TOKENIZER_KWARGS)
+    if unknown:
+        raise UserError(f"{settings.name}: text_cfg.tokenizer_kwargs: {', '.join(unknown)}: not allowed")
+    kwargs = dict(settings.kwargs)
+    if "img_size" in kwargs:
+        kwargs["force_image_size"] = kwargs.pop("img_size")
+    return kwargs
+
+
+def _native_feature(visual: Any, images_BCHW: Tensor) -> Tensor:
+    projection, visual.proj = visual.proj, None
+    try:
+        output = visual(images_BCHW)
+    finally:
+        visual.proj = projection
+    # CoCa's tower gives its tokens too.
+    pooled_BD: Tensor = output[0] if isinstance(output, tuple) else output
+    return pooled_BD
+
+
+def _trunk_feature(visual: Any, images_BCHW: Tensor) -> Tensor:
+    trunk = visual.trunk
+    pooled_BD: Tensor = trunk.forward_head(trunk.forward_features(images_BCHW), pre_logits=True)
+    return pooled_BD
+
+
+def _model_config(name: str) -> dict[str, Any]:
+    """The library's own JSON of a model name, or the user's from a path."""
+    if not name.endswith(".json"):
+        config = open_clip.get_model_config(name.replace("/", "-"))
+        if config is None:
+            known = open_clip.list_models()
+            raise UserError(
+                f"model.name: open_clip knows no {name!r}{nearest(name, known)}; "
+                "it may also be a model JSON or a pruned/ folder"
+            )
+        return config
+    try:
+        config = json.loads(Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"model.name: {name}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"model.name: {name}: not a JSON file ({error})") from None
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
+    if missing:
+        raise UserError(f"model.name: {name}: not an open_clip model, {', '.join(missing)} missing")
+    return config
+
+
+def _register(name: str, config: dict[str, Any]) -> str:
+    """Makes `config` known to open_clip under a name that can clash with no other model."""
+    if open_clip.get_model_config(name) == config:
+        return name
+    text = json.dumps(config, sort_keys=True)
+    registered = f"{Path(name).stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if registered not in open_clip.list_models():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{registered}.json"
+            path.write_text(text, encoding="utf-8")
+            open_clip.add_model_config(path)
+    return registered
+
+
+def _transform(preprocess: dict[str, Any], own: TransformSettings) -> tuple[Any, dict[str, Any]]:
+    overrides = {"size": own.input_size, "interpolation": own.interpolation, "mean": own.mean, "std": own.std}
+    preprocess = preprocess | {key: value for key, value in overrides.items() if value is not None}
+    if own.crop_pct is None:
+        return image_transform_v2(PreprocessCfg(**preprocess), is_train=False), preprocess
+    from timm.data import create_transform
+
+    size = preprocess["size"]
+    return (
+        create_transform(
+            input_size=(3, *(size if isinstance(size, (tuple, list)) else (size, size))),
+            interpolation=preprocess["interpolation"],
+            mean=tuple(preprocess["mean"]),
+            std=tuple(preprocess["std"]),
+            crop_pct=own.crop_pct,
+        ),
+        preprocess,
+    )

@@ -1,0 +1,268 @@
+"""Distillation: golden losses and rates, resume equals uninterrupted, what is trained and what is shared."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file
+from torch import Tensor
+
+from amp.data.batches import Batches
+from amp.data.listing import list_images
+from amp.distill.distiller import Distiller
+from amp.distill.losses import distillation_loss
+from amp.distill.optimizer import rates
+from amp.distill.students import check_pair, share_head
+from amp.errors import StoppedError, UserError
+from amp.models.folder import load_tower
+from amp.run.world import World
+from amp.settings.distill import DistillConfig
+from amp.settings.load import load_config
+from amp.settings.model import ModelSettings
+from amp.settings.optim import OptimSettings
+from amp.towers import TokenReadout, Tower, after_last_block, build_tower
+
+HEAD = {"ln_post.weight", "ln_post.bias", "proj"}
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+def _log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def _check_golden(folder: Path, golden_distill: dict[str, Any]) -> None:
+    steps = _log(folder)
+    assert [s["step"] for s in steps] == list(range(20))
+    for key in ("loss", "loss_cls", "loss_patch"):
+        assert [s[key] for s in steps] == pytest.approx([s[key] for s in golden_distill["steps"]], rel=1e-3)
+    for key in ("lr", "weight_decay"):
+        assert [s[key] for s in steps] == pytest.approx([s[key] for s in golden_distill["steps"]], rel=1e-12)
+    weights = load_file(folder / "distilled" / "model.safetensors")
+    for name, norm in golden_distill["final_norms"].items():
+        weight = weights[f"visual.{name}"]
+        if name.endswith("in_proj_bias"):
+            continue  # Softmax cancels a bias of the keys: its gradient is rounding, which Adam scales up.
+        assert weight.norm().item() == pytest.approx(norm, rel=1e-3), name
+
+
+def test_golden_distillation(
+    distill_yaml: Path, tmp_path: Path, golden_distill: dict[str, Any], call: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, out, _ = call("distill.py", "--config_file", distill_yaml)
+    assert code == 0
+    assert "distilled" in out
+    _check_golden(tmp_path / "out", golden_distill)
+    assert list((tmp_path / "out" / "tensorboard").iterdir())
+    before = (tmp_path / "out" / "distilled" / "model.safetensors").stat().st_mtime_ns
+    code, out, _ = call("distill.py", "--config_file", distill_yaml)
+    assert (code, "already done" in out) == (0, True)
+    assert (tmp_path / "out" / "distilled" / "model.safetensors").stat().st_mtime_ns == before
+    code, _, err = call("distill.py", "--config_file", distill_yaml, "--set", "optim.epochs=6")
+    assert code == 2
+    assert "optim.epochs = 5, asked for 6" in err
+
+
+def test_two_processes_with_a_shard_each_give_the_golden_numbers(
+    distill_yaml: Path, tmp_path: Path, golden_distill: dict[str, Any], launch: Callable[..., Any]
+) -> None:
+    words = ["--set", "optim.parallel=fsdp", "--set", "optim.activation_checkpointing=2"]
+    done = launch(2, "distill.py", "--config_file", distill_yaml, *words)
+    assert done.returncode == 0, done.stderr
+    _check_golden(tmp_path / "out", golden_distill)
+
+
+@pytest.mark.parametrize("killed_after", [1, 6, 13])
+def test_resumed_equals_uninterrupted(
+    distill_yaml: Path,
+    tmp_path: Path,
+    call: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    killed_after: int,
+) -> None:
+    words = ["--config_file", distill_yaml, "--set", "output.save_every=3", "--set", "data.shuffle=true"]
+    words += ["--set", "data.augment=dinov2"]
+    assert call("distill.py", *words, "--set", f"output.dir={tmp_path}/whole")[0] == 0
+
+    step = Distiller.train_step
+
+    def killed(self: Distiller, images: Tensor, asked: Any) -> tuple[dict[str, float], int]:
+        if self.step == killed_after:
+            raise KeyboardInterrupt
+        return step(self, images, asked)
+
+    monkeypatch.setattr(Distiller, "train_step", killed)
+    assert call("distill.py", *words)[0] == 130
+    assert not (tmp_path / "out" / "distilled").exists()
+    monkeypatch.setattr(Distiller, "train_step", step)
+    code, out, _ = call("distill.py", *words)
+    assert code == 0
+    assert (f"resuming after step {killed_after // 3 * 3} of 20" in out) == (killed_after > 2)
+    for file in ("log.jsonl", "distilled/model.safetensors", "distilled/config.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_checkpoint_of_other_settings_is_refused(
+    distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--config_file", distill_yaml, "--set", "output.save_every=2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Distiller, "_remaining", _first(Distiller._remaining, 3))
+        patched.setattr("amp.models.folder.save_tower", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert call("distill.py", *words)[0] == 130
+    assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == ["step_0000002"]
+    code, _, err = call("distill.py", *words, "--set", "optim.base_lr=0.01")
+    assert code == 2
+    assert "step_0000002 was made with optim.base_lr = 0.02, asked for 0.01" in err
+
+
+def _first(remaining: Callable[[Distiller], Any], count: int) -> Callable[[Distiller], Any]:
+    return lambda self: (images for images, _ in zip(remaining(self), range(count), strict=False))
+
+
+def test_rates_start_at_zero_peak_after_warmup_and_end_near_min_lr() -> None:
+    optim = OptimSettings(base_lr=1e-3, min_lr=1e-6, epochs=10, warmup_epochs=2)
+    values = [rates(step, optim, 512, 50) for step in range(500)]
+    lr = [value[0] for value in values]
+    assert lr[0] == 0
+    assert lr[99] == lr[100] == max(lr) == pytest.approx(2e-3)
+    assert lr[:100] == sorted(lr[:100])
+    assert lr[100:] == sorted(lr[100:], reverse=True)
+    assert lr[-1] == pytest.approx(1e-6, rel=0.05)
+    decay = [value[1] for value in values]
+    assert decay == sorted(decay)
+    assert (decay[0], decay[-1]) == pytest.approx((0.04, 0.2), rel=1e-4)
+
+
+def test_warmup_of_nothing_and_of_one_step() -> None:
+    assert rates(0, OptimSettings(base_lr=1e-3, min_lr=0.0, epochs=2, warmup_epochs=0), 256, 5)[0] == 1e-3
+    assert rates(0, OptimSettings(base_lr=1e-3, min_lr=0.0, epochs=2, warmup_epochs=1), 256, 1)[0] == 0
+
+
+def _pair(distill_yaml: Path) -> tuple[DistillConfig, Tower, Tower]:
+    config = load_config(DistillConfig, distill_yaml)
+    return config, build_tower(config.teacher.as_model("fp32")), load_tower(config.student.pretrained)
+
+
+def test_student_keeps_the_teachers_head(distill_yaml: Path) -> None:
+    config, teacher, student = _pair(distill_yaml)
+    with torch.no_grad():
+        for parameter in student.visual.ln_post.parameters():
+            parameter.add_(1)
+    share_head(teacher, student, HEAD)
+    assert after_last_block(build_tower(config.teacher.as_model("fp32"), "meta")) == HEAD
+    frozen = {name for name, p in student.visual.named_parameters() if not p.requires_grad}
+    assert frozen == HEAD
+    for name in frozen:
+        assert torch.equal(student.visual.get_parameter(name), teacher.visual.get_parameter(name))
+    assert not any(p.requires_grad for n, p in student.model.named_parameters() if not n.startswith("visual."))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
+def test_text_tower_and_head_come_out_unchanged(
+    distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], precision: str
+) -> None:
+    words = ["--set", f"optim.precision={precision}", "--set", "optim.epochs=2"]
+    assert call("distill.py", "--config_file", distill_yaml, *words)[0] == 0
+    dense = load_file(GOLDEN / "tiny-clip.safetensors")
+    distilled = load_file(tmp_path / "out" / "distilled" / "model.safetensors")
+    shared = ("visual.ln_post", "visual.proj")
+    for name, weight in dense.items():
+        same = not name.startswith("visual.") or name.startswith(shared)
+        assert (distilled[name].shape == weight.shape and torch.equal(distilled[name], weight)) == same, name
+
+
+def test_student_of_another_model_is_refused(distill_yaml: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = call("distill.py", "--config_file", distill_yaml, "--set", "teacher.name=ViT-S-32-alt")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "teacher.pretrained" in err
+
+
+def test_pair_of_two_architectures_is_refused(distill_yaml: Path, tmp_path: Path) -> None:
+    _, _, student = _pair(distill_yaml)
+    other = json.loads((GOLDEN / "tiny-clip.json").read_text())
+    other["vision_cfg"]["layers"] = 4
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    teacher = build_tower(ModelSettings(frame="open_clip", name=str(tmp_path / "other.json")))
+    with pytest.raises(UserError, match=r"student.pretrained: .*tiny-clip.json.* the teacher is .*other.json"):
+        check_pair(teacher, student)
+
+
+def test_nan_stops_the_run_and_says_where(distill_yaml: Path) -> None:
+    config, teacher, student = _pair(distill_yaml)
+    share_head(teacher, student, HEAD)
+    batches = Batches(
+        list_images(config.data, "train"), lambda _: torch.full((3, 32, 32), torch.nan), config.data, WORLD
+    )
+    with pytest.raises(StoppedError, match=r"loss is nan at step 0; last good checkpoint: none") as caught:
+        Distiller(teacher, student, batches, config.optim, config.output, {}, WORLD).run()
+    assert caught.value.code == 1
+    listed = distill_yaml.parent / "out" / "batch_of_step_0.txt"
+    assert str(listed) in str(caught.value)
+    files = sorted(Path(config.data.root, "train").rglob("*.png"))[:16]
+    assert listed.read_text().splitlines() == [str(file) for file in files]
+
+
+def test_loss_on_held_out_images_is_the_loss_of_a_batch(
+    distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    words = ["--config_file", distill_yaml, "--set", "output.eval_every=8", "--set", "output.save_every=3"]
+    words += ["--set", "output.keep=1"]
+    assert call("distill.py", *words)[0] == 0
+    seen = {step["step"]: step["val_loss"] for step in _log(tmp_path / "out") if "val_loss" in step}
+    assert sorted(seen) == [7, 15, 19]
+    best = min(seen, key=lambda step: seen[step]) + 1
+    names = {path.name for path in (tmp_path / "out" / "checkpoints").iterdir()}
+    assert names == {"step_0000020", f"step_{best:07d}"}
+    config, teacher, _ = _pair(distill_yaml)
+    images = Batches(list_images(config.data, "val"), teacher.transform, config.data, WORLD)
+    student = load_tower(tmp_path / "out" / "distilled")
+    with torch.no_grad():
+        losses = [distillation_loss(TokenReadout(student)(b), TokenReadout(teacher)(b), 1)[0].item() for b in images]
+    assert seen[19] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_without_held_out_images_the_run_says_so_and_goes_on(
+    distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    shutil.copytree(Path(load_config(DistillConfig, distill_yaml).data.root, "train"), tmp_path / "images" / "train")
+    code, out, _ = call("distill.py", "--config_file", distill_yaml, "--set", f"data.root={tmp_path}/images")
+    assert code == 0
+    assert f"no loss on held-out images: data.root: {tmp_path}/images: has no folder 'val'" in out
+    assert not any("val_loss" in step for step in _log(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.min_lr=0.01", "optim.min_lr 0.01 is above the peak rate 0.00125 = base_lr * batch_size / 256"),
+        ("optim.base_lr=20", "optim.base_lr: 20 is not allowed"),
+        ("optim.epochs=0", "optim.epochs: 0 is not allowed"),
+        ("optim.epochs=1", "warmup_epochs 1 must be less than epochs 1"),
+        ("optim.accumulate=3", "optim.accumulate: 16 images are not divisible into 3 micro-batches on each of 1 proc"),
+        ("data.batch_size=65", "data.batch_size: 65 is more than the 64 images"),
+    ],
+)
+def test_settings_that_make_no_sense(
+    distill_yaml: Path, call: Callable[..., tuple[int, str, str]], word: str, message: str
+) -> None:
+    code, _, err = call("distill.py", "--config_file", distill_yaml, "--set", word)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+def test_wider_student_and_another_library_are_refused(distill_yaml: Path) -> None:
+    config, _, student = _pair(distill_yaml)
+    narrow = build_tower(config.teacher.as_model("fp32"))
+    narrow.slots[3].keep(torch.arange(2))
+    with pytest.raises(UserError, match=r"student.pretrained: transformer.resblocks.3: \d+ hidden neurons, .* has 2$"):
+        check_pair(narrow, student)
+    other = replace(student, base={**student.base, "frame": "timm"})
+    with pytest.raises(UserError, match=r"a pruned '.*' of open_clip \(5 blocks, .* the teacher is '.*' of timm"):
+        check_pair(other, student)

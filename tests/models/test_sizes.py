@@ -1,0 +1,86 @@
+"""Sizes: the paper's towers, and the arithmetic of a slice. Speed: rounds in turn, and their spread."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from amp.errors import UserError
+from amp.models.sizes import count_flops, count_mlp_params, count_params, measure_sizes
+from amp.models.throughput import measure_throughput, rebuild
+from amp.settings.model import ModelSettings
+from amp.towers import Tower, build_tower
+from amp.models import throughput as efficiency
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "mlp_share", "flops", "all_flops"),
+    [
+        ("ViT-g-14", 1.0126e9, 0.684, 0.519e12, 0.534e12),
+        ("ViT-bigG-14", 1.8449e9, 0.710, 0.946e12, 0.968e12),
+    ],
+)
+def test_towers_of_the_paper(name: str, params: float, mlp_share: float, flops: float, all_flops: float) -> None:
+    tower = build_tower(ModelSettings(frame="open_clip", name=name), "meta")
+    assert count_params(tower) == pytest.approx(params, rel=1e-4)
+    assert count_mlp_params(tower) / count_params(tower) == pytest.approx(mlp_share, abs=5e-4)
+    assert count_flops(tower) == pytest.approx(flops, rel=2e-3)
+    assert count_flops(tower, attention_products=True) == pytest.approx(all_flops, rel=2e-3)
+
+
+def test_a_neuron_is_worth_two_rows_of_weights(golden_model: ModelSettings) -> None:
+    dense, kept = 256, [10, 256, 1, 100, 256]
+    sizes = measure_sizes(golden_model, [list(range(k)) for k in kept])
+    width, tokens, dropped = 64, 17, sum(dense - k for k in kept)
+    assert sizes["params"]["dense"] - sizes["params"]["pruned"] == dropped * (2 * width + 1)
+    assert sizes["flops"]["dense"] - sizes["flops"]["pruned"] == 2 * tokens * dropped * 2 * width
+
+
+def test_flops_by_hand(golden_model: ModelSettings) -> None:
+    tower = build_tower(golden_model, "meta")
+    width, hidden, tokens, blocks, patch, out = 64, 256, 17, 5, 8, 48
+    macs = (tokens - 1) * 3 * patch**2 * width + blocks * tokens * (4 * width**2 + 2 * width * hidden) + width * out
+    assert count_flops(tower) == 2 * macs
+    assert count_flops(tower, attention_products=True) == 2 * (macs + blocks * 2 * tokens**2 * width)
+    assert count_mlp_params(tower) == blocks * (2 * width * hidden + hidden + width)
+
+
+def test_precision_changes_no_size(golden_model: ModelSettings) -> None:
+    settings = golden_model.model_copy(update={"precision": "bf16"})
+    whole = [list(range(256))] * 5
+    assert measure_sizes(settings, whole) == measure_sizes(golden_model, whole)
+    assert build_tower(settings, "meta").dtype == torch.bfloat16
+
+
+def test_rebuilding_gives_the_shapes_of_the_trained_one(tower: Tower, kept: list[list[int]]) -> None:
+    for widths, others in ((None, [256] * 5), (tower.widths, tower.widths)):
+        rebuilt = rebuild(tower.base, "cpu", widths)
+        assert rebuilt.widths == others
+        assert rebuilt.visual(torch.zeros(2, 3, 32, 32)).shape == (2, 48)
+    shapes = {key: value.shape for key, value in tower.model.state_dict().items()}
+    assert {key: value.shape for key, value in rebuilt.model.state_dict().items()} == shapes
+
+
+def test_rounds_go_through_the_towers_in_turn(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
+    towers, order = {"a": tower, "b": build_tower(ModelSettings(name="ViT-B-32"), "meta")}, []
+    seconds = {"a": iter([9.0, 1.0, 2.0, 4.0]), "b": iter([9.0, 4.0, 4.0, 4.0])}
+
+    def time_batch(timed: Tower, batch_size: int) -> float:
+        name = next(name for name, tower in towers.items() if tower is timed)
+        order.append(name)
+        return next(seconds[name])
+
+    monkeypatch.setattr(efficiency, "_time_batch", time_batch)
+    rates = measure_throughput(towers, batch_size=8, num_rounds=3, num_warm_up=1)
+    assert order == ["a", "b"] * 4
+    assert rates["a"] == {"median": 4.0, "lower_quartile": 3.0, "upper_quartile": 6.0}
+    assert rates["b"] == {"median": 2.0, "lower_quartile": 2.0, "upper_quartile": 2.0}
+
+
+def test_a_batch_too_large_is_the_users_mistake(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_batch(*arguments: Any) -> float:
+        raise torch.OutOfMemoryError("of many lines")
+
+    monkeypatch.setattr(efficiency, "_time_batch", time_batch)
+    with pytest.raises(UserError, match="--batch_size: 8 images do not fit"):
+        measure_throughput({"dense": tower}, batch_size=8, num_rounds=2)

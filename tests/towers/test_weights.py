@@ -1,0 +1,110 @@
+"""Models built without weights: what they take over from a file is what the library itself would have loaded."""
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import timm
+import torch
+from conftest import refusal
+from torch import nn
+
+from amp.settings.model import ModelSettings
+from amp.towers import build_tower
+from amp.towers.weights import check_complete, fill_randomly, without_weights
+
+
+class Block(nn.Module):
+    """A weight, and a mask that no file holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+        self.scale = nn.Parameter(torch.ones(4))
+        self.register_buffer("mask", torch.full((4,), 2.0), persistent=False)
+        self.register_buffer("count", torch.zeros(1))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_takes_over_the_tensors_and_keeps_the_masks(inside: bool) -> None:
+    state = Block().state_dict() | {"count": torch.ones(1)}
+    with without_weights():
+        block = Block().bfloat16()
+        assert all(parameter.is_meta for parameter in block.parameters())
+        if inside:
+            block.load_state_dict(state)
+    if not inside:
+        block.load_state_dict(state)
+    assert {parameter.dtype for parameter in block.parameters()} == {torch.bfloat16}
+    assert torch.equal(block.linear.weight, state["linear.weight"].bfloat16())
+    assert torch.equal(block.mask, torch.full((4,), 2.0).bfloat16())
+    assert block.count.item() == 1
+
+
+def test_a_tensor_of_the_right_dtype_is_not_copied() -> None:
+    state = Block().state_dict()
+    with without_weights():
+        block = Block()
+    block.load_state_dict(state)
+    assert block.linear.weight.data_ptr() == state["linear.weight"].data_ptr()
+
+
+def test_masks_survive_a_move_to_the_meta_device() -> None:
+    with without_weights():
+        block = Block().to("meta")
+    assert block.mask.tolist() == [2.0] * 4
+
+
+def test_later_models_have_weights_again() -> None:
+    with pytest.raises(KeyError), without_weights():
+        raise KeyError
+    assert not any(parameter.is_meta for parameter in Block().parameters())
+
+
+def test_a_missing_tensor_is_named() -> None:
+    state = Block().state_dict()
+    del state["scale"]
+    with without_weights():
+        block = Block()
+    block.load_state_dict(state, strict=False)
+    assert refusal(lambda: check_complete(block, "model.pretrained: a.pt")) == (
+        "model.pretrained: a.pt: 1 tensors are missing, scale first"
+    )
+    fill_randomly(block)
+    check_complete(block, "a.pt")
+    assert torch.equal(block.linear.weight, state["linear.weight"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_open_clip_loads_as_it_does_itself(
+    tmp_path: Path, golden_model: ModelSettings, precision: str, zipped: bool
+) -> None:
+    own = build_tower(golden_model)
+    path = tmp_path / "weights.pt"
+    torch.save(own.model.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    tower = build_tower(golden_model.model_copy(update={"pretrained": str(path), "precision": precision}))
+    open_clip.add_model_config(golden_model.name)
+    theirs = open_clip.create_model(Path(golden_model.name).stem, pretrained=str(path), precision=precision)
+    _assert_equal(tower.model, theirs)
+
+
+@pytest.mark.parametrize("size", [28, 42])
+def test_timm_loads_as_it_does_itself(tmp_path: Path, size: int) -> None:
+    name = "eva02_tiny_patch14_224"
+    kwargs = {"img_size": size, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 3}
+    path = tmp_path / "weights.pt"
+    torch.save(timm.create_model(name, **kwargs | {"img_size": 42}).state_dict(), path)
+    tower = build_tower(ModelSettings(frame="timm", name=name, pretrained=str(path), kwargs=kwargs))
+    overlay = {"file": str(path), "num_classes": 3, "custom_load": False}
+    theirs = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+    _assert_equal(tower.model, theirs)
+
+
+def _assert_equal(model: nn.Module, other: nn.Module) -> None:
+    for kind in ("named_parameters", "named_buffers"):
+        own, theirs = dict(getattr(model, kind)()), dict(getattr(other, kind)())
+        assert own.keys() == theirs.keys()
+        for name, tensor in own.items():
+            assert tensor.dtype == theirs[name].dtype
+            assert torch.equal(tensor, theirs[name]), name
