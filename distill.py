@@ -55,11 +55,9 @@ def main() -> None:
         if config.data.augment != "none":
             size = teacher.image_size
             transform = augmentation(config.data.augment, size, view["mean"], view["std"], view["interpolation"])
-        batches = Batches(list_images(config.data, "train"), transform, config.data, world)
-        validation = Validation(
-            hold_out(config, teacher.transform, world), build_metric(config, teacher, student, world)
-        )
-        distiller = Distiller(teacher, student, batches, config.optim, config.output, header, world, validation)
+        batches = Batches(list_images(config.data, "train"), transform, config.data)
+        validation = Validation(hold_out(config, teacher.transform), build_metric(config, teacher, student))
+        distiller = Distiller(teacher, student, batches, config.optim, config.output, header, validation)
         last = distiller.run()
         batches.say_broken()
         weights = distiller.weights()

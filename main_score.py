@@ -42,17 +42,17 @@ def main() -> None:
         blocks, widths = len(tower.slots), sorted(set(tower.widths))
         say(f"{config.model.name}: {blocks} blocks of {widths} neurons, {tower.slots[0].layout} MLPs")
         if config.score.criterion in NO_IMAGES:
-            scores = score(tower, [], config.score, world)
+            scores = score(tower, [], config.score)
         else:
-            batches = Batches(paths, tower.transform, config.data, world, config.data.num_samples)
+            batches = Batches(paths, tower.transform, config.data, config.data.num_samples)
             labels = folder_labels(batches, config.score)
-            state = ScoringState(unfinished, header, config.score.save_every, world)
+            state = ScoringState(unfinished, header, config.score.save_every)
             done = state.num_batches
             if done:
                 say(f"going on after batch {done} of {len(batches)}")
             remaining = batches.epoch(0, done) if done else batches
             bar = progress(remaining, "score", "batch", total=len(batches), initial=done)
-            scores = score(tower, bar, config.score, world, labels, state)
+            scores = score(tower, bar, config.score, labels, state)
             batches.say_broken()
         if world.is_main:
             save_scores(scores, header, path)

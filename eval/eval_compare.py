@@ -40,7 +40,7 @@ def train_dense(config: CompareConfig) -> None:
     say(f"training the dense model {weights}")
     words = ["--scenes", config.data.root, "--out", weights, "--model", config.model.name]
     if subprocess.run([sys.executable, "-m", "amp.demo.dense", *words], check=False).returncode:
-        raise UserError(f"model.pretrained: {weights}: is missing, and its training failed, see above")
+        raise UserError("model.pretrained", f"{weights}: is missing, and its training failed, see above")
 
 
 def header(config: CompareConfig, row: str) -> dict[str, Any]:
@@ -73,9 +73,10 @@ def run_cells(config: CompareConfig, cells: list[Cell], folder: Path, world: "Wo
     """This process's part of the cells: all are pruned, then all are distilled; what is there is reused."""
     from studies.compare import Seed
 
-    from amp.run.world import World
+    from amp.run.world import World, among
 
-    of_seed = cache(lambda seed: Seed(config, seed, World(0, 1, world.device)))
+    of_seed = cache(lambda seed: Seed(config, seed))
+    alone = World(0, 1, world.device)
     # Neighbours share searches.
     neighbours = cells[world.rank * len(cells) // world.size : (world.rank + 1) * len(cells) // world.size]
     for cell in progress(neighbours, "prune", "cell"):
@@ -83,12 +84,14 @@ def run_cells(config: CompareConfig, cells: list[Cell], folder: Path, world: "Wo
         if path.exists():
             check_same_run(path, read_json(path), header(config, cell.row))
         else:
-            write_json(path, prune_cell(config, cell, of_seed(cell.seed), exam))
+            with among(alone):
+                write_json(path, prune_cell(config, cell, of_seed(cell.seed), exam))
     world.barrier()
     for cell in progress(cells[world.rank :: world.size], "distil", "cell"):
         done = read_json(cell.path(folder))
         if "curve" not in done:
-            write_json(cell.path(folder), distil_cell(config, cell, of_seed(cell.seed), exam, done))
+            with among(alone):
+                write_json(cell.path(folder), distil_cell(config, cell, of_seed(cell.seed), exam, done))
 
 
 def make_exam(config: CompareConfig, world: "World") -> "Exam":
@@ -101,17 +104,19 @@ def make_exam(config: CompareConfig, world: "World") -> "Exam":
 
     dense = build_tower(config.model, str(world.device))
     labelled, captioned = (
-        Benchmark(task, config.data.name, config.data.root).build(dense.transform, world)  # type: ignore[arg-type]
+        Benchmark(task, config.data.name, config.data.root).build(dense.transform)  # type: ignore[arg-type]
         for task in ("zeroshot_classification", "zeroshot_retrieval")
     )
-    classifier = Evaluator(dense, world).text_classifier(labelled.classes, labelled.templates)
+    classifier = Evaluator(dense).text_classifier(labelled.classes, labelled.templates)
     return Exam(dense, classifier, list(labelled), list(captioned))
 
 
 def main() -> None:
     config = parse_args(CompareConfig, __doc__)
     if config.data.name != "digit_scenes":
-        raise UserError(f"data.name: {config.data.name}: only digit_scenes has the classes and captions to compare on")
+        raise UserError(
+            "data.name", f"{config.data.name}: only digit_scenes has the classes and captions to compare on"
+        )
 
     from studies.compare_table import plot, tabulate
 

@@ -52,9 +52,8 @@ def main() -> None:
             train: Any = open_images("--train_root", args.train_root, tower.transform)
             val: Any = open_images("--val_root", args.val_root, tower.transform)
             started = time.monotonic()
-            metrics = Featurizer(tower, world, args.batch_size, args.num_workers).accuracies(train, val)
+            metrics = Featurizer(tower, args.batch_size, args.num_workers).accuracies(train, val)
             record = results.write_result(
-                world,
                 path,
                 header,
                 PACKAGES,

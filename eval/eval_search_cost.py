@@ -50,7 +50,7 @@ def measure_searches(args: argparse.Namespace, config: PruneConfig, tower: Any, 
     """The searches at every threshold and seed."""
     from studies.search_cost import Bench, run_searches, run_table
 
-    bench = Bench(config, tower, scores, world)
+    bench = Bench(config, tower, scores)
     runs = []
     for seed in range(config.data.seed, config.data.seed + args.num_seeds):
         chosen = {name: SEARCHES[name] for name in args.searches}
@@ -125,12 +125,12 @@ def main() -> None:
         if config.data.name == "digit_scenes":
             world.from_main(lambda: build_scenes(Path(config.data.root), num_val=SCENES))
         tower = build_tower(config.model, str(world.device))
-        train = Batches(list_images(config.data, "train"), tower.transform, config.data, world, config.data.num_samples)
-        scores = score_entropy(tower, train, config.score.inverse_temperature, config.score.absolute, world)
+        train = Batches(list_images(config.data, "train"), tower.transform, config.data, config.data.num_samples)
+        scores = score_entropy(tower, train, config.score.inverse_temperature, config.score.absolute)
         images_BCSS = next(iter(train)).to(world.device, tower.dtype)
-        scoring = time_scoring(tower, images_BCSS, config.score.inverse_temperature, world)
+        scoring = time_scoring(tower, images_BCSS, config.score.inverse_temperature)
         say(f"a scoring pass takes {scoring['ratio']:.3f} of forward and backward to the activations alone")
-        runs = measure_searches(args, config, tower, scores, world)
+        runs = measure_searches(args, config, tower, scores)
         summary = summarise(runs)
         say(f"\nover {len(runs)} runs, mean (worst):\n{summary_table(summary)}")
         if args.json and world.is_main:

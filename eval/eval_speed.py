@@ -57,11 +57,11 @@ def run_theirs(tower: Any, dataset: Any, args: argparse.Namespace, device: Any) 
     return (logits.topk(min(5, logits.shape[1])).indices[:, 0] == labels).sum().item() / len(labels)
 
 
-def run_ours(tower: Any, dataset: Any, args: argparse.Namespace, world: Any) -> float | None:
+def run_ours(tower: Any, dataset: Any, args: argparse.Namespace) -> float | None:
     """The same by this project."""
     from amp.evaluate.zeroshot import Evaluator
 
-    evaluator = Evaluator(tower, world, args.batch_size, "fp32", args.num_workers)
+    evaluator = Evaluator(tower, args.batch_size, "fp32", args.num_workers)
     if args.task == "zeroshot_retrieval":
         return evaluator.retrieve(dataset)[0][RECALL]
     return evaluator.classify(dataset, evaluator.text_classifier(dataset.classes, dataset.templates))[0]["acc1"]
@@ -103,14 +103,18 @@ def main() -> None:
 
     with distributed.start() as world:
         tower = results.open_model(args, "fp32", str(world.device))
-        dataset = benchmark.build(tower.transform, world)
-        alone = distributed.World(0, 1, world.device)
+        dataset = benchmark.build(tower.transform)
+
+        def run_alone() -> float | None:
+            with distributed.among(distributed.World(0, 1, world.device)):
+                return run_ours(tower, dataset, args)
+
         variants = {
             "clip_benchmark": lambda: world.from_main(lambda: run_theirs(tower, dataset, args, world.device)),
-            "ours, 1 process": lambda: world.from_main(lambda: run_ours(tower, dataset, args, alone)),
+            "ours, 1 process": lambda: world.from_main(run_alone),
         }
         if world.size > 1:
-            variants[f"ours, {world.size} processes"] = lambda: run_ours(tower, dataset, args, world)
+            variants[f"ours, {world.size} processes"] = lambda: run_ours(tower, dataset, args)
         measured = time_rounds(variants, args.num_rounds)
         record = {
             key: getattr(args, key) for key in ("model", "pretrained", "task", "dataset", "batch_size", "num_rounds")

@@ -28,9 +28,9 @@ def main() -> None:
 
     with distributed.start() as world, tempfile.TemporaryDirectory() as folder:
         teacher, student, _ = load_pair(config)
-        batches = Batches(list_images(config.data, "train"), teacher.transform, config.data, world)
+        batches = Batches(list_images(config.data, "train"), teacher.transform, config.data)
         output = config.output.model_copy(update={"dir": world.broadcast(folder)})
-        distiller = Distiller(teacher, student, batches, config.optim, output, {}, world)
+        distiller = Distiller(teacher, student, batches, config.optim, output, {})
         times = time_steps(distiller, args.num_rounds)
         if world.is_main:
             print(describe_times(times))

@@ -71,7 +71,7 @@ def split_args(args: argparse.Namespace) -> list[argparse.Namespace]:
         clfs = [results.file_of("--load_clfs", file, name, ".safetensors", several) for file in args.load_clfs]
         for file in clfs:
             if not Path(file).is_file():
-                raise UserError(f"--load_clfs: {file}: no such file")
+                raise UserError("--load_clfs", f"{file}: no such file")
         return argparse.Namespace(**vars(args) | files | {"dataset": name, "load_clfs": clfs})
 
     return [own(name) for name in names]
@@ -93,14 +93,15 @@ def plan(args: argparse.Namespace, digests: Any, precision: str) -> tuple[dict[s
 def classifier_for(args: argparse.Namespace, evaluator: Any, dataset: Any) -> Any:
     """The (D, C) text classifier, from --load_clfs or from the class names; written to --save_clf."""
     from amp.evaluate.classifiers import classifier_header, load_classifiers, save_classifier
+    from amp.run.world import world
 
     header = classifier_header(evaluator.tower, args.dataset, args.language, dataset)
     if args.load_clfs:
         width, any_model = evaluator.embed_width(), not evaluator.has_text
-        classifier = evaluator.world.from_main(lambda: load_classifiers(args.load_clfs, header, width, any_model))
+        classifier = world().from_main(lambda: load_classifiers(args.load_clfs, header, width, any_model))
     else:
         classifier = evaluator.text_classifier(dataset.classes, dataset.templates)
-    if args.save_clf and evaluator.world.is_main:
+    if args.save_clf and world().is_main:
         save_classifier(Path(args.save_clf), classifier, header)
         say(f"wrote {args.save_clf}")
     return classifier
@@ -108,8 +109,8 @@ def classifier_for(args: argparse.Namespace, evaluator: Any, dataset: Any) -> An
 
 def measure(args: argparse.Namespace, evaluator: Any, header: dict[str, Any], path: Path) -> dict[str, Any]:
     """The record of one dataset, which is written."""
-    tower, world = evaluator.tower, evaluator.world
-    dataset = benchmark_of(args).build(tower.transform, world)
+    tower = evaluator.tower
+    dataset = benchmark_of(args).build(tower.transform)
     started = time.monotonic()
     if args.task == "zeroshot_retrieval":
         metrics, num_images = evaluator.retrieve(dataset)
@@ -118,7 +119,7 @@ def measure(args: argparse.Namespace, evaluator: Any, header: dict[str, Any], pa
     measured = {key: getattr(args, key) for key in ("model", "pretrained", "task", "dataset")}
     measured |= {"base": tower.base["name"], "metrics": metrics, "num_images": num_images}
     seconds = round(time.monotonic() - started, 2)
-    return results.write_result(world, path, header, PACKAGES, **measured, seconds=seconds)
+    return results.write_result(path, header, PACKAGES, **measured, seconds=seconds)
 
 
 def benchmark_of(args: argparse.Namespace) -> Benchmark:
@@ -157,7 +158,7 @@ def main() -> None:
         plans = world.from_main(lambda: [plan(run, digests, precision) for run in runs])
         if not all(record for _, _, record in plans):
             tower = results.open_model(args, "fp32", str(world.device))
-            evaluator = Evaluator(tower, world, args.batch_size, precision, args.num_workers, args.text_batch_size)
+            evaluator = Evaluator(tower, args.batch_size, precision, args.num_workers, args.text_batch_size)
             if not args.load_clfs:
                 evaluator.check_text()
         records = []

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from amp.models.folder import save_tower
 from amp.prune.measure.held_out import EntropyMeter
 from amp.prune.measure.networks import top_neurons
 from amp.run.console import run_script
-from amp.run.world import World
+from amp.run.world import World, among
 from amp.settings.data import DataSettings
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
@@ -51,6 +52,13 @@ def _one_thread() -> None:
     """Tiny models lose more to threads than they gain, and processes share the cores."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One process, and the CPU also where there is a GPU, but for tests of it."""
+    with nullcontext() if request.node.get_closest_marker("gpu") else among(WORLD):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +232,7 @@ def batches(tower: Tower, golden_images: Path) -> Callable[[str], list[Tensor]]:
     settings = DataSettings(name="imagefolder", root=str(golden_images), batch_size=32, shuffle=False, num_workers=0)
 
     def of_split(split: Any) -> list[Tensor]:
-        return list(Batches(list_images(settings, split), tower.transform, settings, WORLD))
+        return list(Batches(list_images(settings, split), tower.transform, settings))
 
     return of_split
 
@@ -238,7 +246,7 @@ def scores(golden: dict[str, Any]) -> list[Tensor]:
 @pytest.fixture
 def meter(tower: Tower, batches: Callable[[str], list[Tensor]]) -> EntropyMeter:
     """The entropy of `tower` on the golden held-out batches."""
-    return EntropyMeter(tower, batches("val"), 15.0, WORLD)
+    return EntropyMeter(tower, batches("val"), 15.0)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amp.data.batches import Batches
 from amp.data.listing import list_images
-from amp.run.world import World
+from amp.run.world import World, among
 from amp.settings.data import DataSettings
 
 # A machine of one core warns of two workers.
@@ -56,5 +56,6 @@ def joined(parts: Iterable[list[int]]) -> list[int]:
 
 def epoch(root: Path, world: World, number: int = 0, start: int = 0, **more: Any) -> list[list[int]]:
     own = settings(root, **more)
-    batches = Batches(list_images(own, "train"), read_number, own, world)
-    return numbers(list(batches.epoch(number, start)))
+    with among(world):
+        batches = Batches(list_images(own, "train"), read_number, own)
+        return numbers(list(batches.epoch(number, start)))

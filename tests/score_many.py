@@ -12,8 +12,7 @@ from conftest import GOLDEN
 
 from amp.data.batches import Batches
 from amp.data.listing import list_images
-from amp.run import world as distributed
-from amp.run.world import World
+from amp.run.world import start, world
 from amp.score.scores_file import save_scores
 from amp.score.scoring import score, score_cross_entropy, score_kl, score_variance
 from amp.settings.data import DataSettings
@@ -22,27 +21,29 @@ from amp.settings.score import ScoreSettings
 from amp.towers import build_tower
 
 
-def score_many(images: str, out: Path, world: World) -> None:
+def score_many(images: str, out: Path) -> None:
     """Writes out/{cross_entropy,labels,kl,reconstruction,variance}.safetensors."""
     name, weights = str(GOLDEN / "tiny-clip.json"), str(GOLDEN / "tiny-clip.safetensors")
     tower = build_tower(ModelSettings(frame="open_clip", name=name, pretrained=weights))
     data = DataSettings(name="imagefolder", root=images, batch_size=32, num_workers=0)
-    batches = Batches(list_images(data, "train"), tower.transform, data, world)
+    batches = Batches(list_images(data, "train"), tower.transform, data)
     classifier_EC = F.normalize(torch.randn(48, 9, generator=torch.Generator().manual_seed(0)), dim=0)
-    local = 32 // world.size
-    labels = [i % 9 for b in range(2) for i in range(b * 32 + world.rank * local, b * 32 + (world.rank + 1) * local)]
+    local = 32 // world().size
+    labels = [
+        i % 9 for b in range(2) for i in range(b * 32 + world().rank * local, b * 32 + (world().rank + 1) * local)
+    ]
     found = {
-        "cross_entropy": score_cross_entropy(tower, batches, classifier_EC, None, True, world),
-        "labels": score_cross_entropy(tower, batches, classifier_EC, labels, True, world),
-        "kl": score_kl(tower, batches, 15.0, 0, world),
-        "reconstruction": score(tower, batches, ScoreSettings(criterion="reconstruction"), world),
-        "variance": score_variance(tower, batches, world),
+        "cross_entropy": score_cross_entropy(tower, batches, classifier_EC, None, True),
+        "labels": score_cross_entropy(tower, batches, classifier_EC, labels, True),
+        "kl": score_kl(tower, batches, 15.0, 0),
+        "reconstruction": score(tower, batches, ScoreSettings(criterion="reconstruction")),
+        "variance": score_variance(tower, batches),
     }
-    if world.is_main:
+    if world().is_main:
         for criterion, scores in found.items():
             save_scores(scores, {}, out / f"{criterion}.safetensors")
 
 
 if __name__ == "__main__":
-    with distributed.start("cpu") as world:
-        score_many(sys.argv[1], Path(sys.argv[2]), world)
+    with start("cpu"):
+        score_many(sys.argv[1], Path(sys.argv[2]))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from conftest import WORLD
 from torch import Tensor
 
 from amp.prune.measure.journal import Journal
@@ -32,7 +31,7 @@ class ScriptedMeter:
 
 
 def candidates(tower: Tower, scores: Sequence[Tensor], meter: Any) -> Candidates:
-    return Candidates(tower, scores, meter, Journal(None, {}, [], WORLD))
+    return Candidates(tower, scores, meter, Journal(None, {}, []))
 
 
 def search(tower: Tower, scores: Sequence[Tensor], meter: Any, increase: float = INCREASE, **others: Any) -> Pruned:

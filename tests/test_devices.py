@@ -15,7 +15,7 @@ from amp.distill.losses import distillation_loss
 from amp.prune.measure.replay import Replay
 from amp.prune.measure.store import Shelf
 from amp.prune.refit import Compensator
-from amp.run.world import World
+from amp.run.world import World, among
 from amp.score.criteria.cross_entropy import zero_shot_cross_entropy
 from amp.score.criteria.kl import sampled_surprisal
 from amp.statistics.entropy import information_entropy
@@ -69,7 +69,7 @@ def test_replay(fake: Tower, place: Any, every: int | None, monkeypatch: pytest.
 def test_narrowed_and_compensated(fake: Tower, images: Tensor) -> None:
     slot = fake.slots[1]
     hidden = slot.hidden_width
-    with MomentCollector(fake.slots, World(0, 1, CUDA)):
+    with among(World(0, 1, CUDA)), MomentCollector(fake.slots):
         fake.feature(images)
     covariance_HH = torch.randn(hidden, hidden, dtype=torch.float64, device=CUDA)
     moments = Moments(4 * hidden, covariance_HH[0], covariance_HH)

@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if Path(args.target).exists():
-        raise UserError(f"{args.target}: is there already; name another, or delete it")
+        raise UserError(args.target, "is there already; name another, or delete it")
     own = [f"--{key}" for key in ("model", "model_type", "img_size", "text_pretrained") if getattr(args, key)]
     if Path(args.source).is_dir():
         if own:
@@ -64,11 +64,12 @@ def main() -> None:
         settings = ModelSettings(frame=frame, name=args.model, pretrained=args.source, kwargs=kwargs)
         tower = open_published(settings, args.text_pretrained)
         if tower is None:
-            raise UserError(f"{args.source}: not a pruned vision tower of {args.model}")
+            raise UserError(args.source, f"not a pruned vision tower of {args.model}")
         if any(parameter.is_meta for parameter in tower.model.parameters()):
             raise UserError(
-                f"--text_pretrained: missing; {args.source} holds the vision tower alone, a folder the whole model: "
-                f"name weights of the dense {args.model}"
+                "--text_pretrained",
+                f"missing; {args.source} holds the vision tower alone, a folder the whole model: "
+                f"name weights of the dense {args.model}",
             )
         save_tower(tower, None, describe_published(tower, args.source).provenance, target)
     say(f"wrote {target}")

@@ -66,7 +66,7 @@ def show_all(frame: Frame) -> None:
         "timm": [n for family in ("vit_*", "deit*", "beit*", "eva*") for n in timm.list_models(family)],
     }
     if frame not in names:
-        raise UserError(f"--all: the models of {frame} have no list; name one")
+        raise UserError("--all", f"the models of {frame} have no list; name one")
     refused = {}
     for name in progress(names[frame], frame, "model"):
         try:

@@ -21,7 +21,7 @@ from amp.data.listing import Source
 from amp.data.shards import Member, shuffle_nearby
 from amp.errors import UserError
 from amp.run.console import say, warn_here
-from amp.run.world import World
+from amp.run.world import world
 from amp.settings.data import DataSettings
 
 Transform = Callable[[Any], Tensor]
@@ -83,17 +83,17 @@ class Batches:
     paths: Sequence[Source]
     transform: Transform
     settings: DataSettings
-    world: World
     num_samples: int | None = None
     broken: dict[str, str] = field(default_factory=dict)
     _num_read: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self._share = self.world.share(self.settings.batch_size)
+        self._share = world().share(self.settings.batch_size)
         if len(self) == 0:
             raise UserError(
-                f"data.batch_size: {self.settings.batch_size} is more than the {len(self.order(0))} images "
-                f"of this split of {self.settings.root}"
+                "data.batch_size",
+                f"{self.settings.batch_size} is more than the {len(self.order(0))} images "
+                f"of this split of {self.settings.root}",
             )
 
     def order(self, epoch: int) -> list[int]:
@@ -134,14 +134,14 @@ class Batches:
             generator=torch.Generator(),  # its own, since the loader draws a seed from the global one
             num_workers=min(self.settings.num_workers, os.cpu_count() or 1),
             collate_fn=_collate,
-            pin_memory=self.world.device.type == "cuda",
+            pin_memory=world().device.type == "cuda",
             worker_init_fn=outlive_signals,
         )
         for images, broken in loader:
             self._num_read += self._share.stop - self._share.start
             self._note(broken)
             if images is None:
-                raise UserError(f"data.root: {self.settings.root}: holds no readable image")
+                raise UserError("data.root", f"{self.settings.root}: holds no readable image")
             if broken:
                 self._check_share(*broken[-1])
             yield images
@@ -149,23 +149,24 @@ class Batches:
     def _note(self, broken: list[tuple[str, str]]) -> None:
         for path, reason in broken:
             if self.settings.strict:
-                raise UserError(f"data.strict: {path}: broken image ({reason})", rank_local=True)
+                raise UserError("data.strict", f"{path}: broken image ({reason})", rank_local=True)
             if path not in self.broken:
                 self.broken[path] = reason
                 warn_here(f"skipped broken image {path} ({reason})")
 
     def _check_share(self, last: str, reason: str) -> None:
         # Of the images that this process has read, or will have read in an epoch.
-        seen = min(len(self.paths), max(self._num_read, len(self.paths) // self.world.size))
+        seen = min(len(self.paths), max(self._num_read, len(self.paths) // world().size))
         if len(self.broken) > math.ceil(self.settings.max_broken * seen):
             raise UserError(
-                f"data.max_broken: {len(self.broken)} broken of {seen} images, the last {last} ({reason}); "
+                "data.max_broken",
+                f"{len(self.broken)} broken of {seen} images, the last {last} ({reason}); "
                 f"more than the share of {self.settings.max_broken:g} that is allowed",
                 rank_local=True,
             )
 
     def say_broken(self) -> None:
         """One line with the number of skipped files over all processes, if any."""
-        found = set().union(*self.world.gather_objects(set(self.broken)))
+        found = set().union(*world().gather_objects(set(self.broken)))
         if found:
             say(f"{len(found)} of {len(self.paths)} image files were broken and skipped, the next readable ones taken")

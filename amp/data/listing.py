@@ -45,20 +45,20 @@ def list_images(settings: DataSettings, split: Split) -> Sequence[Source]:
     names = FOLDERS.get(settings.name, {"train": "train", "val": "val"})
     may_be_one = settings.name in ("imagefolder", "webdataset")
     if not root.is_dir() and settings.name != "webdataset":
-        raise UserError(f"data.root: {root}: no such folder")
+        raise UserError("data.root", f"{root}: no such folder")
     one_folder = may_be_one and not any((root / name).is_dir() for name in names.values())
     folder = root if one_folder else root / names[split]
     if not folder.is_dir() and not one_folder:
-        raise UserError(f"data.root: {root}: has no folder {names[split]!r}, which {settings.name} needs")
+        raise UserError("data.root", f"{root}: has no folder {names[split]!r}, which {settings.name} needs")
     paths: Sequence[Source]
     if settings.name == "webdataset":
         paths = list_members(find_shards(str(folder)), EXTENSIONS)
     else:
         paths = sorted(p for p in _files(folder) if p.suffix.lower() in EXTENSIONS and p.is_file())
     if not paths:
-        raise UserError(f"data.root: {folder}: holds no image file")
+        raise UserError("data.root", f"{folder}: holds no image file")
     if one_folder and len(paths) < HELD_OUT_EVERY:
-        raise UserError(f"data.root: {root}: {len(paths)} images; to hold out one in {HELD_OUT_EVERY} takes more")
+        raise UserError("data.root", f"{root}: {len(paths)} images; to hold out one in {HELD_OUT_EVERY} takes more")
     if not one_folder:
         return paths
     held_out = set(paths[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])

@@ -48,14 +48,15 @@ def find_shards(root: str) -> list[str]:
     if Path(root).is_dir():
         shards = sorted(str(path) for path in Path(root).glob("*.tar"))
         if not shards:
-            raise UserError(f"data.root: {root}: holds no .tar shard")
+            raise UserError("data.root", f"{root}: holds no .tar shard")
         return shards
     shards = list(expand_urls(root))
     missing = [shard for shard in shards if not Path(shard).is_file()]
     if missing:
         raise UserError(
-            f"data.root: {missing[0]}: no such shard; give a folder of .tar files or a pattern, for example "
-            "data/train-{0000..1023}.tar"
+            "data.root",
+            f"{missing[0]}: no such shard; give a folder of .tar files or a pattern, for example "
+            "data/train-{0000..1023}.tar",
         )
     return shards
 
@@ -76,7 +77,7 @@ def _index(shard: str, extensions: Collection[str]) -> list[Member]:
                 if info.isfile() and Path(info.name).suffix.lower() in extensions
             ]
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"data.root: {shard}: no shard that can be read ({error})") from None
+        raise UserError("data.root", f"{shard}: no shard that can be read ({error})") from None
 
 
 def shuffle_nearby(members: Sequence[Member], generator: torch.Generator) -> list[int]:

@@ -46,7 +46,7 @@ class Demo:
         code = subprocess.run([sys.executable, *module, *words], check=False, env=environment).returncode
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
         if code:
-            raise UserError(f"demo: {words[words[0] == '-m']} ended with exit code {code}, see above")
+            raise UserError("demo", f"{words[words[0] == '-m']} ended with exit code {code}, see above")
 
     def overrides(self, **settings: str | Path) -> list[str]:
         """`--set` for what differs from the configs."""
@@ -154,7 +154,7 @@ def main() -> None:
         parser.error(f"argument --steps: {args.steps} is less than 1")
     prepare_output(str(args.out))
     if not Path(PRUNE).is_file():
-        raise UserError(f"demo: {PRUNE} is not here; run it in the repository's root")
+        raise UserError("demo", f"{PRUNE} is not here; run it in the repository's root")
     started = time.monotonic()
     demo = Demo(args.out, args.steps)
     demo.train_dense()

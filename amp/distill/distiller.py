@@ -28,7 +28,7 @@ from amp.run.console import progress, say
 from amp.run.files import atomic
 from amp.run.identity import check_same_run
 from amp.run.signals import STOPS, StopRequest, stop_on_signals
-from amp.run.world import World, gathered, gradients_stay_local, local_part, sharded_like
+from amp.run.world import gathered, gradients_stay_local, local_part, sharded_like, world
 from amp.settings.distill import DistillOutputSettings
 from amp.settings.optim import OptimSettings
 from amp.towers import Tower
@@ -51,7 +51,6 @@ class Distiller:
     optim: OptimSettings
     output: DistillOutputSettings
     header: Mapping[str, Any]
-    world: World
     validation: Validation = field(default_factory=Validation)
     step: int = field(init=False, default=0)
 
@@ -60,10 +59,10 @@ class Distiller:
         self.total_steps = self.optim.epochs * len(self.batches)
         self.best: dict[str, float] = {}
         self.last: dict[str, float] = {}
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.output.keep, self.world)
-        check_division(self.optim, self.batches.settings.batch_size, self.world.size)
-        self._teacher, _ = place(self.teacher, self.optim, self.world)
-        self._student, self._weights = place(self.student, self.optim, self.world)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.output.keep)
+        check_division(self.optim, self.batches.settings.batch_size, world().size)
+        self._teacher, _ = place(self.teacher, self.optim)
+        self._student, self._weights = place(self.student, self.optim)
         # Elementwise, so an optimizer of every process's own shards is the optimizer of the whole.
         trained = {name: weight for name, weight in self._weights.items() if weight.requires_grad}
         self._own = {name: own_part(weight) for name, weight in trained.items()}
@@ -77,7 +76,7 @@ class Distiller:
         Raises:
             StoppedError: SIGTERM or Ctrl-C came, a loss is not finite, or the disk is full; with what to do.
         """
-        pace = Pace(self.batches.settings.batch_size, self.world.device)
+        pace = Pace(self.batches.settings.batch_size, world().device)
         words = ""
         bar = progress(pace.watch(self._remaining()), "distil", "step", total=self.total_steps, initial=self.step)
         self._say_start()
@@ -110,7 +109,7 @@ class Distiller:
         if not (due or self.step == self.total_steps):
             return {}, False
         student = placed(self.student, self._student, self._dtype, self._autocast)
-        found = self.validation.measure(student, lambda images_BCHW: self._losses(images_BCHW)[0], self.world)
+        found = self.validation.measure(student, lambda images_BCHW: self._losses(images_BCHW)[0])
         improved = self.validation.improves(found, self.best)
         if improved:
             self.best = {"step": self.step, **found}
@@ -140,13 +139,15 @@ class Distiller:
         for group in self._optimizer.param_groups:
             group.update(lr=lr, weight_decay=weight_decay)
         try:
-            losses_3 = self._gradients(images_BCHW.to(self.world.device, non_blocking=True))
+            losses_3 = self._gradients(images_BCHW.to(world().device, non_blocking=True))
         except torch.OutOfMemoryError:
             advice = "--dry_run shows of what; then optim.accumulate, activation_checkpointing or parallel: fsdp"
-            raise UserError(f"out of memory on {self.world.device}: {advice}", rank_local=True) from None
+            raise UserError(
+                "data.batch_size", f"out of memory on {world().device}: {advice}", rank_local=True
+            ) from None
         signals = torch.tensor([asked.number == number for number in STOPS], device=losses_3.device)
-        shared = self.world.sum(torch.cat([losses_3, signals])).tolist()
-        loss, loss_cls, loss_patch = (total / self.world.size for total in shared[:3])
+        shared = world().sum(torch.cat([losses_3, signals])).tolist()
+        loss, loss_cls, loss_patch = (total / world().size for total in shared[:3])
         if not math.isfinite(loss):
             raise self._not_finite(loss)
         self._update()
@@ -211,7 +212,7 @@ class Distiller:
         epoch, batch = divmod(self.step, len(self.batches))
         files = [str(path) for path in self.batches.files(epoch, batch)]
         listed = self.folder / f"batch_of_step_{self.step}.txt"
-        if self.world.is_main:
+        if world().is_main:
             with atomic(listed) as partial:
                 partial.write_text("\n".join(files) + "\n", encoding="utf-8")
         return StoppedError(
@@ -222,12 +223,12 @@ class Distiller:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.optim.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.world.device.type, torch.bfloat16)
+        return torch.autocast(world().device.type, torch.bfloat16)
 
     def _open_log(self) -> Any:
         """log.jsonl, cut back to the steps before this one; the main process's."""
         path = self.folder / "log.jsonl"
-        if not self.world.is_main:
+        if not world().is_main:
             return open("/dev/null", "w", encoding="utf-8")
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         with atomic(path) as partial:
@@ -237,7 +238,7 @@ class Distiller:
     @contextmanager
     def _open_board(self) -> Iterator[Callable[[Mapping[str, float]], None]]:
         """A function that adds a step's numbers to TensorBoard; the main process's."""
-        if not self.world.is_main:
+        if not world().is_main:
             yield lambda record: None
             return
         with SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) as writer:
@@ -278,6 +279,6 @@ class Distiller:
         whole = {}
         for name, weight in self._weights.items():  # one after another: a process holds its shards, and one weight
             tensor = gathered(weight)
-            if self.world.is_main:
+            if world().is_main:
                 whole[name] = tensor.cpu()
         return whole

@@ -31,7 +31,7 @@ def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
     batch, accumulate = config.data.batch_size, config.optim.accumulate
     if num_gpus < 1 or batch % (num_gpus * accumulate):
         raise UserError(
-            f"--num_gpus: data.batch_size {batch} is not divisible by {num_gpus} GPUs x optim.accumulate {accumulate}"
+            "--num_gpus", f"data.batch_size {batch} is not divisible by {num_gpus} GPUs x optim.accumulate {accumulate}"
         )
     images = batch // num_gpus // accumulate
     low = config.optim.precision != "fp32"

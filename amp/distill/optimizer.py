@@ -34,13 +34,15 @@ def check_division(optim: OptimSettings, batch_size: int, num_processes: int) ->
     """Raises UserError when a step cannot be divided as `optim` says."""
     if batch_size % (num_processes * optim.accumulate):
         raise UserError(
-            f"optim.accumulate: {batch_size} images are not divisible into {optim.accumulate} micro-batches on each of "
-            f"{num_processes} processes"
+            "optim.accumulate",
+            f"{batch_size} images are not divisible into {optim.accumulate} micro-batches on each of "
+            f"{num_processes} processes",
         )
     if optim.step_in_backward and num_processes > 1:
         raise UserError(
-            f"optim.step_in_backward: each of {num_processes} processes would step before the gradients are averaged, "
-            "and their weights drift apart; allowed on one process"
+            "optim.step_in_backward",
+            f"each of {num_processes} processes would step before the gradients are averaged, "
+            "and their weights drift apart; allowed on one process",
         )
 
 

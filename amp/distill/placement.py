@@ -5,12 +5,12 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from amp.run.world import World, local_part, recompute_in_backward
+from amp.run.world import local_part, recompute_in_backward, world
 from amp.settings.optim import OptimSettings
 from amp.towers import TokenReadout, Tower
 
 
-def place(tower: Tower, optim: OptimSettings, world: World) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+def place(tower: Tower, optim: OptimSettings) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """The tower's readout on this process's device, as `optim` says, and its weights by their names in the tower.
 
     A tower whose parameters are all frozen is not recomputed, since nothing goes back through it.
@@ -30,7 +30,7 @@ def place(tower: Tower, optim: OptimSettings, world: World) -> tuple[nn.Module, 
     # The teacher's weights keep their dtypes, norms of fp32 among them.
     compute = torch.bfloat16 if trained and optim.precision == "bf16" else None
     units = [tower.visual.get_submodule(path) for path in tower.blocks]
-    module = world.data_parallel(readout, optim.parallel, units, compute)
+    module = world().data_parallel(readout, optim.parallel, units, compute)
     return module, {name: getattr(owner, attribute) for name, (owner, attribute) in owners.items()}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import torch
 
-from amp.errors import UserError
+from amp.errors import UserError, under
 from amp.models.folder import FolderConfig
 from amp.models.open import load_student
 from amp.settings.distill import DistillConfig
@@ -19,10 +19,8 @@ def load_pair(config: DistillConfig) -> tuple[Tower, Tower, FolderConfig]:
         UserError: one of them cannot be loaded, or they do not belong together.
     """
     dense = config.teacher.as_model("fp32")
-    try:
+    with under("teacher", instead_of="model"):
         teacher = build_tower(dense)
-    except UserError as error:
-        raise UserError(str(error).replace("model.", "teacher.", 1)) from None
     student, student_config = load_student(config.student.pretrained, teacher)
     check_pair(teacher, student)
     share_head(teacher, student, after_last_block(build_tower(dense, "meta")))
@@ -40,10 +38,10 @@ def load_pair(config: DistillConfig) -> tuple[Tower, Tower, FolderConfig]:
 def check_pair(teacher: Tower, student: Tower) -> None:
     """Raises UserError unless the student is the teacher's architecture with MLPs as wide or narrower."""
     if not student.same_architecture(teacher):
-        raise UserError(f"student.pretrained: a pruned {_in_words(student)}, the teacher is {_in_words(teacher)}")
+        raise UserError("student.pretrained", f"a pruned {_in_words(student)}, the teacher is {_in_words(teacher)}")
     for name, narrow, wide in zip(teacher.blocks, student.widths, teacher.widths, strict=True):
         if narrow > wide:
-            raise UserError(f"student.pretrained: {name}: {narrow} hidden neurons, the teacher has {wide}")
+            raise UserError("student.pretrained", f"{name}: {narrow} hidden neurons, the teacher has {wide}")
 
 
 def _in_words(tower: Tower) -> str:

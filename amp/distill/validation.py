@@ -15,7 +15,7 @@ from amp.data.batches import Batches, Transform
 from amp.data.listing import list_images
 from amp.errors import UserError
 from amp.run.console import say
-from amp.run.world import World
+from amp.run.world import world
 from amp.settings.distill import DistillConfig
 from amp.towers import Tower
 
@@ -49,7 +49,7 @@ class Validation:
     metric: Metric | None = None
 
     @torch.no_grad()
-    def measure(self, student: Tower, loss: Callable[[Tensor], Tensor], world: World) -> dict[str, float]:
+    def measure(self, student: Tower, loss: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """`{val_loss, NAME of the metric}`, what there is of them.
 
         Args:
@@ -58,10 +58,10 @@ class Validation:
         """
         found = {}
         if self.held_out is not None:
-            total = torch.zeros((), device=world.device)
+            total = torch.zeros((), device=world().device)
             for images_BCHW in self.held_out:
-                total += loss(images_BCHW.to(world.device))
-            found[LOSS] = world.sum(total).item() / world.size / len(self.held_out)
+                total += loss(images_BCHW.to(world().device))
+            found[LOSS] = world().sum(total).item() / world().size / len(self.held_out)
         if self.metric is not None:
             found[self.metric.name] = self.metric.measure(student)
         return found
@@ -96,13 +96,13 @@ def placed(
     return replace(tower, dtype=dtype, feature=through(tower.feature), encode_image=embed)
 
 
-def hold_out(config: DistillConfig, transform: Transform, world: World) -> Batches | None:
+def hold_out(config: DistillConfig, transform: Transform) -> Batches | None:
     """Whole batches of the validation split; None, and a line that says why, where there is none."""
     if config.output.eval_every == 0:
         return None
     num_samples = max(config.output.eval_images, config.data.batch_size)
     try:
-        return Batches(list_images(config.data, "val"), transform, config.data, world, num_samples)
+        return Batches(list_images(config.data, "val"), transform, config.data, num_samples)
     except UserError as error:
         say(f"no loss on held-out images: {error}")
         return None

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amp.errors import UserError, nearest
+from amp.errors import UserError, nearest, several
 from amp.evaluate.layouts import NEEDS, Task, family, find_missing
 from amp.run.console import say
 
 if TYPE_CHECKING:
-    from amp.run.world import World
+    pass
 
 _ENGLISH_ONLY = ("digit_scenes", "mscoco_captions")
 _UNREADABLE = (OSError, RuntimeError, LookupError, TypeError, ValueError, AssertionError)
@@ -46,7 +46,7 @@ class Benchmark:
         self._check_name()
         self._check_language()
         if (missing := self.missing()) and not self.download:
-            raise UserError(f"--dataset_root: {missing}")
+            raise UserError("--dataset_root", missing)
 
     def missing(self) -> str | None:
         """What the folder lacks, and where to get it; None when it lacks nothing."""
@@ -54,7 +54,7 @@ class Benchmark:
             return None
         return find_missing(self.task, self.dataset, Path(self.root), self.language)
 
-    def build(self, transform: Callable[[Any], Any], world: "World") -> Any:
+    def build(self, transform: Callable[[Any], Any]) -> Any:
         """The test split: (image, label or captions) by index, or a stream of them; with `classes` and `templates`.
 
         The main process goes first, since torchvision writes `meta.bin` where ImageNet has only its devkit, and
@@ -62,9 +62,11 @@ class Benchmark:
         Raises:
             UserError: the files do not make this dataset.
         """
+        from amp.run.world import world
+
         self.check()
         built: list[Any] = []
-        world.from_main(lambda: built.append(self._build(transform)))
+        world().from_main(lambda: built.append(self._build(transform)))
         return built[0] if built else self._build(transform)
 
     def _check_name(self) -> None:
@@ -73,9 +75,9 @@ class Benchmark:
             return
         for task in NEEDS:
             if key in NEEDS[task] and task != self.task:
-                raise UserError(f"--dataset: {self.dataset} is for --task {task}, not {self.task}")
+                raise UserError("--dataset", f"{self.dataset} is for --task {task}, not {self.task}")
         names = ", ".join(f"{k}NAME" if k.endswith("/") else k for k in known)
-        raise UserError(f"--dataset: no {self.dataset!r}{nearest(self.dataset, known)} (known: {names})")
+        raise UserError("--dataset", f"no {self.dataset!r}{nearest(self.dataset, known)} (known: {names})")
 
     def _check_language(self) -> None:
         if self.dataset in _ENGLISH_ONLY:
@@ -89,7 +91,7 @@ class Benchmark:
         else:
             return
         if self.language not in known:
-            raise UserError(f"--language: {self.dataset} has no {self.language!r} (known: {', '.join(known)})")
+            raise UserError("--language", f"{self.dataset} has no {self.language!r} (known: {', '.join(known)})")
 
     def _build(self, transform: Callable[[Any], Any]) -> Any:
         try:
@@ -97,10 +99,10 @@ class Benchmark:
         except UserError:
             raise
         except ImportError as error:
-            raise UserError(f"--dataset: {self.dataset} needs the Python package {error.name}") from None
+            raise UserError("--dataset", f"{self.dataset} needs the Python package {error.name}") from None
         except _UNREADABLE as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"--dataset_root: {self.root}: cannot be read as {self.dataset} ({reason})") from None
+            raise UserError("--dataset_root", f"{self.root}: cannot be read as {self.dataset} ({reason})") from None
         if self.dataset == "imagenetv2":
             dataset.fnames.sort()  # listed by a glob, in the order of the file system
         return dataset
@@ -114,7 +116,7 @@ class Benchmark:
             with suppress(*_UNREADABLE, SystemExit):  # what is missing then says more
                 build_dataset(self.dataset, self.root, transform, **known)
             if missing := self.missing():
-                raise UserError(f"--download: clip_benchmark could not fetch it: {missing}")
+                raise UserError("--download", f"clip_benchmark could not fetch it: {missing}")
         with _quiet():
             return build_dataset(self.dataset, self.root, transform, **known)
 
@@ -132,21 +134,23 @@ class Benchmark:
                 return CocoCaptions(root / "pairs", str(root / "annotations/captions_pairs.json"), transform)
         dataset: Any = ImageFolder(root / "test", transform)
         if len(dataset.classes) != len(CLASS_NAMES):
-            raise UserError(f"--dataset_root: {root}/test: {len(dataset.classes)} class folders of {len(CLASS_NAMES)}")
+            raise UserError(
+                "--dataset_root", f"{root}/test: {len(dataset.classes)} class folders of {len(CLASS_NAMES)}"
+            )
         dataset.classes, dataset.templates = list(CLASS_NAMES), ["a {c}"]
         return dataset
 
 
 def check_all(benchmarks: Iterable[Benchmark]) -> None:
     """Raises one UserError that names what each of the benchmarks lacks."""
-    problems = []
+    problems: list[UserError] = []
     for benchmark in benchmarks:
         try:
             benchmark.check()
         except UserError as error:
-            problems.append(str(error))
+            problems.append(error)
     if problems:
-        raise UserError("; ".join(problems))
+        raise several(problems)
 
 
 @contextmanager

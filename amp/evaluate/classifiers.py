@@ -69,14 +69,15 @@ def load_classifiers(
         for key in keys:
             if found[key] != header[key]:
                 own, other = (f"{h['frame']} {h['model']} on {h['dataset']}" for h in (header, found))
-                raise UserError(f"--load_clfs: {path}: made for {other}, not for {own} ({key} differs)")
+                raise UserError("--load_clfs", f"{path}: made for {other}, not for {own} ({key} differs)")
         shape = list(classifier_DC.shape)
         if len(shape) != 2 or shape[1] != num_classes:
-            raise UserError(f"--load_clfs: {path}: shape {shape}; {header['dataset']} needs {num_classes} columns")
+            raise UserError("--load_clfs", f"{path}: shape {shape}; {header['dataset']} needs {num_classes} columns")
         if shape[0] != embed_width:
             raise UserError(
-                f"--load_clfs: {path}: embeddings {shape[0]} wide; those of {header['model']}'s images are "
-                f"{embed_width}; give a classifier of the text tower that belongs to it"
+                "--load_clfs",
+                f"{path}: embeddings {shape[0]} wide; those of {header['model']}'s images are "
+                f"{embed_width}; give a classifier of the text tower that belongs to it",
             )
         classifiers.append(classifier_DC.float())
     return sum((c / len(classifiers) for c in classifiers), torch.zeros(embed_width, num_classes))
@@ -88,7 +89,7 @@ def _read_classifier(path: str) -> tuple[Tensor, dict[str, str]]:
         with safe_open(path, "pt") as file:
             return file.get_tensor("classifier"), file.metadata() or {}
     except OSError as error:
-        raise UserError(f"--load_clfs: {path}: cannot be read ({error.strerror or error})") from None
+        raise UserError("--load_clfs", f"{path}: cannot be read ({error.strerror or error})") from None
     except SafetensorError:
         pass
     try:
@@ -98,7 +99,7 @@ def _read_classifier(path: str) -> tuple[Tensor, dict[str, str]]:
     except Exception as error:  # a damaged pickle fails in any way
         refused = "refused: more than tensors, loading it could run code"
         reason = refused if isinstance(error, pickle.UnpicklingError) else type(error).__name__
-        raise UserError(f"--load_clfs: {path}: no text classifier ({reason})") from None
+        raise UserError("--load_clfs", f"{path}: no text classifier ({reason})") from None
     if not isinstance(classifier, Tensor):
-        raise UserError(f"--load_clfs: {path}: holds a {type(classifier).__name__}, expected one tensor")
+        raise UserError("--load_clfs", f"{path}: holds a {type(classifier).__name__}, expected one tensor")
     return classifier, {}

@@ -20,7 +20,7 @@ from torchvision.datasets import ImageFolder
 from amp.errors import UserError
 from amp.evaluate.sharding import Shares
 from amp.run.console import progress, say
-from amp.run.world import World
+from amp.run.world import world
 from amp.towers import Tower
 
 KS = (10, 20, 100, 200)
@@ -42,7 +42,6 @@ class Featurizer:
     """
 
     tower: Tower
-    world: World
     batch_size: int = 256
     num_workers: int = 4
     option: str = "--{split}_root"
@@ -58,7 +57,7 @@ class Featurizer:
         Raises:
             UserError: an image cannot be read.
         """
-        shares = Shares(self.world, self.batch_size, self.num_workers, self.in_step)
+        shares = Shares(self.batch_size, self.num_workers, self.in_step)
         option = self.option.format(split=split)
         own: dict[int, tuple[Tensor, ...]] = {}
         for index, (images_BCHW, labels_B) in shares.batches(images, default_collate, option, f"{split} images"):
@@ -67,7 +66,7 @@ class Featurizer:
 
     @torch.no_grad()
     def _feature(self, images_BCHW: Tensor) -> Tensor:
-        features_BD = self.tower.feature(images_BCHW.to(self.world.device, self.tower.dtype))
+        features_BD = self.tower.feature(images_BCHW.to(world().device, self.tower.dtype))
         return F.normalize(features_BD.float(), dim=-1).cpu()
 
     def accuracies(self, train: Dataset[Any], val: Dataset[Any], ks: Sequence[int] = KS) -> dict[str, float]:
@@ -79,19 +78,19 @@ class Featurizer:
         """
         count = len(train)  # type: ignore[arg-type]
         if count < ks[0]:
-            raise UserError(f"{self.option.format(split='train')}: {count} images; the least k is {ks[0]}")
+            raise UserError(self.option.format(split="train"), f"{count} images; the least k is {ks[0]}")
         if skipped := [k for k in ks if k > count]:
             say(f"skipped k = {', '.join(map(str, skipped))}: more than the {count} training images")
         ks = [k for k in ks if k <= count]
         of_train, of_val = self.features(train, "train"), self.features(val, "val")
-        device = self.world.device
+        device = world().device
 
         def measure() -> dict[str, float]:
             (train_ND, train_N), (val_VD, val_V) = of_train, of_val
             predicted = vote(train_ND.to(device), train_N, val_VD.to(device), ks)
             return {f"knn{k}": (of_k_V == val_V).double().mean().item() for k, of_k_V in predicted.items()}
 
-        return self.world.from_main(measure)
+        return world().from_main(measure)
 
 
 def vote(
@@ -132,4 +131,4 @@ def open_images(option: str, root: str, transform: Any) -> Dataset[Any]:
     try:
         return ImageFolder(root, transform)
     except OSError as error:
-        raise UserError(f"{option}: {root}: {str(error).splitlines()[0].split(' Supported ')[0]}") from None
+        raise UserError(option, f"{root}: {str(error).splitlines()[0].split(' Supported ')[0]}") from None

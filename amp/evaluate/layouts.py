@@ -182,13 +182,13 @@ def check_class_folders(*folders: tuple[str, str]) -> None:
     classes = []
     for option, root in folders:
         if not Path(root).is_dir():
-            raise UserError(f"{option}: {root}: no such folder")
+            raise UserError(option, f"{root}: no such folder")
         classes.append({path.name for path in Path(root).iterdir() if path.is_dir()})
         if not classes[-1]:
-            raise UserError(f"{option}: {root}: holds no class folder")
+            raise UserError(option, f"{root}: holds no class folder")
     for (option, root), own, other in zip(folders, classes, reversed(classes), strict=True):
         if missing := sorted(other - own):
-            raise UserError(f"{option}: {root}: lacks the class {_some(missing)} of the other folder")
+            raise UserError(option, f"{root}: lacks the class {_some(missing)} of the other folder")
 
 
 def _first_missing(folder: Path, names: Iterable[str]) -> str | None:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from amp.errors import UserError
+from amp.errors import UserError, under
 from amp.run.console import say
 from amp.run.files import file_sha256, prepare_output, read_json, write_json
 from amp.run.identity import first_difference
@@ -20,7 +20,6 @@ from amp.settings.base import Precision
 from amp.settings.model import Frame
 
 if TYPE_CHECKING:
-    from amp.run.world import World
     from amp.towers import Tower
 
 
@@ -74,11 +73,9 @@ def check_writable(option: str, file: str) -> Path:
     """`file` as a path. Raises UserError when `option` names a file that could not be written."""
     path = Path(file)
     if path.is_dir():
-        raise UserError(f"{option}: {file}: is a folder; give the name of a file")
-    try:
+        raise UserError(option, f"{file}: is a folder; give the name of a file")
+    with under(option, instead_of="output.dir"):
         prepare_output(str(path.parent))
-    except UserError as error:
-        raise UserError(f"{option}: {str(error).removeprefix('output.dir: ')}") from None
     return path
 
 
@@ -102,7 +99,7 @@ def file_of(option: str, pattern: str, dataset: str, suffix: str, several: bool)
         return pattern.replace("{dataset}", name)
     if Path(pattern).suffix and not Path(pattern).is_dir():
         raise UserError(
-            f"{option}: {pattern}: one file for several datasets; write {{dataset}} into it, or give a folder"
+            option, f"{pattern}: one file for several datasets; write {{dataset}} into it, or give a folder"
         )
     return str(Path(pattern) / f"{name}{suffix}")
 
@@ -135,19 +132,19 @@ def find_result(
     if record and (difference := first_difference(record, header)):
         key, old, new = difference
         raise UserError(
-            f"--output: {path}: another measurement: {key} was {old!r}, now {new!r}; name another file or delete it"
+            "--output", f"{path}: another measurement: {key} was {old!r}, now {new!r}; name another file or delete it"
         )
     return path, record
 
 
-def write_result(
-    world: "World", path: Path, header: Mapping[str, Any], packages: Sequence[str], **measured: Any
-) -> dict[str, Any]:
+def write_result(path: Path, header: Mapping[str, Any], packages: Sequence[str], **measured: Any) -> dict[str, Any]:
     """The record of a measurement, written by the main process: what was measured, the header, and versions."""
+    from amp.run.world import world
+
     record = {**measured, **header, "versions": {package: version(package) for package in packages}}
-    if world.is_main:
+    if world().is_main:
         write_json(path, record)
-    world.barrier()
+    world().barrier()
     return record
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from amp.data.batches import outlive_signals
 from amp.errors import UserError
 from amp.run.console import progress
-from amp.run.world import World
+from amp.run.world import world
 
 Value = TypeVar("Value")
 
@@ -36,7 +36,6 @@ class Shares:
             a batch of another process once more, which counts once.
     """
 
-    world: World
     batch_size: int
     num_workers: int
     in_step: bool = False
@@ -65,7 +64,7 @@ class Shares:
             for number, batch in enumerate(progress(stream, name, "batch")):
                 if isinstance(batch, UserError):
                     raise batch
-                yield self.world.rank + number * self.world.size, batch
+                yield world().rank + number * world().size, batch
             return
         spans = self.spans(len(dataset))
         loader: DataLoader[Any] = DataLoader(
@@ -74,7 +73,7 @@ class Shares:
             num_workers=workers,
             collate_fn=partial(_collate, collate),
             worker_init_fn=outlive_signals,
-            pin_memory=self.world.device.type == "cuda",
+            pin_memory=world().device.type == "cuda",
         )
         for index, batch in zip(spans, progress(loader, name, "batch"), strict=True):
             if isinstance(batch, UserError):
@@ -84,19 +83,19 @@ class Shares:
     def spans(self, count: int) -> dict[int, range]:
         """{index in the global list: its items} of this process's batches of `count` items."""
         starts = range(0, count, self.batch_size)
-        last = len(starts) + (-len(starts) % self.world.size if self.in_step and count else 0)
-        own = [index % len(starts) for index in range(self.world.rank, last, self.world.size)]
+        last = len(starts) + (-len(starts) % world().size if self.in_step and count else 0)
+        own = [index % len(starts) for index in range(world().rank, last, world().size)]
         return {index: range(starts[index], min(starts[index] + self.batch_size, count)) for index in own}
 
     def _own(self, stream: Iterable[Value]) -> Iterator[Value]:
         """The items of a stream that belong to this process's batches."""
         for number, item in enumerate(stream):
-            if number // self.batch_size % self.world.size == self.world.rank:
+            if number // self.batch_size % world().size == world().rank:
                 yield item
 
     def in_order(self, own: Mapping[int, Value]) -> list[Value]:
         """What all processes hold, by ascending index in the global list."""
-        return _merge(self.world.gather_objects(own))
+        return _merge(world().gather_objects(own))
 
     def columns(self, own: Mapping[int, tuple[Tensor, ...]], option: str) -> list[Tensor]:
         """The results of all processes' batches, each kind as one tensor in the dataset's order; on the main process,
@@ -105,9 +104,9 @@ class Shares:
         Raises:
             UserError: there was no batch; `option` named the folder.
         """
-        batches = _merge(self.world.gather_on_main(own))
-        if self.world.broadcast(not batches):
-            raise UserError(f"{option}: holds no image")
+        batches = _merge(world().gather_on_main(own))
+        if world().broadcast(not batches):
+            raise UserError(option, "holds no image")
         return [torch.cat(column) for column in zip(*batches, strict=True)]
 
 
@@ -132,7 +131,7 @@ class _Items(Dataset[Any]):
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             samples = getattr(self.dataset, "samples", None)
             name = samples[index][0] if samples else f"image {index}"
-            return UserError(f"{self.option}: {name}: cannot be read ({error})", rank_local=True)
+            return UserError(self.option, f"{name}: cannot be read ({error})", rank_local=True)
 
 
 class _Stream(IterableDataset[Any]):
@@ -148,7 +147,7 @@ class _Stream(IterableDataset[Any]):
             yield from self._items()
         except Exception as error:  # what reads the stream may raise anything
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            yield UserError(f"{self.option}: the stream cannot be read ({lines[0]})", rank_local=True)
+            yield UserError(self.option, f"the stream cannot be read ({lines[0]})", rank_local=True)
 
     def _items(self) -> Iterator[Any]:
         if not hasattr(self.dataset, "pipeline"):

@@ -3,10 +3,12 @@
 Light to import: what is missing answers before torch is loaded.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amp.errors import UserError
+from amp.errors import UserError, under
 from amp.evaluate.benchmarks import Benchmark
 from amp.evaluate.layouts import check_class_folders
 from amp.settings.base import Precision
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from amp.distill.validation import Metric
-    from amp.run.world import World
     from amp.towers import Tower
 
 _ROOT = "eval.root"
@@ -30,11 +31,12 @@ def check_metric(config: DistillConfig) -> None:
     elif own.metric == "zeroshot":
         benchmark = _benchmark(config)
         if "/" in benchmark.dataset:
-            raise UserError(f"eval.name: {benchmark.dataset} is a stream; name a dataset whose images lie in folders")
-        _in_its_terms(benchmark.check)
+            raise UserError("eval.name", f"{benchmark.dataset} is a stream; name a dataset whose images lie in folders")
+        with _in_settings_terms():
+            benchmark.check()
 
 
-def build_metric(config: DistillConfig, teacher: "Tower", student: "Tower", world: "World") -> "Metric | None":
+def build_metric(config: DistillConfig, teacher: "Tower", student: "Tower") -> "Metric | None":
     """What `eval.metric` asks for, to be measured on a tower of `amp.validation.placed`; None for the loss.
 
     Args:
@@ -45,10 +47,10 @@ def build_metric(config: DistillConfig, teacher: "Tower", student: "Tower", worl
     """
     if config.eval.metric == "loss":
         return None
-    return (_knn if config.eval.metric == "knn" else _zeroshot)(config, teacher, student, world)
+    return (_knn if config.eval.metric == "knn" else _zeroshot)(config, teacher, student)
 
 
-def _knn(config: DistillConfig, teacher: "Tower", student: "Tower", world: "World") -> "Metric":
+def _knn(config: DistillConfig, teacher: "Tower", student: "Tower") -> "Metric":
     from amp.distill.validation import Metric
     from amp.evaluate.knn import Featurizer, open_images
 
@@ -56,63 +58,65 @@ def _knn(config: DistillConfig, teacher: "Tower", student: "Tower", world: "Worl
     train, val = (open_images(_ROOT, str(_root(config) / split), teacher.transform) for split in ("train", "val"))
     train, val = _spread(train, own.num_train_samples), _spread(val, own.num_samples)
     if len(train) < own.k:
-        raise UserError(f"{_ROOT}: {_root(config) / 'train'}: {len(train)} images; eval.k is {own.k}")
+        raise UserError(_ROOT, f"{_root(config) / 'train'}: {len(train)} images; eval.k is {own.k}")
 
     def measure(tower: "Tower") -> float:
-        featurizer = Featurizer(tower, world, own.batch_size, config.data.num_workers, _ROOT, in_step=True)
+        featurizer = Featurizer(tower, own.batch_size, config.data.num_workers, _ROOT, in_step=True)
         return featurizer.accuracies(train, val, (own.k,))[f"knn{own.k}"]
 
     return Metric("val_knn", measure)
 
 
-def _zeroshot(config: DistillConfig, teacher: "Tower", student: "Tower", world: "World") -> "Metric":
+def _zeroshot(config: DistillConfig, teacher: "Tower", student: "Tower") -> "Metric":
     from amp.distill.validation import Metric
     from amp.evaluate.zeroshot import Evaluator
 
     if teacher.encode_text is None:
-        raise UserError(f"eval.metric: zeroshot: {teacher.base['name']} has no text tower; allowed: loss, knn")
+        raise UserError("eval.metric", f"zeroshot: {teacher.base['name']} has no text tower; allowed: loss, knn")
     own = config.eval
-    whole = _in_its_terms(lambda: _benchmark(config).build(teacher.transform, world))
-    classifier_DC = _classifier(teacher, whole, world)
+    with _in_settings_terms():
+        whole = _benchmark(config).build(teacher.transform)
+    classifier_DC = _classifier(teacher, whole)
     dataset = _spread(whole, own.num_samples)
     for tower in (teacher, student):
-        _move_projection(tower, config, world)
+        _move_projection(tower, config)
 
     def measure(tower: "Tower") -> float:
-        evaluator = Evaluator(
-            tower, world, own.batch_size, num_workers=config.data.num_workers, option=_ROOT, in_step=True
-        )
+        evaluator = Evaluator(tower, own.batch_size, num_workers=config.data.num_workers, option=_ROOT, in_step=True)
         accuracy = evaluator.classify(dataset, classifier_DC)[0].get("acc1")
         if accuracy is None:
-            raise UserError(f"eval.name: {own.name} has several labels an image; name one with single labels")
+            raise UserError("eval.name", f"{own.name} has several labels an image; name one with single labels")
         return accuracy
 
     return Metric("val_acc1", measure)
 
 
-def _classifier(teacher: "Tower", dataset: Any, world: "World") -> "Tensor":
+def _classifier(teacher: "Tower", dataset: Any) -> "Tensor":
     """Embeddings of the classes, by the teacher's text tower, which is on the device for as long as that takes."""
     import torch
 
     from amp.evaluate.zeroshot import Evaluator
+    from amp.run.world import world
 
     inside = {id(tensor) for tensor in (*teacher.visual.parameters(), *teacher.visual.buffers())}
     tensors = [t for t in (*teacher.model.parameters(), *teacher.model.buffers()) if id(t) not in inside]
     before = [tensor.data for tensor in tensors]
     for tensor in tensors:
-        tensor.data = tensor.data.to(world.device)
+        tensor.data = tensor.data.to(world().device)
     precision: Precision = "bf16" if any(tensor.dtype == torch.bfloat16 for tensor in tensors) else "fp32"
-    classifier_DC = Evaluator(teacher, world, precision=precision).text_classifier(dataset.classes, dataset.templates)
+    classifier_DC = Evaluator(teacher, precision=precision).text_classifier(dataset.classes, dataset.templates)
     for tensor, data in zip(tensors, before, strict=True):
         tensor.data = data
     return classifier_DC
 
 
-def _move_projection(tower: "Tower", config: DistillConfig, world: "World") -> None:
+def _move_projection(tower: "Tower", config: DistillConfig) -> None:
     """Moves what an image's embedding takes besides the vision tower to the device, in its dtype there."""
+    from amp.run.world import world
+
     for name in outside_projection(config):
         parameter = tower.model.get_parameter(name)
-        parameter.data = parameter.data.to(world.device)
+        parameter.data = parameter.data.to(world().device)
 
 
 def outside_projection(config: DistillConfig) -> list[str]:
@@ -154,10 +158,8 @@ def _benchmark(config: DistillConfig) -> Benchmark:
     return Benchmark("zeroshot_classification", config.eval.name, str(_root(config)))
 
 
-def _in_its_terms(act: Any) -> Any:
-    """What `act` returns; its errors name settings instead of options."""
-    try:
-        return act()
-    except UserError as error:
-        message = str(error).replace("--dataset_root", _ROOT).replace("--dataset", "eval.name")
-        raise UserError(message) from None
+@contextmanager
+def _in_settings_terms() -> Iterator[None]:
+    """The errors of a benchmark name settings instead of options."""
+    with under(_ROOT, instead_of="--dataset_root"), under("eval.name", instead_of="--dataset"):
+        yield

@@ -25,7 +25,7 @@ from torch.utils.data import default_collate
 from amp.errors import UserError
 from amp.evaluate.sharding import Shares
 from amp.run.console import progress
-from amp.run.world import World
+from amp.run.world import world
 from amp.settings.base import Precision
 from amp.towers import Tower
 
@@ -48,7 +48,6 @@ class Evaluator:
     """
 
     tower: Tower
-    world: World
     batch_size: int = 256
     precision: Precision = "fp32"
     num_workers: int = 4
@@ -64,7 +63,7 @@ class Evaluator:
 
     @property
     def _shares(self) -> Shares:
-        return Shares(self.world, self.batch_size, self.num_workers, self.in_step)
+        return Shares(self.batch_size, self.num_workers, self.in_step)
 
     def embed_width(self) -> int:
         """D of the model's images."""
@@ -93,7 +92,7 @@ class Evaluator:
         distinct = list(dict.fromkeys(prompts))
         texts = [(row, prompt) for row, of_class in enumerate(distinct) for prompt in of_class]
         tokenizer = self.tower.make_tokenizer()
-        shares = Shares(self.world, self.text_batch_size, 0)
+        shares = Shares(self.text_batch_size, 0)
         own: dict[int, dict[int, Tensor]] = {}
         for index, span in progress(shares.spans(len(texts)).items(), "text classifier", "batch"):
             rows, batch = zip(*(texts[i] for i in span), strict=True)
@@ -113,7 +112,7 @@ class Evaluator:
         One label an image: acc1, acc5 (None below five classes), mean_per_class_recall. Several labels an
         image: mean_average_precision.
         """
-        classifier_DC = classifier_DC.to(self.world.device)
+        classifier_DC = classifier_DC.to(world().device)
         own: dict[int, tuple[Tensor, ...]] = {}
         for index, (images, labels) in self._shares.batches(dataset, default_collate, self.option):
             logits_BC = (100.0 * self._embed_images(images) @ classifier_DC).cpu()
@@ -125,7 +124,7 @@ class Evaluator:
                 own[index] = (logits_BC.argmax(dim=1), top_BK, labels)
         columns = self._shares.columns(own, self.option)
         measure = _average_precision if len(columns) == 2 else _accuracies
-        return self.world.from_main(lambda: (measure(*columns), len(columns[0])))
+        return world().from_main(lambda: (measure(*columns), len(columns[0])))
 
     def retrieve(self, dataset: Any) -> tuple[Metrics, int]:
         """image_retrieval_recall@k and text_retrieval_recall@k for k of 1, 5, 10, and the number of images.
@@ -140,7 +139,7 @@ class Evaluator:
             texts_TD = self._embed_texts(tokenizer, [text for of_image in captions for text in of_image])
             own[index] = (self._embed_images(images).cpu(), texts_TD.cpu(), counts_B)
         columns = self._shares.columns(own, self.option)
-        return self.world.from_main(lambda: (self._recalls(*columns), len(columns[0])))
+        return world().from_main(lambda: (self._recalls(*columns), len(columns[0])))
 
     def _recalls(self, images_BD: Tensor, texts_TD: Tensor, counts_B: Tensor) -> Metrics:
         scores_TB = texts_TD @ images_BD.t()
@@ -156,26 +155,27 @@ class Evaluator:
     def _nearest(self, scores: Tensor, k: int) -> Tensor:
         """Columns of the k highest scores of every row, on the CPU; of all when there are fewer."""
         k = min(k, scores.shape[1])
-        return torch.cat([rows.to(self.world.device).topk(k).indices.cpu() for rows in scores.split(self.batch_size)])
+        return torch.cat([rows.to(world().device).topk(k).indices.cpu() for rows in scores.split(self.batch_size)])
 
     def check_text(self) -> None:
         """Raises UserError when the model has no text encoder."""
         if not self.has_text:
             raise UserError(
-                f"--model: {self.tower.base['name']} has no text encoder, as zero-shot tasks need; a published "
-                "vision checkpoint takes that of --text_pretrained, and classification text classifiers of --load_clfs"
+                "--model",
+                f"{self.tower.base['name']} has no text encoder, as zero-shot tasks need; a published "
+                "vision checkpoint takes that of --text_pretrained, and classification text classifiers of --load_clfs",
             )
 
     def _embed_images(self, images_BCHW: Tensor) -> Tensor:
         encode = self.tower.encode_image or self.tower.feature
-        return self._embed(encode, images_BCHW.to(self.world.device, self.tower.dtype))
+        return self._embed(encode, images_BCHW.to(world().device, self.tower.dtype))
 
     def _embed_texts(self, tokenizer: Any, texts: list[str]) -> Tensor:
         assert self.tower.encode_text is not None
-        return self._embed(self.tower.encode_text, tokenizer(texts).to(self.world.device))
+        return self._embed(self.tower.encode_text, tokenizer(texts).to(world().device))
 
     def _embed(self, encode: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-        autocast = torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        autocast = torch.autocast(world().device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with torch.no_grad(), autocast:
             features = encode(inputs)
         return F.normalize(features.float(), dim=-1)

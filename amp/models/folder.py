@@ -91,15 +91,15 @@ def read_folder_config(folder: str | Path) -> FolderConfig:
     try:
         config = FolderConfig.model_validate_json(path.read_bytes())
     except OSError:
-        raise UserError(f"{folder}: holds no config.json; expected a pruned/ or distilled/ folder") from None
+        raise UserError(folder, "holds no config.json; expected a pruned/ or distilled/ folder") from None
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
-        raise UserError(f"{path}: {key or 'file'}: {problem['msg'].lower()}") from None
+        raise UserError(path, f"{key or 'file'}: {problem['msg'].lower()}") from None
     if config.format != FORMAT:
-        raise UserError(f"{path}: format {config.format}; this version reads format {FORMAT}")
+        raise UserError(path, f"format {config.format}; this version reads format {FORMAT}")
     if config.kept is not None and list(config.widths) != [len(indices) for indices in config.kept]:
-        raise UserError(f"{path}: widths: {list(config.widths)} are not the numbers of kept neurons")
+        raise UserError(path, f"widths: {list(config.widths)} are not the numbers of kept neurons")
     return config
 
 
@@ -117,17 +117,17 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
         tower = rebuild_dense(base)
     except Exception as error:  # The library may raise anything when told to build nonsense.
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}/config.json: base: does not describe a model ({reason})") from None
+        raise UserError(f"{folder}/config.json", f"base: does not describe a model ({reason})") from None
     for slot, indices in zip(tower.slots, _kept(config, tower, folder), strict=True):
         slot.keep(torch.tensor(indices))
     weights = Path(folder) / "model.safetensors"
     try:
         tower.model.load_state_dict(load_file(weights))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{weights}: cannot be read ({error})") from None
+        raise UserError(weights, f"cannot be read ({error})") from None
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        raise UserError(f"{weights}: does not fit its config.json ({' '.join(lines[1:2])})") from None
+        raise UserError(weights, f"does not fit its config.json ({' '.join(lines[1:2])})") from None
     tower.model.to(device)
     return tower
 
@@ -136,9 +136,9 @@ def _kept(config: FolderConfig, dense: Tower, folder: str | Path) -> list[Sequen
     """Neurons to keep of every block: where they are not known, as many as the block is wide."""
     where = f"{folder}/config.json: " + ("widths" if config.kept is None else "kept")
     if len(config.widths) != len(dense.slots):
-        raise UserError(f"{where}: {len(config.widths)} blocks, the model has {len(dense.slots)}")
+        raise UserError(where, f"{len(config.widths)} blocks, the model has {len(dense.slots)}")
     kept: list[Sequence[int]] = [*(map(range, config.widths) if config.kept is None else config.kept)]
     for slot, indices in zip(dense.slots, kept, strict=True):
         if any(not 0 <= i < slot.hidden_width for i in indices) or len(set(indices)) != len(indices) or not indices:
-            raise UserError(f"{where}: {slot.name}: indices must be distinct, 0-{slot.hidden_width - 1}")
+            raise UserError(where, f"{slot.name}: indices must be distinct, 0-{slot.hidden_width - 1}")
     return kept

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, get_args
 
-from amp.errors import UserError
+from amp.errors import UserError, under
 from amp.models.folder import (
     FORMAT,
     FolderConfig,
@@ -56,7 +56,7 @@ def open_tower(
     folder = next((p for p in (pretrained, name) if is_model_folder(p)), None)
     if folder is None:
         if name is None:
-            raise UserError("--model: missing; give a model name, an open_clip model JSON or a pruned/ folder")
+            raise UserError("--model", "missing; give a model name, an open_clip model JSON or a pruned/ folder")
         candidates = [frame] if frame else get_args(Frame)
         if Path(name).is_dir() and not any(knows(candidate, name) for candidate in candidates):
             read_folder_config(name)
@@ -67,16 +67,16 @@ def open_tower(
         )
         return open_published(settings, text_pretrained, device) or build_tower(settings, device)
     if folder == name and pretrained not in (None, name):
-        raise UserError(f"--pretrained: {pretrained}: {name} is a pruned model with weights of its own")
+        raise UserError("--pretrained", f"{pretrained}: {name} is a pruned model with weights of its own")
     tower = load_tower(folder, device, precision)
     if img_size not in (None, tower.image_size):
-        raise UserError(f"--img_size: {img_size}: {folder} is of {tower.image_size} px")
+        raise UserError("--img_size", f"{img_size}: {folder} is of {tower.image_size} px")
     if frame not in (None, tower.base["frame"]):
-        raise UserError(f"--model_type: {frame}: {folder} is of {tower.base['frame']}")
+        raise UserError("--model_type", f"{frame}: {folder} is of {tower.base['frame']}")
     if folder == pretrained and name is not None and name != pretrained:
         dense = build_tower(ModelSettings(frame=tower.base["frame"], name=name), "meta")
         if not tower.same_architecture(dense):
-            raise UserError(f"--pretrained: {folder} is a pruned {tower.base['name']!r}, not {name!r}")
+            raise UserError("--pretrained", f"{folder} is a pruned {tower.base['name']!r}, not {name!r}")
     return tower
 
 
@@ -95,10 +95,8 @@ def open_published(settings: ModelSettings, text_pretrained: str | None = None, 
     if not is_published(path, dense):
         return None
     if text_pretrained is not None:
-        try:
+        with under("--text_pretrained", instead_of="model.pretrained"):
             rest = outside_tower(build_tower(settings.model_copy(update={"pretrained": text_pretrained})))
-        except UserError as error:
-            raise UserError(str(error).replace("model.pretrained", "--text_pretrained", 1)) from None
     return load_published(path, dense.base, rest, device)
 
 

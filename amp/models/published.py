@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from amp.errors import UserError
+from amp.errors import UserError, under
 from amp.models.folder import prefix_of, write_tensors
 from amp.models.published_names import State, from_original, read_widths, rename, strip_prefixes, to_original
 from amp.run.files import atomic
@@ -30,16 +30,16 @@ def read_state(path: str | Path) -> State:
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UserError(path, f"cannot be read ({error.strerror or error})") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: no weights file, or one of more than tensors; loading it could run code") from None
+        raise UserError(path, "no weights file, or one of more than tensors; loading it could run code") from None
     except (SafetensorError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(path, f"cannot be read ({' '.join(str(error).split())[:200]})") from None
     for key in ("state_dict", "model", "module"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds no state dict of named tensors")
+        raise UserError(path, "holds no state dict of named tensors")
     return state
 
 
@@ -76,16 +76,17 @@ def load_published(
         UserError: not the vision tower of that model.
     """
     tower = rebuild_dense(base)
+    state = read_state(path)
     try:
-        own = from_original(read_state(path), tower)
-        for slot, width in zip(tower.slots, read_widths(own, tower), strict=True):
+        with under(path):
+            own = from_original(state, tower)
+            widths = read_widths(own, tower)
+        for slot, width in zip(tower.slots, widths, strict=True):
             slot.keep(torch.arange(width))
         tower.visual.load_state_dict(own)
-    except UserError as error:
-        raise UserError(f"{str(error) if str(path) in str(error) else f'{path}: {error}'}") from None
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        raise UserError(f"{path}: not the vision tower of {base['name']} ({' '.join(lines[1:2])[:200]})") from None
+        raise UserError(path, f"not the vision tower of {base['name']} ({' '.join(lines[1:2])[:200]})") from None
     if rest is None:
         tower.visual.to(device)
         return replace(tower, encode_text=None) if tower.model is not tower.visual else tower

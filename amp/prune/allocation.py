@@ -63,8 +63,8 @@ def widths_of_size(widths_of: Callable[[float], Widths], share: Callable[[Widths
     distance = share(best) / target - 1
     if distance > CLOSE:
         raise UserError(
-            f"prune.target: {target:.3f} of the size is out of reach; with one neuron in each MLP "
-            f"{share(best):.3f} are left"
+            "prune.target",
+            f"{target:.3f} of the size is out of reach; with one neuron in each MLP {share(best):.3f} are left",
         )
     for _ in range(20):
         if abs(distance) <= CLOSE:

@@ -39,14 +39,14 @@ def check_widths(tower: Tower, settings: SearchSettings) -> None:
     """Raises UserError unless `prune.widths` and `prune.blocks` fit the tower."""
     for block in settings.blocks or ():
         if block >= len(tower.slots):
-            raise UserError(f"prune.blocks: {block}: the tower has blocks 0 to {len(tower.slots) - 1}")
+            raise UserError("prune.blocks", f"{block}: the tower has blocks 0 to {len(tower.slots) - 1}")
     if settings.widths is None:
         return
     if len(settings.widths) != len(tower.slots):
-        raise UserError(f"prune.widths: {len(settings.widths)} widths, the tower has {len(tower.slots)} blocks")
+        raise UserError("prune.widths", f"{len(settings.widths)} widths, the tower has {len(tower.slots)} blocks")
     for block, (width, slot) in enumerate(zip(settings.widths, tower.slots, strict=True)):
         if width > slot.hidden_width:
-            raise UserError(f"prune.widths: {width} at block {block}, which has {slot.hidden_width} neurons")
+            raise UserError("prune.widths", f"{width} at block {block}, which has {slot.hidden_width} neurons")
 
 
 def prune(

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from amp.errors import UserError
 from amp.run.console import progress
-from amp.run.world import World
 from amp.statistics.moments import GIGABYTES, MomentCollector, Moments, TokenCollector, last_group
 from amp.towers.slots import MlpSlot
 
@@ -44,7 +43,7 @@ class Compensator:
         if out.bias is None:
             if damping is None:
                 raise UserError(
-                    f"prune.compensation: mean: the out-projection of block {slot.name} has no bias to shift"
+                    "prune.compensation", f"mean: the out-projection of block {slot.name} has no bias to shift"
                 )
             # Nothing can carry a constant: the least squares go through the origin.
             covariance_HH = covariance_HH + torch.outer(mean_H, mean_H)
@@ -164,12 +163,11 @@ class Compensation:
         orders: Sequence[Tensor],
         run: Callable[[Tensor], object],
         batches: Collection[Tensor],
-        world: World,
         damping: float | None,
         gigabytes: float = GIGABYTES,
     ) -> None:
         self._slots, self._orders, self._run, self._batches = slots, orders, run, batches
-        self._world, self._damping, self._gigabytes = world, damping, gigabytes
+        self._damping, self._gigabytes = damping, gigabytes
         self._made: dict[int, Compensator | NormedCompensator] = {}
 
     def of(self, block: int) -> "Compensator | NormedCompensator":
@@ -194,7 +192,7 @@ class Compensation:
     def _collect(self, group: Sequence[int]) -> tuple[dict[str, Moments], TokenCollector]:
         plain = [self._slots[block] for block in group if self._slots[block].norm is None]
         normed = [self._slots[block] for block in group if self._slots[block].norm is not None]
-        collector, tokens = MomentCollector(plain, self._world), TokenCollector(normed, self._world)
+        collector, tokens = MomentCollector(plain), TokenCollector(normed)
         with torch.no_grad(), collector, tokens:
             for images_BCHW in progress(self._batches, "calibration", "batch"):
                 self._run(images_BCHW)
@@ -216,7 +214,8 @@ def _factor(covariance_HH: Tensor, damping: float, name: str) -> Tensor:
     factor_HH, failed = torch.linalg.cholesky_ex(damped_HH)
     if int(failed):
         raise UserError(
-            f"prune.damping: {damping}: the activations of block {name} are linearly dependent, or some never vary; "
-            "a damping above 0, such as 1e-4, is needed"
+            "prune.damping",
+            f"{damping}: the activations of block {name} are linearly dependent, or some never vary; "
+            "a damping above 0, such as 1e-4, is needed",
         )
     return factor_HH

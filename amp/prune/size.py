@@ -83,7 +83,9 @@ def _scale_to(
             break
         low, high = (factor, high) if reached < target else (low, factor)
     if abs(reached / target - 1) > NEAR:
-        raise UserError(f"prune.target: {target:.3f} of the size is out of reach; the closest found has {reached:.3f}")
+        raise UserError(
+            "prune.target", f"{target:.3f} of the size is out of reach; the closest found has {reached:.3f}"
+        )
     found.widths, found.scale, found.share = scaled(factor), factor, reached
     say(f"the widths of {found.entropy_increase:.3g} nats, times {factor:.3f}: {reached:.3f} of the size")
     return found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amp.errors import StoppedError, UserError
 from amp.run.files import read_json
-from amp.run.world import World
+from amp.run.world import world
 
 RECORD = "state.json"
 
@@ -24,15 +24,15 @@ class Checkpoints:
         keep: how many stay, the last ones.
     """
 
-    def __init__(self, folder: Path, keep: int, world: World) -> None:
-        self.folder, self.keep, self.world = folder, keep, world
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
 
     def path(self, step: int) -> Path:
         return self.folder / f"step_{step:07d}"
 
     def steps(self) -> list[int]:
         """Of the checkpoints that are there, first to last, as the main process sees them."""
-        return self.world.broadcast(self._steps() if self.world.is_main else None)
+        return world().broadcast(self._steps() if world().is_main else None)
 
     def _steps(self) -> list[int]:
         return sorted(int(path.name.removeprefix("step_")) for path in self.folder.glob("step_" + "[0-9]" * 7))
@@ -56,12 +56,12 @@ class Checkpoints:
         try:
             self._on_main(lambda: _make_empty(partial))
             try:
-                self.world.save_tensors(tensors, partial)
+                world().save_tensors(tensors, partial)
             except OSError as error:
                 raise self._cannot_write(step, error) from None
             self._on_main(lambda: self._finish(step, partial, record, best))
         except StoppedError:
-            if self.world.is_main:
+            if world().is_main:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 
@@ -72,7 +72,7 @@ class Checkpoints:
             except OSError as error:
                 raise self._cannot_write(None, error) from None
 
-        self.world.from_main(told)
+        world().from_main(told)
 
     def _cannot_write(self, step: int | None, error: OSError) -> StoppedError:
         what = self.folder if step is None else self.path(step)
@@ -93,15 +93,15 @@ class Checkpoints:
 
     def record(self, step: int) -> dict[str, Any]:
         """What was recorded beside a checkpoint's tensors. Raises UserError when it cannot be read."""
-        return self.world.from_main(lambda: read_json(self.path(step) / RECORD))
+        return world().from_main(lambda: read_json(self.path(step) / RECORD))
 
     def load(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Fills `tensors`, on any number of processes. Raises UserError when the checkpoint cannot be read."""
         try:
-            self.world.load_tensors(tensors, self.path(step))
+            world().load_tensors(tensors, self.path(step))
         except OSError as error:
             raise UserError(
-                f"{self.path(step)}: cannot be read ({error}); delete it to go on from an earlier one"
+                self.path(step), f"cannot be read ({error}); delete it to go on from an earlier one"
             ) from None
 
 

@@ -65,7 +65,7 @@ def prepare_output(folder: str) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"output.dir: {folder}: cannot be written to ({error.strerror})") from None
+        raise UserError("output.dir", f"{folder}: cannot be written to ({error.strerror})") from None
     finally:
         for parent in missing:
             if parent.is_dir() and not any(parent.iterdir()):
@@ -78,9 +78,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+        raise UserError(path, f"cannot be read ({error})") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object")
+        raise UserError(path, "expected a JSON object")
     return value
 
 

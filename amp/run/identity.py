@@ -29,8 +29,9 @@ def check_same_run(artifact: Path, recorded: Mapping[str, Any], wanted: Mapping[
     if difference:
         key, old, new = difference
         raise UserError(
-            f"output.dir: {artifact.parent} holds another run: {artifact.name} was made with {key} = {old!r}, "
-            f"asked for {new!r}; choose another output.dir or delete {artifact}"
+            "output.dir",
+            f"{artifact.parent} holds another run: {artifact.name} was made with {key} = {old!r}, "
+            f"asked for {new!r}; choose another output.dir or delete {artifact}",
         )
 
 

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -47,7 +48,7 @@ class World:
     def share(self, batch_size: int, key: str = "data.batch_size") -> slice:
         """This process's contiguous part of a global batch. Raises UserError when it does not divide."""
         if batch_size % self.size:
-            raise UserError(f"{key}: {batch_size} is not divisible by the {self.size} processes")
+            raise UserError(key, f"{batch_size} is not divisible by the {self.size} processes")
         local = batch_size // self.size
         return slice(self.rank * local, (self.rank + 1) * local)
 
@@ -152,6 +153,30 @@ class World:
             load(dict(tensors), storage_reader=reader, no_dist=self.size == 1)
 
 
+_started: list[World] = []
+_within: ContextVar[World | None] = ContextVar("world", default=None)
+
+
+def world() -> World:
+    """The processes of this run and the device of this one; one process on its default device outside of `start`."""
+    return _within.get() or (_started[-1] if _started else World(0, 1, _default_device()))
+
+
+@contextmanager
+def among(other: World) -> Iterator[World]:
+    """Within the block, and in this thread, `world()` is the one given: for work that one of several processes does
+    alone."""
+    token = _within.set(other)
+    try:
+        yield other
+    finally:
+        _within.reset(token)
+
+
+def _default_device() -> torch.device:
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
 @contextmanager
 def _one_line() -> Iterator[None]:
     """What the first process to fail met, instead of every process's traceback; one process is no news."""
@@ -205,25 +230,40 @@ def start(device: str | None = None) -> Iterator[World]:
     Args:
         device: 'cpu' or 'cuda'; None takes CUDA when there is one.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = device or _default_device().type
     if "RANK" not in os.environ:
-        yield World(0, 1, torch.device(kind, 0) if kind == "cuda" else torch.device(kind))
+        with _as_started(World(0, 1, torch.device(kind, 0) if kind == "cuda" else torch.device(kind))) as alone:
+            yield alone
         return
-    local_rank = int(os.environ["LOCAL_RANK"])
-    if kind == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(f"--nproc_per_node: process {local_rank} has no GPU of {torch.cuda.device_count()}")
-        torch.cuda.set_device(local_rank)
-        own = torch.device("cuda", local_rank)
-    else:
-        own = torch.device("cpu")
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    own = _own_device(kind)
     dist.init_process_group(
         "nccl" if kind == "cuda" else "gloo",
         timeout=timedelta(hours=1),
         device_id=own if kind == "cuda" else None,
     )
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), own)
+        with _as_started(World(dist.get_rank(), dist.get_world_size(), own)) as started:
+            yield started
     finally:
         dist.destroy_process_group()
+
+
+def _own_device(kind: str) -> torch.device:
+    """Of this process of torchrun, which gets its part of the machine's cores where there is no GPU."""
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if kind != "cuda":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError("--nproc_per_node", f"process {local_rank} has no GPU of {torch.cuda.device_count()}")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def _as_started(own: World) -> Iterator[World]:
+    _started.append(own)
+    try:
+        yield own
+    finally:
+        _started.pop()

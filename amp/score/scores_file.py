@@ -28,9 +28,9 @@ def load_scores(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
             header = dict(json.loads((file.metadata() or {})["amp"]))
             scores = [file.get_tensor(f"score.{block}") for block in range(len(file.keys()))]
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run main_score.py with the same --config_file first") from None
+        raise UserError(path, "no such file; run main_score.py with the same --config_file first") from None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a scores file of main_score.py ({error})") from None
+        raise UserError(path, f"not a scores file of main_score.py ({error})") from None
     return scores, header
 
 
@@ -46,6 +46,7 @@ def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     if difference:
         key, old, new = difference
         raise UserError(
-            f"scores.safetensors: made with {key} = {old!r}, asked for {new!r}; "
-            "run main_score.py with these settings, into another output.dir"
+            "scores.safetensors",
+            f"made with {key} = {old!r}, asked for {new!r}; "
+            "run main_score.py with these settings, into another output.dir",
         )

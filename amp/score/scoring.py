@@ -13,7 +13,7 @@ from torch import Tensor
 from amp.data.batches import Batches
 from amp.errors import UserError
 from amp.run.console import progress
-from amp.run.world import World
+from amp.run.world import world
 from amp.score.criteria.cross_entropy import zero_shot_cross_entropy
 from amp.score.criteria.diversity import weight_diversity
 from amp.score.criteria.kl import sampled_surprisal
@@ -34,7 +34,6 @@ def score(
     tower: Tower,
     batches: Iterable[Tensor],
     settings: ScoreSettings,
-    world: World,
     labels: Sequence[int] | None = None,
     state: ScoringState | None = None,
 ) -> list[Tensor]:
@@ -52,23 +51,22 @@ def score(
     """
     if settings.criterion == "entropy":
         scale, absolute = settings.inverse_temperature, settings.absolute
-        return score_entropy(tower, batches, scale, absolute, world, settings.micro_batch, state)
+        return score_entropy(tower, batches, scale, absolute, settings.micro_batch, state)
     if settings.criterion == "cross_entropy":
-        classifier_EC = class_embeddings(tower, settings, world)
-        return score_cross_entropy(tower, batches, classifier_EC, labels, settings.absolute, world, state)
+        classifier_EC = class_embeddings(tower, settings)
+        return score_cross_entropy(tower, batches, classifier_EC, labels, settings.absolute, state)
     if settings.criterion == "kl":
-        return score_kl(tower, batches, settings.inverse_temperature, settings.seed, world, state)
+        return score_kl(tower, batches, settings.inverse_temperature, settings.seed, state)
     if settings.criterion == "reconstruction":
         return reconstruction_scores(
             tower.slots,
             tower.feature,
-            lambda: (images_BCHW.to(world.device, tower.dtype, non_blocking=True) for images_BCHW in batches),
+            lambda: (images_BCHW.to(world().device, tower.dtype, non_blocking=True) for images_BCHW in batches),
             settings.seed,
-            world,
             settings.micro_batch,
         )
     if settings.criterion == "variance":
-        return score_variance(tower, batches, world, state)
+        return score_variance(tower, batches, state)
     if settings.criterion == "magnitude":
         return [weight_magnitude(neuron_rows(slot), slot.out_projection.weight) for slot in tower.slots]
     if settings.criterion == "diversity":
@@ -81,7 +79,6 @@ def score_entropy(
     batches: Iterable[Tensor],
     inverse_temperature: float,
     absolute: bool,
-    world: World,
     micro_batch: int | None = None,
     state: ScoringState | None = None,
 ) -> list[Tensor]:
@@ -95,19 +92,19 @@ def score_entropy(
             forward pass without a graph gives, is handed to one part of the batch after another.
     """
     with TaylorScorer(tower.slots, _fold(absolute)) as scorer:
-        for images_BCHW in _steps(scorer, tower, batches, world, state):
+        for images_BCHW in _steps(scorer, tower, batches, state):
             if micro_batch is None or micro_batch >= len(images_BCHW):
-                feature_BD = world.gather(tower.feature(images_BCHW))
+                feature_BD = world().gather(tower.feature(images_BCHW))
                 scorer.step(information_entropy(feature_BD, inverse_temperature), len(images_BCHW))
                 continue
             parts = images_BCHW.split(micro_batch)
             with scorer.paused(), torch.no_grad():
                 feature_BD = torch.cat([tower.feature(part) for part in parts])
-            loss = information_entropy(world.gather(feature_BD.requires_grad_()), inverse_temperature)
+            loss = information_entropy(world().gather(feature_BD.requires_grad_()), inverse_temperature)
             (gradient_BD,) = torch.autograd.grad(loss, feature_BD)
             for part, gradient in zip(parts, gradient_BD.split(micro_batch), strict=True):
                 scorer.step((tower.feature(part) * gradient).sum(), len(part))
-        return scorer.scores(world)
+        return scorer.scores()
 
 
 def score_cross_entropy(
@@ -116,18 +113,17 @@ def score_cross_entropy(
     classifier_EC: Tensor,
     labels: Sequence[int] | None,
     absolute: bool,
-    world: World,
     state: ScoringState | None = None,
 ) -> list[Tensor]:
     """Taylor scores of the mean cross entropy of the CLIP's zero-shot classification over each global batch."""
     assert tower.encode_image is not None
     with TaylorScorer(tower.slots, _fold(absolute)) as scorer:
-        for images_BCHW in _steps(scorer, tower, batches, world, state):
+        for images_BCHW in _steps(scorer, tower, batches, state):
             first, last = scorer.num_images, scorer.num_images + len(images_BCHW)
-            label_B = None if labels is None else torch.tensor(labels[first:last], device=world.device)
+            label_B = None if labels is None else torch.tensor(labels[first:last], device=world().device)
             loss = zero_shot_cross_entropy(tower.encode_image(images_BCHW), classifier_EC, label_B)
-            scorer.step(loss / (len(images_BCHW) * world.size), len(images_BCHW))
-        return scorer.scores(world)
+            scorer.step(loss / (len(images_BCHW) * world().size), len(images_BCHW))
+        return scorer.scores()
 
 
 def score_kl(
@@ -135,7 +131,6 @@ def score_kl(
     batches: Iterable[Tensor],
     inverse_temperature: float,
     seed: int,
-    world: World,
     state: ScoringState | None = None,
 ) -> list[Tensor]:
     """Second-order growth of KL(p_dense || p_pruned), p an image's similarities to its global batch.
@@ -144,29 +139,27 @@ def score_kl(
     """
     generator, skipped = torch.Generator().manual_seed(seed), state.num_batches if state else 0
     with TaylorScorer(tower.slots, lambda products_BH: products_BH.square() / 2) as scorer:
-        for images_BCHW in _steps(scorer, tower, batches, world, state):
-            local, size = len(images_BCHW), len(images_BCHW) * world.size
+        for images_BCHW in _steps(scorer, tower, batches, state):
+            local, size = len(images_BCHW), len(images_BCHW) * world().size
             # The draws of the whole batch on every process, lest they depend on how many there are.
             for _ in range(1 + skipped):
                 noise_AA = torch.rand(size, size, generator=generator)
             skipped = 0
             noise_AA = noise_AA.clamp(min=torch.finfo(torch.float32).tiny)
-            noise_BA = noise_AA[world.rank * local : (world.rank + 1) * local].to(world.device)
+            noise_BA = noise_AA[world().rank * local : (world().rank + 1) * local].to(world().device)
             feature_BD = tower.feature(images_BCHW)
-            anchor_AD = world.gather(feature_BD.detach())
+            anchor_AD = world().gather(feature_BD.detach())
             scorer.step(sampled_surprisal(feature_BD, anchor_AD, inverse_temperature, noise_BA), local)
-        return scorer.scores(world)
+        return scorer.scores()
 
 
 @torch.no_grad()
-def score_variance(
-    tower: Tower, batches: Iterable[Tensor], world: World, state: ScoringState | None = None
-) -> list[Tensor]:
+def score_variance(tower: Tower, batches: Iterable[Tensor], state: ScoringState | None = None) -> list[Tensor]:
     """Variance of every neuron's activation over tokens and images (VBP, arXiv 2507.12988)."""
     with VarianceScorer(tower.slots) as scorer:
-        for images_BCHW in _steps(scorer, tower, batches, world, state):
+        for images_BCHW in _steps(scorer, tower, batches, state):
             tower.feature(images_BCHW)
-        return scorer.scores(world)
+        return scorer.scores()
 
 
 def score_random(slots: Sequence[MlpSlot], seed: int) -> list[Tensor]:
@@ -182,16 +175,16 @@ def neuron_rows(slot: MlpSlot) -> Tensor:
 
 
 @torch.no_grad()
-def class_embeddings(tower: Tower, settings: ScoreSettings, world: World) -> Tensor:
+def class_embeddings(tower: Tower, settings: ScoreSettings) -> Tensor:
     """(E, C) the normalised text embeddings of the classes. Raises UserError where the model has no text tower."""
     if tower.encode_text is None or tower.encode_image is None:
         raise UserError(
-            f"score.criterion: cross_entropy: {tower.base['name']} has no text encoder to classify with; "
-            "entropy and kl need none"
+            "score.criterion",
+            f"cross_entropy: {tower.base['name']} has no text encoder to classify with; entropy and kl need none",
         )
     template = settings.template or "a photo of a {c}"
     tokens = tower.make_tokenizer()([template.format(c=name) for name in settings.classes or ()])
-    return F.normalize(tower.encode_text(tokens.to(world.device)).float(), dim=-1).T
+    return F.normalize(tower.encode_text(tokens.to(world().device)).float(), dim=-1).T
 
 
 def folder_labels(batches: Batches, settings: ScoreSettings) -> list[int] | None:
@@ -205,12 +198,15 @@ def folder_labels(batches: Batches, settings: ScoreSettings) -> list[int] | None
         return None
     paths = [path for path in batches.paths if isinstance(path, Path)]
     if len(paths) < len(batches.paths):
-        raise UserError("score.labels: folders: the images of shards lie in no folders; score.labels: null needs none")
+        raise UserError(
+            "score.labels", "folders: the images of shards lie in no folders; score.labels: null needs none"
+        )
     folders, num_classes = sorted({path.parent for path in paths}), len(settings.classes or ())
     if len(folders) != num_classes:
         raise UserError(
-            f"score.labels: folders: {batches.settings.root} holds images in {len(folders)} folders, score.classes "
-            f"names {num_classes}; one folder a class is needed, or score.labels: null"
+            "score.labels",
+            f"folders: {batches.settings.root} holds images in {len(folders)} folders, score.classes "
+            f"names {num_classes}; one folder a class is needed, or score.labels: null",
         )
     place = {folder: index for index, folder in enumerate(folders)}
     size, order = batches.settings.batch_size, batches.order(0)
@@ -223,13 +219,11 @@ def _fold(absolute: bool) -> Fold:
     return torch.abs if absolute else torch.positive
 
 
-def _steps(
-    scorer: Sums, tower: Tower, batches: Iterable[Tensor], world: World, state: ScoringState | None
-) -> Iterator[Tensor]:
+def _steps(scorer: Sums, tower: Tower, batches: Iterable[Tensor], state: ScoringState | None) -> Iterator[Tensor]:
     """The batches on the device, each a step of the scorer; its sums are taken up, and kept now and then."""
     if state is not None:
         state.restore(scorer)
     for images_BCHW in batches:
-        yield images_BCHW.to(world.device, tower.dtype, non_blocking=True)
+        yield images_BCHW.to(world().device, tower.dtype, non_blocking=True)
         if state is not None:
             state.step(scorer)

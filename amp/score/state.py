@@ -12,7 +12,7 @@ from amp.errors import UserError
 from amp.models.folder import write_tensors
 from amp.run.files import atomic, room_for
 from amp.run.identity import check_same_run
-from amp.run.world import World
+from amp.run.world import world
 
 
 class Sums(Protocol):
@@ -34,24 +34,24 @@ class ScoringState:
         UserError: the file is of another run, or of another number of processes, or cannot be read.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any], every: int, world: World) -> None:
-        self._path, self._every, self._world = path, every, world
-        self._header = {**header, "settings": {**header["settings"], "processes": world.size}}
-        self.num_batches, self._found = world.from_main(self._read)
+    def __init__(self, path: Path, header: Mapping[str, Any], every: int) -> None:
+        self._path, self._every = path, every
+        self._header = {**header, "settings": {**header["settings"], "processes": world().size}}
+        self.num_batches, self._found = world().from_main(self._read)
 
     def restore(self, scorer: Sums) -> None:
         """Gives the scorer of this process what the file held."""
         if self.num_batches == 0:
             return
-        for mine, found in zip(scorer.sums, self._found[self._world.rank], strict=True):
+        for mine, found in zip(scorer.sums, self._found[world().rank], strict=True):
             mine.copy_(found)
 
     def step(self, scorer: Sums) -> None:
         """After each batch: writes the file where it is time to. Raises StoppedError when the disk is full."""
         self.num_batches += 1
         if self.num_batches % self._every == 0:
-            states = self._world.gather_objects([total.cpu() for total in scorer.sums])
-            self._world.from_main(lambda: self._write(states))
+            states = world().gather_objects([total.cpu() for total in scorer.sums])
+            world().from_main(lambda: self._write(states))
 
     def _write(self, states: Sequence[Sequence[Tensor]]) -> None:
         tensors = {f"{rank}.{i}": total for rank, state in enumerate(states) for i, total in enumerate(state)}
@@ -68,7 +68,7 @@ class ScoringState:
                 header, num_batches = about["header"], int(about["num_batches"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self._path}: cannot be read ({error}); delete it to score anew") from None
+            raise UserError(self._path, f"cannot be read ({error}); delete it to score anew") from None
         check_same_run(self._path, header, self._header)
-        places, size = len(tensors) // self._world.size, self._world.size
+        places, size = len(tensors) // world().size, world().size
         return num_batches, [[tensors[f"{rank}.{place}"] for place in range(places)] for rank in range(size)]

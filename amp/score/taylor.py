@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amp.errors import UserError
-from amp.run.world import World
+from amp.run.world import world
 from amp.statistics.hooks import Watcher
 from amp.towers.slots import MlpSlot
 
@@ -78,7 +78,9 @@ class TaylorScorer(Watcher):
         """
         if not torch.isfinite(loss):
             raise UserError(
-                f"score.criterion: it is {loss.item()} on a batch of images; try model.precision: fp32", rank_local=True
+                "score.criterion",
+                f"it is {loss.item()} on a batch of images; try model.precision: fp32",
+                rank_local=True,
             )
         if loss.requires_grad:
             loss.backward()
@@ -92,10 +94,10 @@ class TaylorScorer(Watcher):
         self._backwards = [0] * len(self._slots)
         self.sums[-1] += num_images
 
-    def scores(self, world: World) -> list[Tensor]:
+    def scores(self) -> list[Tensor]:
         """One (H,) fp32 tensor a block: the mean over the images of all processes. Raises UserError as `checked`."""
-        total = world.sum(self.sums[-1].to(self.sums[0].device)).item()
-        return checked(self._slots, [world.sum(s) / total for s in self.sums[:-1]])
+        total = world().sum(self.sums[-1].to(self.sums[0].device)).item()
+        return checked(self._slots, [world().sum(s) / total for s in self.sums[:-1]])
 
 
 def checked(slots: Sequence[MlpSlot], scores: list[Tensor]) -> list[Tensor]:
@@ -103,9 +105,10 @@ def checked(slots: Sequence[MlpSlot], scores: list[Tensor]) -> list[Tensor]:
     for slot, score_H in zip(slots, scores, strict=True):
         if not torch.isfinite(score_H).all():
             raise UserError(
-                f"score.criterion: block {slot.name}: a score is not finite, as an activation or a gradient is not; "
-                "try model.precision: fp32"
+                "score.criterion",
+                f"block {slot.name}: a score is not finite, as an activation or a gradient is not; "
+                "try model.precision: fp32",
             )
         if not score_H.any():
-            raise UserError(f"score.criterion: block {slot.name}: all scores are zero; are all images the same?")
+            raise UserError("score.criterion", f"block {slot.name}: all scores are zero; are all images the same?")
     return scores

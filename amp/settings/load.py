@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from amp.errors import UserError, nearest
+from amp.errors import UserError, nearest, several
 from amp.settings.compare import CompareConfig
 from amp.settings.distill import DistillConfig
 from amp.settings.prune import PruneConfig
@@ -50,33 +50,33 @@ def load_config(config_class: type[Config], config_file: str | Path, overrides: 
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise UserError(f"--set {override}: expected key.path=value, for example --set data.batch_size=64")
+            raise UserError(f"--set {override}", "expected key.path=value, for example --set data.batch_size=64")
         _set_path(raw, key, _parse_value(override, text))
         overridden.add(key)
     try:
         # Through JSON, since strict types accept a list for a tuple only there.
         return config_class.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise UserError(_explain(error, config_class, str(config_file), overridden)) from None
+        raise _explain(error, config_class, str(config_file), overridden) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        raise UserError(f"{path}: is a folder; give one of its YAML files")
+        raise UserError(path, "is a folder; give one of its YAML files")
     if not path.is_file():
         siblings = [str(p) for p in Path("configs").glob("**/*.yaml")]
-        raise UserError(f"{path}: no such file{nearest(str(path), siblings)}")
+        raise UserError(path, f"no such file{nearest(str(path), siblings)}")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}:{where} not a YAML file: {reason}") from None
+        where = f"line {mark.line + 1} " if mark else ""
+        raise UserError(path, f"{where}not a YAML file: {reason}") from None
     if raw is None:
-        raise UserError(f"{path}: is empty")
+        raise UserError(path, "is empty")
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected settings as 'key: value' lines, found {type(raw).__name__}")
+        raise UserError(path, f"expected settings as 'key: value' lines, found {type(raw).__name__}")
     return raw
 
 
@@ -84,7 +84,7 @@ def _parse_value(override: str, text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
-        raise UserError(f"--set {override}: the value is not YAML") from None
+        raise UserError(f"--set {override}", "the value is not YAML") from None
 
 
 def _set_path(raw: dict[str, Any], key: str, value: Any) -> None:
@@ -94,21 +94,21 @@ def _set_path(raw: dict[str, Any], key: str, value: Any) -> None:
             raw[parent] = {}
         raw = raw[parent]
         if not isinstance(raw, dict):
-            raise UserError(f"--set {key}: {parent!r} is a value, not a group of settings")
+            raise UserError(f"--set {key}", f"{parent!r} is a value, not a group of settings")
     raw[last] = value
 
 
-def _explain(error: ValidationError, config_class: type[BaseModel], file: str, overridden: set[str]) -> str:
+def _explain(error: ValidationError, config_class: type[BaseModel], file: str, overridden: set[str]) -> UserError:
     """All mistakes in one line, unknown keys first: a misspelt one makes another look missing."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    lines = [_explain_one(problem, config_class, file, overridden) for problem in problems[:3]]
+    found = several([_explain_one(problem, config_class, file, overridden) for problem in problems[:3]])
     rest = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
     known = [name for name, other in CONFIGS.items() if other is not config_class]
     other = f" (a config of {known[0]}?)" if sum(p["type"] == "missing" for p in problems) > 1 else ""
-    return "; ".join(lines) + rest + other
+    return UserError(found.key, f"{found.text}{rest}{other}")
 
 
-def _explain_one(problem: Any, config_class: type[BaseModel], file: str, overridden: set[str]) -> str:
+def _explain_one(problem: Any, config_class: type[BaseModel], file: str, overridden: set[str]) -> UserError:
     key = ".".join(str(part) for part in problem["loc"])
     own = [o for o in overridden if f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.")]
     source = f"--set {key}" if own else f"{file}: {key}" if key else file
@@ -126,4 +126,4 @@ def _explain_one(problem: Any, config_class: type[BaseModel], file: str, overrid
     else:
         message = message.replace("a valid array", "a list, for example [1, 2]")
         text = f"{json.dumps(problem['input'], default=str)} is not allowed: {message[0].lower() + message[1:]}"
-    return f"{source}: {text}"
+    return UserError(source, text)

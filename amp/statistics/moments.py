@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amp.errors import UserError
-from amp.run.world import World
+from amp.run.world import world
 from amp.statistics.hooks import Watcher
 from amp.towers.slots import MlpSlot
 
@@ -35,9 +35,8 @@ class Moments:
 class _TokenWatcher(Watcher):
     """Sees what enters a Linear of some MLPs token by token."""
 
-    def __init__(self, slots: Sequence[MlpSlot], world: World) -> None:
+    def __init__(self, slots: Sequence[MlpSlot]) -> None:
         super().__init__(slots)
-        self._world = world
 
     def _watch(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         name = self._slots[index].name
@@ -59,11 +58,10 @@ class MomentCollector(_TokenWatcher):
     def __init__(
         self,
         slots: Sequence[MlpSlot],
-        world: World,
         asks: str = "prune.compensation",
         num_images: str = "prune.num_calibration_samples",
     ) -> None:
-        super().__init__(slots, world)
+        super().__init__(slots)
         self._asks, self._num_images = asks, num_images
         self._sums: dict[str, Tensor] = {}
 
@@ -82,9 +80,9 @@ class MomentCollector(_TokenWatcher):
         return [self._finish(slot) for slot in self._slots]
 
     def _finish(self, slot: MlpSlot) -> Moments:
-        total = self._world.sum(self._sums[slot.name])
+        total = world().sum(self._sums[slot.name])
         if not bool(total.isfinite().all()):
-            raise UserError(f"{self._asks}: block {slot.name}: an activation is not finite; try model.precision: fp32")
+            raise UserError(self._asks, f"block {slot.name}: an activation is not finite; try model.precision: fp32")
         num_tokens = int(total[-1, -1].item())
         _check_enough(num_tokens, slot, self._num_images)
         total = total / num_tokens
@@ -98,8 +96,8 @@ class TokenCollector(_TokenWatcher):
     As many as four times the hidden width, over all processes.
     """
 
-    def __init__(self, slots: Sequence[MlpSlot], world: World) -> None:
-        super().__init__(slots, world)
+    def __init__(self, slots: Sequence[MlpSlot]) -> None:
+        super().__init__(slots)
         self._kept: dict[str, list[Tensor]] = {slot.name: [] for slot in slots}
 
     def _watched(self, slot: MlpSlot) -> nn.Linear:
@@ -115,9 +113,9 @@ class TokenCollector(_TokenWatcher):
             UserError: fewer tokens than the block is wide.
         """
         own_ND = torch.cat(self._kept[slot.name])
-        wanted = 4 * slot.hidden_width // self._world.size
+        wanted = 4 * slot.hidden_width // world().size
         chosen_N = torch.linspace(0, len(own_ND) - 1, min(wanted, len(own_ND))).round().long()
-        tokens_ND = self._world.gather(own_ND[chosen_N.to(own_ND.device)])
+        tokens_ND = world().gather(own_ND[chosen_N.to(own_ND.device)])
         _check_enough(len(tokens_ND), slot, "prune.num_calibration_samples")
         return tokens_ND
 
@@ -125,8 +123,9 @@ class TokenCollector(_TokenWatcher):
 def _check_enough(num_tokens: int, slot: MlpSlot, key: str) -> None:
     if num_tokens <= slot.hidden_width:
         raise UserError(
-            f"{key}: {num_tokens} tokens for the {slot.hidden_width} neurons of block "
-            f"{slot.name}; more than {slot.hidden_width} are needed"
+            key,
+            f"{num_tokens} tokens for the {slot.hidden_width} neurons of block "
+            f"{slot.name}; more than {slot.hidden_width} are needed",
         )
 
 

@@ -38,8 +38,8 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
         try:
             tower: Tower = library.build(settings, device, saved)
         except UserError as error:
-            more = other_reader(frame, settings) if str(error).startswith("model.pretrained:") else ""
-            raise (UserError(f"{error}{more}") if more else error) from None
+            more = other_reader(frame, settings) if error.key == "model.pretrained" else ""
+            raise (UserError(error.key, f"{error.text}{more}") if more else error) from None
     if saved is None and device != "meta":
         check_complete(tower.model, f"model.pretrained: {settings.pretrained}")
         tower.model.to(device)

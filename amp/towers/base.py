@@ -135,23 +135,23 @@ def building(settings: ModelSettings, weights: str | None, library: str) -> Iter
     except pickle.UnpicklingError as error:
         code = "Unsupported" in str(error) or "GLOBAL" in str(error)
         reason = "holds more than tensors; refused, since loading it could run code" if code else "no weights file"
-        raise UserError(f"model.pretrained: {weights}: {reason}") from None
+        raise UserError("model.pretrained", f"{weights}: {reason}") from None
     except (SafetensorError, EOFError, OSError) as error:
-        raise UserError(f"model.pretrained: {weights}: cannot be read ({first_line(error)})") from None
+        raise UserError("model.pretrained", f"{weights}: cannot be read ({first_line(error)})") from None
     except (AttributeError, KeyError, StopIteration, ValueError) as error:
         if weights is None:
             raise
-        raise UserError(f"model.pretrained: {weights}: holds no named tensors ({first_line(error)})") from None
+        raise UserError("model.pretrained", f"{weights}: holds no named tensors ({first_line(error)})") from None
     except (RuntimeError, AssertionError, TypeError) as error:
         if "download" in str(error):
-            what = f"model.pretrained: {weights}: could not be downloaded; without internet, give a file"
+            key, what = "model.pretrained", f"{weights}: could not be downloaded; without internet, give a file"
         elif weights and not isinstance(error, TypeError):
-            what = f"model.pretrained: {weights}: not the weights of {settings.name}"
+            key, what = "model.pretrained", f"{weights}: not the weights of {settings.name}"
         elif settings.kwargs:
-            what = f"model.kwargs: {settings.kwargs}: {library} refuses them"
+            key, what = "model.kwargs", f"{settings.kwargs}: {library} refuses them"
         else:
             raise
-        raise UserError(f"{what} ({first_line(error)})") from None
+        raise UserError(key, f"{what} ({first_line(error)})") from None
 
 
 def first_line(error: Exception) -> str:
@@ -164,7 +164,7 @@ def refuse_loading(kwargs: Mapping[str, Any], loading: frozenset[str]) -> None:
     """Raises UserError when factory arguments would read files of their own choice, or run code in them."""
     refused = sorted(loading & kwargs.keys())
     if refused:
-        raise UserError(f"model.kwargs: {', '.join(refused)}: not allowed; weights come from model.pretrained alone")
+        raise UserError("model.kwargs", f"{', '.join(refused)}: not allowed; weights come from model.pretrained alone")
 
 
 def check_weights(settings: ModelSettings, known_tags: list[str]) -> None:
@@ -172,6 +172,7 @@ def check_weights(settings: ModelSettings, known_tags: list[str]) -> None:
     weights = settings.pretrained
     if weights and weights not in known_tags and not Path(weights).is_file():
         raise UserError(
-            f"model.pretrained: {weights!r} is no file that exists, nor a tag of {settings.name}"
-            f"{nearest(weights, known_tags)} (tags: {', '.join(known_tags) or 'none'})"
+            "model.pretrained",
+            f"{weights!r} is no file that exists, nor a tag of {settings.name}"
+            f"{nearest(weights, known_tags)} (tags: {', '.join(known_tags) or 'none'})",
         )

@@ -33,8 +33,9 @@ def find_blocks(visual: nn.Module) -> dict[str, nn.Module]:
     if len(outer) != 1:
         found = ", ".join(f"{next(iter(layers)).rpartition('.')[0]} ({len(layers)})" for layers in outer) or "none"
         raise UserError(
-            f"model.name: {type(visual).__name__}: expected one list of transformer blocks, found {found}; "
-            "plain vision transformers can be pruned, hierarchical networks cannot"
+            "model.name",
+            f"{type(visual).__name__}: expected one list of transformer blocks, found {found}; "
+            "plain vision transformers can be pruned, hierarchical networks cannot",
         )
     return outer[0]
 
@@ -65,8 +66,9 @@ def find_slots(blocks: Mapping[str, nn.Module], run: Callable[[], object] | None
         ]
         if len(found) != 1:
             raise UserError(
-                f"model.name: block {name!r} ({type(block).__name__}) holds {len(found)} prunable MLPs, "
-                "expected one: Linear D->H (or two, or D->2H), an optional norm of width H, Linear H->D"
+                "model.name",
+                f"block {name!r} ({type(block).__name__}) holds {len(found)} prunable MLPs, "
+                "expected one: Linear D->H (or two, or D->2H), an optional norm of width H, Linear H->D",
             )
         slot, module = found[0]
         proved.add(_signature(slot, module))

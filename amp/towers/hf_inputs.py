@@ -22,7 +22,7 @@ def square(size: Any) -> int:
     if isinstance(size, int):
         return size
     if len(set(size)) != 1:
-        raise UserError(f"model.name: takes images of {list(size)} px; only square ones are supported")
+        raise UserError("model.name", f"takes images of {list(size)} px; only square ones are supported")
     return int(size[0])
 
 
@@ -46,7 +46,7 @@ def preprocessing(
     except Exception as error:  # As with the config: it may hold anything.
         if not folder.is_dir() and isinstance(error, OSError):
             return usual
-        raise UserError(f"model.name: {settings.name}: image processor: {first_line(error)}") from None
+        raise UserError("model.name", f"{settings.name}: image processor: {first_line(error)}") from None
     own, crop = dict(processor.size), processor.crop_size or {}
     squash = own.get("height") is not None
     resize = int(own["height"] if squash else own["shortest_edge"])
@@ -95,7 +95,7 @@ class Tokenizer:
             with quiet():
                 return transformers.AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
         except Exception as error:  # Whatever the files hold.
-            raise UserError(f"{self.name}: its tokenizer cannot be read ({first_line(error)})") from None
+            raise UserError(self.name, f"its tokenizer cannot be read ({first_line(error)})") from None
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Raises UserError where the folder or the hub has no tokenizer of the model."""

@@ -37,19 +37,19 @@ def default_frame(name: str, key: str = "model.name", option: str = "--frame") -
     folder, open_clips = knows("hf", name), knows("open_clip", name)
     if folder and open_clips:
         raise UserError(
-            f"{key}: {name!r} is a model of open_clip, and a folder of transformers: "
-            f"say {option} open_clip or {option} hf"
+            key,
+            f"{name!r} is a model of open_clip, and a folder of transformers: say {option} open_clip or {option} hf",
         )
     if folder:
-        raise UserError(f"{key}: {name} is a folder of transformers: say {option} hf")
+        raise UserError(key, f"{name} is a folder of transformers: say {option} hf")
     others: list[Frame] = [] if open_clips else [frame for frame in KNOWN_AS if knows(frame, name)]
     if others:
         who = " and ".join(KNOWN_AS[frame] for frame in others)
         say = " or ".join(f"{option} {frame}" for frame in others)
         knowing = "know it" if len(others) > 1 else "knows it"
-        raise UserError(f"{key}: {name!r} is no name of open_clip, the default frame; {who} {knowing}: say {say}")
+        raise UserError(key, f"{name!r} is no name of open_clip, the default frame; {who} {knowing}: say {say}")
     if not open_clips and name.count("/") == 1 and not Path(name).exists():
-        raise UserError(f"{key}: {name!r} is no name of open_clip, nor a file; if it is a hub id, say {option} hf")
+        raise UserError(key, f"{name!r} is no name of open_clip, nor a file; if it is a hub id, say {option} hf")
     return "open_clip"
 
 

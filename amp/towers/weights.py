@@ -81,7 +81,7 @@ def check_complete(model: nn.Module, source: str) -> None:
     """Raises UserError when a parameter got no tensor from `source`."""
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:
-        raise UserError(f"{source}: {len(missing)} tensors are missing, {missing[0]} first")
+        raise UserError(source, f"{len(missing)} tensors are missing, {missing[0]} first")
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from amp.prune.measure.held_out import EntropyMeter
 from amp.prune.measure.journal import Journal
 from amp.prune.measure.networks import Candidates, open_compensation
 from amp.prune.pruning import choose_widths
-from amp.run.world import World
+from amp.run.world import world
 from amp.score.scoring import score
 from amp.settings.compare import CompareConfig, CompareRowSettings
 from amp.settings.data import DataSettings
@@ -107,7 +107,6 @@ class Seed:
 
     config: CompareConfig
     seed: int
-    world: World
     _scores: dict[str, list[Tensor]] = field(default_factory=dict)
     _searches: dict[CompareRowSettings, Candidates] = field(default_factory=dict)
 
@@ -121,14 +120,14 @@ class Seed:
 
     def build(self) -> Tower:
         """The dense tower, a new one."""
-        return build_tower(self.config.model, str(self.world.device))
+        return build_tower(self.config.model, str(world().device))
 
     def images(self, split: Any, batch_size: int, num_samples: int | None) -> list[Tensor]:
         """Batches (B, C, S, S) in this seed's order."""
         own = self.config.data.model_dump(include=set(DataSettings.model_fields))
         data = DataSettings(**own | {"seed": self.seed, "batch_size": batch_size})
-        batches = Batches(list_images(data, split), self.dense.transform, data, self.world, num_samples)
-        return [images_BCHW.to(self.world.device, self.dense.dtype) for images_BCHW in batches]
+        batches = Batches(list_images(data, split), self.dense.transform, data, num_samples)
+        return [images_BCHW.to(world().device, self.dense.dtype) for images_BCHW in batches]
 
     @cached_property
     def scoring_images(self) -> list[Tensor]:
@@ -153,7 +152,7 @@ class Seed:
         """(H,) a block."""
         if criterion not in self._scores:
             settings = self.config.score.model_copy(update={"criterion": criterion, "seed": self.seed})
-            self._scores[criterion] = score(self.dense, self.scoring_images, settings, self.world)
+            self._scores[criterion] = score(self.dense, self.scoring_images, settings)
         return self._scores[criterion]
 
     def widths(self, row: CompareRowSettings, size: float) -> Widths:
@@ -181,15 +180,14 @@ class Seed:
     def _dense_candidates(self, row: CompareRowSettings) -> Candidates:
         tower, scores = self.build(), self.scores(row.criterion)
         scale = self.config.score.inverse_temperature
-        meter = EntropyMeter(tower, self.held_out_images, scale, self.world, every=row.inputs_every)
+        meter = EntropyMeter(tower, self.held_out_images, scale, every=row.inputs_every)
         compensation = open_compensation(
             tower,
             scores,
             row,
             lambda: self.images("train", self.config.data.batch_size, row.num_calibration_samples),
-            self.world,
         )
-        journal = Journal(None, {}, [], self.world)
+        journal = Journal(None, {}, [])
         return Candidates(tower, scores, meter, journal, compensation, row.compensate_in_search)
 
     def distil(self, student: Tower, top1: Callable[[Tower], float]) -> list[tuple[int, float]]:

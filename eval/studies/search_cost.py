@@ -22,7 +22,7 @@ from amp.prune.measure.journal import Journal
 from amp.prune.measure.networks import Candidates, open_compensation
 from amp.prune.measure.store import Shelf
 from amp.run.tables import table
-from amp.run.world import World
+from amp.run.world import world
 from amp.settings.prune import PruneConfig, SearchSettings
 from amp.towers import Tower
 
@@ -52,7 +52,6 @@ class Bench:
     config: PruneConfig
     tower: Tower
     scores: Sequence[Tensor]
-    world: World
     held_out: list[Tensor] = field(default_factory=list)
     fresh: list[Tensor] = field(default_factory=list)
     calibration: list[Tensor] = field(default_factory=list)
@@ -67,21 +66,22 @@ class Bench:
         paths, num_held_out = list_images(data, "val"), data.num_val_samples
         if num_fresh and (num_held_out or len(paths)) + num_fresh > len(paths):
             raise UserError(
-                f"--fresh: {num_fresh} images besides the data.num_val_samples {num_held_out} of the search; the split "
-                f"has {len(paths)}"
+                "--fresh",
+                f"{num_fresh} images besides the data.num_val_samples {num_held_out} of the search; the split "
+                f"has {len(paths)}",
             )
         num_images = None if num_held_out is None else num_held_out + num_fresh
-        batches = list(Batches(paths, self.tower.transform, data, self.world, num_images))
+        batches = list(Batches(paths, self.tower.transform, data, num_images))
         count = (num_held_out or len(paths)) // data.batch_size
         self.held_out, self.fresh = batches[:count], batches[count:] if num_fresh else []
         if compensated:
             num_samples = self.config.prune.num_calibration_samples
-            train = Batches(list_images(data, "train"), self.tower.transform, data, self.world, num_samples)
+            train = Batches(list_images(data, "train"), self.tower.transform, data, num_samples)
             self.calibration = list(train)
 
     def search(self, own: SearchSettings) -> Record:
         """One search, from images in memory to widths: `{widths, entropies, block_forwards, seconds, ...}`."""
-        shelf = Shelf(own.store, self.world.device, Path(self.config.output.dir) / ".inputs")
+        shelf = Shelf(own.store, world().device, Path(self.config.output.dir) / ".inputs")
         started = time.perf_counter()
         meter = self._meter(self.held_out, shelf, own.inputs_every)
         found = find_widths(self._candidates(meter, own), own, own.entropy_increase)
@@ -107,11 +107,11 @@ class Bench:
             return meter.measure(0, range(len(self.fresh)))
 
     def _meter(self, batches: list[Tensor], shelf: Shelf | None, every: int | None) -> EntropyMeter:
-        return EntropyMeter(self.tower, batches, self.config.score.inverse_temperature, self.world, shelf, every)
+        return EntropyMeter(self.tower, batches, self.config.score.inverse_temperature, shelf, every)
 
     def _candidates(self, meter: EntropyMeter, own: SearchSettings) -> Candidates:
-        compensation = open_compensation(self.tower, self.scores, own, lambda: self.calibration, self.world)
-        journal = Journal(None, {"settings": {"prune": {}}}, [], self.world)
+        compensation = open_compensation(self.tower, self.scores, own, lambda: self.calibration)
+        journal = Journal(None, {"settings": {"prune": {}}}, [])
         return Candidates(self.tower, self.scores, meter, journal, compensation, own.compensate_in_search)
 
 

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from amp.data.augmentation import augmentation
 from amp.data.batches import Batches
 from amp.data.listing import list_images
-from amp.run.world import World
+from amp.run.world import among
 
 pytestmark = MAY_WARN_OF_WORKERS
 
@@ -36,13 +36,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent
 
 
-def augmented(
-    root: Path, recipe: Any, number: int = 0, start: int = 0, own: World | None = None, **more: Any
-) -> Tensor:
+def augmented(root: Path, recipe: Any, number: int = 0, start: int = 0, **more: Any) -> Tensor:
     """The images of an epoch (N, 3, 24, 24), in its order."""
     data = settings(root, **more)
     transform = augmentation(recipe, 24, MEAN, STD, "bicubic")
-    batches = Batches(list_images(data, "train"), transform, data, own or world())
+    batches = Batches(list_images(data, "train"), transform, data)
     return torch.cat(list(batches.epoch(number, start)))
 
 
@@ -56,11 +54,14 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(pictures: Path, reci
     assert torch.equal(augmented(pictures, recipe, shuffle=False, num_workers=2), first)
     assert torch.equal(augmented(pictures, recipe, shuffle=False, batch_size=2), first)
     assert torch.equal(augmented(pictures, recipe, shuffle=False, start=1), first[4:])
-    shares = [augmented(pictures, recipe, shuffle=False, own=world(rank, 2)) for rank in (0, 1)]
+    shares = []
+    for rank in (0, 1):
+        with among(world(rank, 2)):
+            shares.append(augmented(pictures, recipe, shuffle=False))
     assert torch.equal(torch.cat([s.unflatten(0, (3, 2)) for s in shares], dim=1).flatten(0, 1), first)
     # Shuffled, each image keeps its own crop.
     data = settings(pictures, batch_size=13)
-    order = Batches(list_images(data, "train"), read_number, data, world()).order(0)
+    order = Batches(list_images(data, "train"), read_number, data).order(0)
     shuffled = augmented(pictures, recipe, batch_size=13)
     back = shuffled[torch.tensor(order).argsort()]
     assert torch.equal(back[:12], first)

@@ -15,6 +15,7 @@ from torch import Tensor
 from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.errors import UserError
+from amp.run.world import among
 
 pytestmark = MAY_WARN_OF_WORKERS
 
@@ -53,7 +54,7 @@ def test_a_broken_image_is_named_once_and_stood_in_for(
     own = settings(root, shuffle=False)
     paths = list_images(own, "train")
     spoil(paths[2], kind)
-    batches = Batches(paths, read_number, own, world())
+    batches = Batches(paths, read_number, own)
     expected = [[0, 2, 6, 6], [8, 10, 12, 14]]
     assert numbers(list(batches))[:2] == expected, "the next readable file stands in"
     assert numbers(list(batches))[:2] == expected
@@ -71,7 +72,7 @@ def test_a_broken_image_is_named_once_and_stood_in_for(
 
 def test_without_broken_images_nothing_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = settings(root)
-    batches = Batches(list_images(own, "train"), read_number, own, world())
+    batches = Batches(list_images(own, "train"), read_number, own)
     list(batches)
     batches.say_broken()
     assert tuple(capsys.readouterr()) == ("", "")
@@ -82,7 +83,7 @@ def test_the_last_files_stand_in_is_the_first(root: Path) -> None:
     paths = list_images(own, "train")
     for path in paths[-2:]:
         spoil(path, "text")
-    (batch,) = numbers(list(Batches(paths, read_number, own, world())))
+    (batch,) = numbers(list(Batches(paths, read_number, own)))
     assert batch == [*range(0, 23, 2), *range(1, 19, 2), 0, 0]
 
 
@@ -109,7 +110,7 @@ def test_every_broken_file_is_counted_whoever_read_it(
     paths = list_images(own, "train")
     for index in (3, 4, 5, 12):
         spoil(paths[index], "text")
-    batches = Batches(paths, read_number, own, world())
+    batches = Batches(paths, read_number, own)
     list(batches)
     batches.say_broken()
     out, err = capsys.readouterr()
@@ -124,7 +125,7 @@ def test_strict_stops_at_the_first_broken_image(root: Path, num_workers: int) ->
     own = settings(root, strict=True, num_workers=num_workers)
     paths = list_images(own, "train")
     spoil(paths[5], "truncated")
-    message = refusal(lambda: list(Batches(paths, read_number, own, world())))
+    message = refusal(lambda: list(Batches(paths, read_number, own)))
     assert message.startswith("data.strict: ")
     assert str(paths[5]) in message
 
@@ -133,13 +134,14 @@ def test_strict_speaks_for_the_process_that_met_the_file(root: Path) -> None:
     own = settings(root, strict=True, shuffle=False)
     paths = list_images(own, "train")
     spoil(paths[3], "text")
-    with pytest.raises(UserError) as caught:
-        list(Batches(paths, read_number, own, world(1, 2)))
+    with among(world(1, 2)), pytest.raises(UserError) as caught:
+        list(Batches(paths, read_number, own))
     assert caught.value.rank_local
-    with pytest.raises(UserError):
-        list(Batches(paths, read_number, own, world(1, 2)))
+    with among(world(1, 2)), pytest.raises(UserError):
+        list(Batches(paths, read_number, own))
     # The other process of this batch meets no broken file.
-    assert numbers(list(Batches(paths, read_number, own, world(0, 2)))[:1]) == [[0, 2]]
+    with among(world(0, 2)):
+        assert numbers(list(Batches(paths, read_number, own))[:1]) == [[0, 2]]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -148,7 +150,7 @@ def test_a_folder_of_broken_images_is_refused(root: Path, num_workers: int) -> N
     paths = list_images(own, "train")
     for path in paths:
         spoil(path, "text")
-    message = refusal(lambda: list(Batches(paths, read_number, own, world())))
+    message = refusal(lambda: list(Batches(paths, read_number, own)))
     assert str(root) in message
     assert "no readable image" in message
 
@@ -157,7 +159,7 @@ def test_a_file_that_vanished_is_a_broken_one(root: Path) -> None:
     own = settings(root, shuffle=False)
     paths = list_images(own, "train")
     paths[1].unlink()
-    assert numbers(list(Batches(paths, read_number, own, world())))[0] == [0, 4, 4, 6]
+    assert numbers(list(Batches(paths, read_number, own)))[0] == [0, 4, 4, 6]
 
 
 def test_an_error_of_the_transform_is_no_broken_image(root: Path) -> None:
@@ -168,7 +170,7 @@ def test_an_error_of_the_transform_is_no_broken_image(root: Path) -> None:
 
     own = settings(root)
     with pytest.raises(ValueError, match="a bug") as caught:
-        list(Batches(list_images(own, "train"), fails, own, world()))
+        list(Batches(list_images(own, "train"), fails, own))
     assert not isinstance(caught.value, UserError)
 
 
@@ -188,7 +190,7 @@ def test_images_of_any_mode_become_rgb(tmp_path: Path, mode: str) -> None:
         return torch.zeros(1)
 
     own = settings(tmp_path, batch_size=2)
-    list(Batches(list_images(own, "train"), note, own, world()))
+    list(Batches(list_images(own, "train"), note, own))
     assert seen == ["RGB", "RGB"]
 
 
@@ -198,10 +200,10 @@ def test_more_than_a_share_of_broken_images_ends_the_run(root: Path, num_workers
     paths = list_images(own, "train")
     for index in (1, 5, 7):
         spoil(paths[index], "text")
-    assert len(list(Batches(paths, read_number, own, world()))) == 5, "a tenth of 23, rounded up, is allowed"
+    assert len(list(Batches(paths, read_number, own))) == 5, "a tenth of 23, rounded up, is allowed"
     spoil(paths[9], "text")
     with pytest.raises(UserError) as caught:
-        list(Batches(paths, read_number, own, world()))
+        list(Batches(paths, read_number, own))
     assert caught.value.rank_local
     assert str(caught.value).startswith(f"data.max_broken: 4 broken of 23 images, the last {paths[9]} (")
     assert "more than the share of 0.1 that is allowed" in str(caught.value)
@@ -212,5 +214,5 @@ def test_a_process_counts_against_its_own_share(root: Path) -> None:
     paths = list_images(own, "train")
     for index in (0, 1, 4):
         spoil(paths[index], "text")
-    with pytest.raises(UserError, match=r"data.max_broken: 3 broken of 11 images"):
-        list(Batches(paths, read_number, own, world(0, 2)))
+    with among(world(0, 2)), pytest.raises(UserError, match=r"data.max_broken: 3 broken of 11 images"):
+        list(Batches(paths, read_number, own))

@@ -28,19 +28,19 @@ def test_an_incomplete_last_batch_is_dropped(root: Path) -> None:
     file_order = [*range(0, 23, 2), *range(1, 23, 2)]
     assert joined(epoch(root, world(), shuffle=False)) == file_order[:20]
     own = settings(root, batch_size=23)
-    assert len(Batches(list_images(own, "train"), read_number, own, world())) == 1
+    assert len(Batches(list_images(own, "train"), read_number, own)) == 1
 
 
 def test_num_samples_takes_the_first_images_of_the_order(root: Path) -> None:
     for shuffle in (True, False):
         own = settings(root, shuffle=shuffle)
         paths = list_images(own, "train")
-        whole = Batches(paths, read_number, own, world())
-        some = Batches(paths, read_number, own, world(), num_samples=10)
+        whole = Batches(paths, read_number, own)
+        some = Batches(paths, read_number, own, num_samples=10)
         assert (len(whole), len(some)) == (5, 2)
         assert some.order(0) == whole.order(0)[:10]
         assert numbers(list(some)) == numbers(list(whole))[:2]
-        more = Batches(paths, read_number, own, world(), num_samples=1000)
+        more = Batches(paths, read_number, own, num_samples=1000)
         assert numbers(list(more)) == numbers(list(whole))
 
 
@@ -51,7 +51,7 @@ def test_the_shuffle_is_a_function_of_seed_and_epoch(root: Path) -> None:
     assert epoch(root, world(), number=1) != first
     assert epoch(root, world(), number=1, seed=1) != epoch(root, world(), number=1)
     own = settings(root)
-    order = Batches(list_images(own, "train"), read_number, own, world()).order(0)
+    order = Batches(list_images(own, "train"), read_number, own).order(0)
     assert sorted(order) == list(range(23))
     assert order != list(range(23))
     assert epoch(root, world(), number=5, shuffle=False) == epoch(root, world(), shuffle=False)
@@ -66,7 +66,7 @@ def test_starting_at_a_batch_equals_skipping_the_ones_before(root: Path, num_wor
 
 def test_iterating_is_the_first_epoch_every_time(root: Path) -> None:
     own = settings(root)
-    batches = Batches(list_images(own, "train"), read_number, own, world())
+    batches = Batches(list_images(own, "train"), read_number, own)
     assert len(batches) == 5
     assert numbers(list(batches)) == numbers(list(batches)) == epoch(root, world(), 0)
 
@@ -84,7 +84,7 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path: Path, layout: str) -> N
     write_images(data_root, *(f"{folder}/{i}.png" for i in range(5)))
     own = settings(data_root, batch_size=64)
     paths = list_images(own, "train")
-    message = refusal(lambda: Batches(paths, read_number, own, world()))
+    message = refusal(lambda: Batches(paths, read_number, own))
     assert "data.batch_size: 64 " in message
     assert f" {len(paths)} images" in message
     assert str(data_root) in message, "it should say which images"
@@ -92,4 +92,4 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path: Path, layout: str) -> N
 
 def test_fewer_samples_than_a_batch_are_refused(root: Path) -> None:
     own = settings(root, batch_size=16)
-    assert "16" in refusal(lambda: Batches(list_images(own, "train"), read_number, own, world(), num_samples=15))
+    assert "16" in refusal(lambda: Batches(list_images(own, "train"), read_number, own, num_samples=15))

@@ -35,7 +35,7 @@ def test_a_folder_of_shards_holds_every_image_once(shards: Path) -> None:
     assert joined(epoch(shards, world(), shuffle=False, **own)) == list(range(40))
     assert sorted(joined(epoch(shards, world(), **own))) == list(range(40))
     val = settings(shards, **own, shuffle=False, batch_size=6)
-    assert numbers(list(Batches(list_images(val, "val"), read_number, val, world()))) == [list(range(40, 46))]
+    assert numbers(list(Batches(list_images(val, "val"), read_number, val))) == [list(range(40, 46))]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -61,8 +61,7 @@ def test_a_pattern_names_shards_and_one_in_four_is_held_out(shards: Path) -> Non
     own = settings(Path(pattern), name="webdataset", shuffle=False, batch_size=2)
     assert len(find_shards(pattern)) == 4
     read = {
-        split: joined(numbers(list(Batches(list_images(own, split), read_number, own, world()))))
-        for split in ("train", "val")
+        split: joined(numbers(list(Batches(list_images(own, split), read_number, own)))) for split in ("train", "val")
     }
     assert read == {"train": [0, 1, 2, 4, 5, 6], "val": [3, 7]}
 

@@ -21,7 +21,6 @@ from amp.distill.optimizer import rates
 from amp.distill.students import check_pair, share_head
 from amp.errors import StoppedError, UserError
 from amp.models.folder import load_tower
-from amp.run.world import World
 from amp.settings.distill import DistillConfig
 from amp.settings.load import load_config
 from amp.settings.model import ModelSettings
@@ -29,7 +28,6 @@ from amp.settings.optim import OptimSettings
 from amp.towers import TokenReadout, Tower, after_last_block, build_tower
 
 HEAD = {"ln_post.weight", "ln_post.bias", "proj"}
-WORLD = World(0, 1, torch.device("cpu"))
 
 
 def _log(folder: Path) -> list[dict[str, float]]:
@@ -197,11 +195,9 @@ def test_pair_of_two_architectures_is_refused(distill_yaml: Path, tmp_path: Path
 def test_nan_stops_the_run_and_says_where(distill_yaml: Path) -> None:
     config, teacher, student = _pair(distill_yaml)
     share_head(teacher, student, HEAD)
-    batches = Batches(
-        list_images(config.data, "train"), lambda _: torch.full((3, 32, 32), torch.nan), config.data, WORLD
-    )
+    batches = Batches(list_images(config.data, "train"), lambda _: torch.full((3, 32, 32), torch.nan), config.data)
     with pytest.raises(StoppedError, match=r"loss is nan at step 0; last good checkpoint: none") as caught:
-        Distiller(teacher, student, batches, config.optim, config.output, {}, WORLD).run()
+        Distiller(teacher, student, batches, config.optim, config.output, {}).run()
     assert caught.value.code == 1
     listed = distill_yaml.parent / "out" / "batch_of_step_0.txt"
     assert str(listed) in str(caught.value)
@@ -221,7 +217,7 @@ def test_loss_on_held_out_images_is_the_loss_of_a_batch(
     names = {path.name for path in (tmp_path / "out" / "checkpoints").iterdir()}
     assert names == {"step_0000020", f"step_{best:07d}"}
     config, teacher, _ = _pair(distill_yaml)
-    images = Batches(list_images(config.data, "val"), teacher.transform, config.data, WORLD)
+    images = Batches(list_images(config.data, "val"), teacher.transform, config.data)
     student = load_tower(tmp_path / "out" / "distilled")
     with torch.no_grad():
         losses = [distillation_loss(TokenReadout(student)(b), TokenReadout(teacher)(b), 1)[0].item() for b in images]

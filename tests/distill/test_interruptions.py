@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, WORLD, refusal
+from conftest import ROOT, refusal
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -158,7 +158,7 @@ def test_a_full_disk_at_the_last_write_is_one_line(
 
 
 def _checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
-    return Checkpoints(folder / "checkpoints", keep, WORLD)
+    return Checkpoints(folder / "checkpoints", keep)
 
 
 def test_the_last_checkpoints_and_the_best_one_stay(tmp_path: Path) -> None:

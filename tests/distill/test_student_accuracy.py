@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN, WORLD, refusal
+from conftest import GOLDEN, refusal
 from distil_many import prepare
 from hf_models import DUAL, add_clip_tokenizer, settings, write
 from safetensors.torch import load_file
@@ -25,7 +25,7 @@ from amp.evaluate.sharding import Shares
 from amp.evaluate.student import build_metric, check_metric, outside_projection
 from amp.evaluate.zeroshot import Evaluator
 from amp.models.folder import load_tower, read_folder_config, save_tower, write_tensors
-from amp.run.world import World
+from amp.run.world import World, among
 from amp.settings.distill import DistillConfig
 from amp.settings.load import load_config
 from amp.settings.model import ModelSettings
@@ -105,9 +105,9 @@ def _accuracy(metric: str, folder: Path, scenes: Path) -> float:
         train, val = (open_images("--x", str(scenes / split), tower.transform) for split in ("train", "val"))
         train = torch.utils.data.Subset(train, [i * 90 // 80 for i in range(80)])
         val = torch.utils.data.Subset(val, [i * 60 // 50 for i in range(50)])
-        return Featurizer(tower, WORLD, 16, 0).accuracies(train, val)["knn10"]
-    dataset = Benchmark("zeroshot_classification", "digit_scenes", str(scenes)).build(tower.transform, WORLD)
-    evaluator = Evaluator(tower, WORLD, 16, num_workers=0)
+        return Featurizer(tower, 16, 0).accuracies(train, val)["knn10"]
+    dataset = Benchmark("zeroshot_classification", "digit_scenes", str(scenes)).build(tower.transform)
+    evaluator = Evaluator(tower, 16, num_workers=0)
     classifier_DC = evaluator.text_classifier(dataset.classes, dataset.templates)
     part = torch.utils.data.Subset(dataset, [i * 150 // 100 for i in range(100)])
     return evaluator.classify(part, classifier_DC)[0]["acc1"]
@@ -157,7 +157,7 @@ def test_two_processes_measure_what_one_measures(clip_yaml: Path, tmp_path: Path
     runs = {}
     for metric in NAMES:
         settings = [*words(metric), "optim.epochs=2", "eval.batch_size=20"]  # 3 or 5 batches, for 2 processes
-        prepare(load_config(DistillConfig, clip_yaml, [*settings, f"output.dir={tmp_path}/{metric}"]), WORLD).run()
+        prepare(load_config(DistillConfig, clip_yaml, [*settings, f"output.dir={tmp_path}/{metric}"])).run()
         runs |= {f"{metric}_{kind}": ",".join([*settings, f"optim.parallel={kind}"]) for kind in ("ddp", "fsdp")}
     done = launch(2, "tests/distil_many.py", clip_yaml, *(f"{name}:{settings}" for name, settings in runs.items()))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -171,10 +171,13 @@ def test_two_processes_measure_what_one_measures(clip_yaml: Path, tmp_path: Path
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
 def test_in_step_every_process_gets_as_many_batches_and_all_of_them_once(size: int) -> None:
     for count in (1, 5, 20, 21, 30):
-        spans = [Shares(World(r, size, torch.device("cpu")), 5, 0, in_step=True).spans(count) for r in range(size)]
+        spans = []
+        for rank in range(size):
+            with among(World(rank, size, torch.device("cpu"))):
+                spans.append(Shares(5, 0, in_step=True).spans(count))
         assert len({len(own) for own in spans}) == 1
         merged = {index: span for own in spans for index, span in own.items()}
-        assert merged == Shares(WORLD, 5, 0).spans(count)
+        assert merged == Shares(5, 0).spans(count)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
@@ -259,11 +262,11 @@ def test_a_teacher_without_text_is_refused_and_so_are_too_few_images(
 
     config = load_config(DistillConfig, distill_yaml, words("zeroshot"))
     silent = replace(tower, encode_text=None)
-    message = refusal(lambda: build_metric(config, silent, tower, WORLD))
+    message = refusal(lambda: build_metric(config, silent, tower))
     assert f"eval.metric: zeroshot: {GOLDEN}/tiny-clip.json has no text tower" in message
     config = load_config(DistillConfig, distill_yaml, [*words("knn"), "eval.k=91", "eval.num_train_samples=99"])
     with pytest.raises(UserError, match=r"eval.root: .*/train: 90 images; eval.k is 91"):
-        build_metric(config, tower, tower, WORLD)
+        build_metric(config, tower, tower)
 
 
 def test_a_broken_image_is_named_before_the_first_step(

@@ -8,14 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from amp.errors import UserError
 from amp.evaluate import layouts
 from amp.evaluate.benchmarks import Benchmark
-from amp.run.world import World
-
-ONE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +47,7 @@ def test_what_is_missing_is_named_before_anything_is_made(
         (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=re.escape(said)):
-        Benchmark(f"zeroshot_{task}", dataset, str(tmp_path)).build(None, ONE)
+        Benchmark(f"zeroshot_{task}", dataset, str(tmp_path)).build(None)
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(UserError, match=r"no such folder|did you mean|is for"):
         Benchmark(f"zeroshot_{task}", dataset, str(tmp_path / "none")).check()
@@ -63,7 +59,7 @@ def test_imagenetv2_is_sorted(tmp_path: Path) -> None:
         path = tmp_path / "ImageNetV2-matched-frequency" / str(index // 10) / f"{index % 10}.jpeg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.hardlink_to(tmp_path / "one.jpeg")
-    dataset = Benchmark("zeroshot_classification", "imagenetv2", str(tmp_path)).build(None, ONE)
+    dataset = Benchmark("zeroshot_classification", "imagenetv2", str(tmp_path)).build(None)
     assert dataset.fnames == sorted(dataset.fnames)
 
 
@@ -84,7 +80,7 @@ def test_flickr_in_chinese_has_its_own_captions(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).touch()
     (tmp_path / "flickr30k_test_zh.txt").write_text("image,caption\na.jpg,one, two\na.jpg,three\nb.jpg,four\n")
-    dataset = Benchmark("zeroshot_retrieval", "flickr30k", str(tmp_path), "zh").build(None, ONE)
+    dataset = Benchmark("zeroshot_retrieval", "flickr30k", str(tmp_path), "zh").build(None)
     assert dataset.data == [("a.jpg", ["one, two", "three"]), ("b.jpg", ["four"])]
 
 

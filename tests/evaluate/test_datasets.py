@@ -11,7 +11,6 @@ from typing import Any
 import fake_benchmarks
 import pytest
 import torch
-from conftest import WORLD
 from safetensors.torch import load_file
 from test_zeroshot import make_model
 from torch.utils.data import default_collate
@@ -23,7 +22,7 @@ from amp.evaluate.classifiers import save_classifier
 from amp.evaluate.paper import DATASETS, MEAN
 from amp.evaluate.results import file_of, root_of
 from amp.evaluate.sharding import Shares
-from amp.run.world import World
+from amp.run.world import World, among
 
 SCRIPT = "eval/eval_zsc.py"
 # webdataset leaves its shards to the garbage collector.
@@ -108,11 +107,11 @@ def test_one_dataset_in_its_own_folder(tmp_path: Path, parent: Path, model: Any,
 def test_each_process_reads_its_own_images_of_an_archive(parent: Path) -> None:
     seen = []
     dataset = Benchmark("zeroshot_classification", "wds/animals", str(parent / "animals")).build(
-        lambda image: seen.append(image) or pil_to_tensor(image), WORLD
+        lambda image: seen.append(image) or pil_to_tensor(image)
     )
     for rank, expected in enumerate([[0, 1, 2, 6, 7, 8, 12, 13, 14], [3, 4, 5, 9, 10, 11, 15, 16]]):
-        shares = Shares(World(rank, 2, torch.device("cpu")), batch_size=3, num_workers=0)
-        batches = dict(shares.batches(dataset, default_collate, "--x"))
+        with among(World(rank, 2, torch.device("cpu"))):
+            batches = dict(Shares(batch_size=3, num_workers=0).batches(dataset, default_collate, "--x"))
         assert list(batches) == list(range(rank, 6, 2))
         assert torch.cat([labels for _, labels in batches.values()]).tolist() == [index % 5 for index in expected]
     assert len(seen) == 17

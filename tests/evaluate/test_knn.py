@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN, WORLD
+from conftest import GOLDEN
 from PIL import Image
 from test_zeroshot import on_threads
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 from amp.evaluate.knn import Featurizer, open_images, vote
-from amp.run.world import World
+from amp.run.world import world
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 
@@ -89,7 +89,7 @@ def test_accuracies_are_those_of_the_reference(tower: Tower, pictures: Path) -> 
         images = torch.stack([image for image, _ in folder])
         features[split] = (F.normalize(tower.feature(images).double(), dim=1), torch.tensor(folder.targets))
     train, val = (open_images("--x", str(pictures / split), tower.transform) for split in ("train", "val"))
-    measured = Featurizer(tower, WORLD, batch_size=4, num_workers=0).accuracies(train, val)
+    measured = Featurizer(tower, batch_size=4, num_workers=0).accuracies(train, val)
     assert list(measured) == ["knn10", "knn20"]
     for k in (10, 20):
         predicted = torch.tensor(reference(*features["train"], features["val"][0], k))
@@ -103,14 +103,14 @@ def test_every_number_of_processes_gives_the_same_numbers(
 ) -> None:
     towers = [build_tower(golden_model) for _ in range(size)]  # a tower's readout is not for several threads
 
-    def measure(world: World) -> Any:
-        tower = towers[world.rank]
+    def measure() -> Any:
+        tower = towers[world().rank]
         train, val = (open_images("--x", str(pictures / split), tower.transform) for split in ("train", "val"))
-        featurizer = Featurizer(tower, world, batch_size=4, num_workers=0)
+        featurizer = Featurizer(tower, batch_size=4, num_workers=0)
         features = [tensor.tolist() for tensor in featurizer.features(train, "train")]
         return features, featurizer.accuracies(train, val)
 
-    features, accuracies = measure(WORLD)
+    features, accuracies = measure()
     assert on_threads(size, measure) == [(features, accuracies)] + [([], accuracies)] * (size - 1)
 
 

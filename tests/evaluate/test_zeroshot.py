@@ -26,11 +26,10 @@ from amp.evaluate.benchmarks import Benchmark
 from amp.evaluate.classifiers import classifier_header, load_classifiers, save_classifier
 from amp.evaluate.zeroshot import Evaluator
 from amp.models.folder import write_tensors
-from amp.run.world import World
+from amp.run.world import World, among
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 
-ONE = World(0, 1, torch.device("cpu"))
 SCRIPT = "eval/eval_zsc.py"
 CLASSES = ["angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised"]
 
@@ -97,8 +96,8 @@ def renditions(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("name", ["fer2013", "imagenet-r"])
 def test_classification_is_that_of_clip_benchmark(clip: Tower, faces: str, renditions: str, name: str) -> None:
     root = faces if name == "fer2013" else renditions
-    dataset = Benchmark("zeroshot_classification", name, root).build(clip.transform, ONE)
-    evaluator = Evaluator(clip, ONE, batch_size=5, num_workers=0)
+    dataset = Benchmark("zeroshot_classification", name, root).build(clip.transform)
+    evaluator = Evaluator(clip, batch_size=5, num_workers=0)
     classes, templates = dataset.classes, dataset.templates[:3]
     classifier = evaluator.text_classifier(classes, templates)
     arguments = (clip.model, clip.make_tokenizer(), classes, templates, "cpu")
@@ -116,16 +115,16 @@ def test_classification_is_that_of_clip_benchmark(clip: Tower, faces: str, rendi
 
 
 def test_retrieval_is_that_of_clip_benchmark(clip: Tower, captions: str) -> None:
-    dataset = Benchmark("zeroshot_retrieval", "mscoco_captions", captions).build(clip.transform, ONE)
+    dataset = Benchmark("zeroshot_retrieval", "mscoco_captions", captions).build(clip.transform)
     loader = DataLoader(dataset, 4, collate_fn=get_dataset_collate_fn("mscoco_captions"))
     arguments = (clip.model, loader, clip.make_tokenizer(), "cpu")
     expected = zeroshot_retrieval.evaluate(*arguments, amp=False, recall_k_list=[1, 5, 10])
-    assert Evaluator(clip, ONE, batch_size=4, num_workers=0).retrieve(dataset) == (expected, 23)
+    assert Evaluator(clip, batch_size=4, num_workers=0).retrieve(dataset) == (expected, 23)
 
 
 def test_k_is_at_most_the_number_of_items(clip: Tower) -> None:
     items = [(torch.randn(3, 32, 32), ["a cat"]), (torch.randn(3, 32, 32), ["a dog", "a hog"])]
-    metrics, _ = Evaluator(clip, ONE, num_workers=0).retrieve(items)
+    metrics, _ = Evaluator(clip, num_workers=0).retrieve(items)
     assert metrics["image_retrieval_recall@5"] == metrics["text_retrieval_recall@10"] == 1.0
 
 
@@ -138,18 +137,18 @@ def test_several_labels_an_image(clip: Tower) -> None:
     loader = DataLoader(items, 4)
     logits, _ = zeroshot_classification.run_classification(clip.model, classifier, loader, "cpu", amp=False)
     expected = zeroshot_classification.average_precision_per_class(logits, labels).mean().item()
-    metrics, _ = Evaluator(clip, ONE, batch_size=4, num_workers=0).classify(items, classifier)
+    metrics, _ = Evaluator(clip, batch_size=4, num_workers=0).classify(items, classifier)
     assert metrics == {"mean_average_precision": expected}
 
 
 def test_few_classes_have_no_acc5(clip: Tower) -> None:
     items = [(torch.randn(3, 32, 32), label) for label in (0, 1, 3)]
-    assert Evaluator(clip, ONE, num_workers=0).classify(items, torch.randn(32, 4))[0]["acc5"] is None
+    assert Evaluator(clip, num_workers=0).classify(items, torch.randn(32, 4))[0]["acc5"] is None
 
 
 def test_bf16_keeps_the_similarities_in_fp32(clip: Tower) -> None:
     names = [str(number) for number in range(6)]
-    single, half = (Evaluator(clip, ONE, precision=p).text_classifier(names, ["a {c}"]) for p in ("fp32", "bf16"))
+    single, half = (Evaluator(clip, precision=p).text_classifier(names, ["a {c}"]) for p in ("fp32", "bf16"))
     assert half.dtype == torch.float32
     assert not torch.equal(single, half)
     torch.testing.assert_close(half, single, atol=2e-2, rtol=0)
@@ -177,12 +176,13 @@ class ThreadWorld(World):
         return self.gather_objects(value)[0]
 
 
-def on_threads(size: int, function: Callable[[World], Any]) -> list[Any]:
+def on_threads(size: int, function: Callable[[], Any]) -> list[Any]:
     results: list[Any] = [None] * size
     barrier, values = threading.Barrier(size), [None] * size
 
     def work(rank: int) -> None:
-        results[rank] = function(ThreadWorld(rank, size, torch.device("cpu"), barrier, values))
+        with among(ThreadWorld(rank, size, torch.device("cpu"), barrier, values)):
+            results[rank] = function()
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
     for thread in threads:
@@ -204,14 +204,14 @@ class Stream(IterableDataset[Any]):
 def test_every_number_of_processes_gives_the_same_numbers(
     clip: Tower, faces: str, renditions: str, captions: str, size: int
 ) -> None:
-    labelled = Benchmark("zeroshot_classification", "fer2013", faces).build(clip.transform, ONE)
-    many = Benchmark("zeroshot_classification", "imagenet-r", renditions).build(clip.transform, ONE)
-    captioned = Benchmark("zeroshot_retrieval", "mscoco_captions", captions).build(clip.transform, ONE)
+    labelled = Benchmark("zeroshot_classification", "fer2013", faces).build(clip.transform)
+    many = Benchmark("zeroshot_classification", "imagenet-r", renditions).build(clip.transform)
+    captioned = Benchmark("zeroshot_retrieval", "mscoco_captions", captions).build(clip.transform)
     # One that tells every image: a batch out of its place would show.
     telling_DC = torch.linalg.pinv(clip.model.encode_image(torch.stack([image for image, _ in many])))
 
-    def measure(world: World) -> Any:
-        evaluator = Evaluator(clip, world, batch_size=4, num_workers=0, text_batch_size=7)
+    def measure() -> Any:
+        evaluator = Evaluator(clip, batch_size=4, num_workers=0, text_batch_size=7)
         classifier = evaluator.text_classifier(labelled.classes, labelled.templates)
         of_stream = evaluator.classify(Stream(list(labelled)), classifier)
         of_many = evaluator.classify(many, telling_DC)
@@ -220,7 +220,7 @@ def test_every_number_of_processes_gives_the_same_numbers(
             classifier.tolist(),
         )
 
-    alone = measure(ONE)
+    alone = measure()
     assert alone[0] == alone[1]
     assert alone[2][0]["acc1"] == 1.0
     assert on_threads(size, measure) == [alone] * size
@@ -234,7 +234,7 @@ def test_the_text_classifier_is_that_of_clip_benchmark_in_any_batch(clip: Tower)
         arguments = (clip.model, clip.make_tokenizer(), classes, prompts, "cpu")
         expected = zeroshot_classification.zero_shot_classifier(*arguments, amp=False)
         for text_batch_size in (1, 5, 9, 1000):
-            evaluator = Evaluator(clip, ONE, text_batch_size=text_batch_size)
+            evaluator = Evaluator(clip, text_batch_size=text_batch_size)
             classifier = evaluator.text_classifier(classes, prompts)
             torch.testing.assert_close(classifier, expected, atol=1e-6, rtol=0)
             assert torch.equal(classifier[:, 1], classifier[:, 3])

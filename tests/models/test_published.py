@@ -148,7 +148,7 @@ def test_folder_and_checkpoint_convert_both_ways(model: Model, tmp_path: Path, c
 
 
 def _convert(call: Callable[..., Any], *words: object) -> tuple[int, str, str]:
-    return call("amp/checkpoint/__main__.py", "convert", *words)
+    return call("amp/checkpoint.py", "convert", *words)
 
 
 def _assert_same(state: State, other: State) -> None:
@@ -215,15 +215,15 @@ def test_zero_shot_with_the_text_tower_of_the_dense_model(
 DAMAGES: dict[str, tuple[Callable[[State], State], str]] = {
     "wider": (
         lambda s: _resized(s, 2, 300),
-        "block transformer.resblocks.2 is 300 wide, more than the dense model's 256",
+        "block transformer.resblocks.2: 300 wide, more than the dense model's 256",
     ),
     "missing": (
         lambda s: {name: tensor for name, tensor in s.items() if ".1." not in name},
-        "block transformer.resblocks.1 is missing",
+        "block transformer.resblocks.1: missing",
     ),
     "mixed": (
         lambda s: s | {"transformer.resblocks.3.mlp.c_fc.weight": s["transformer.resblocks.3.mlp.c_fc.weight"][:9]},
-        "block transformer.resblocks.3 is of two models",
+        "block transformer.resblocks.3: of two models",
     ),
     "more": (lambda s: s | {"transformer.resblocks.5.ln_1.bias": torch.ones(64)}, "not the vision tower of"),
     "less": (lambda s: {name: tensor for name, tensor in s.items() if name != "proj"}, "not the vision tower of"),

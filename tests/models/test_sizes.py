@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from amp.errors import UserError
+from amp.models import throughput as efficiency
 from amp.models.sizes import count_flops, count_mlp_params, count_params, measure_sizes
 from amp.models.throughput import measure_throughput, rebuild
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
-from amp.models import throughput as efficiency
 
 
 @pytest.mark.parametrize(

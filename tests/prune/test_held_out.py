@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WORLD
 from torch import Tensor
 
 from amp.prune.measure.held_out import EntropyMeter
 from amp.prune.measure.networks import top_neurons
+from amp.run.world import among
 from amp.settings.model import ModelSettings
 from amp.statistics.entropy import information_entropy
 from amp.towers import Tower, build_tower
@@ -45,7 +45,7 @@ def test_the_meter_sees_the_tower_as_it_is(tower: Tower, meter: EntropyMeter, sc
 def test_the_meter_casts_images_to_the_towers_precision(golden_model: ModelSettings) -> None:
     tower = build_tower(golden_model.model_copy(update={"precision": "bf16"}))
     images_BCHW = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    fp32, bf16 = (EntropyMeter(tower, [images], 15.0, WORLD)() for images in (images_BCHW, images_BCHW.bfloat16()))
+    fp32, bf16 = (EntropyMeter(tower, [images], 15.0)() for images in (images_BCHW, images_BCHW.bfloat16()))
     assert fp32 == bf16
 
 
@@ -53,4 +53,5 @@ def test_one_process_decides_for_all(tower: Tower) -> None:
     """Every process takes the main one's value, so that rounding cannot part their ways."""
     own = {"gather": lambda rows: rows, "broadcast": lambda values: [0.125 for _ in values]}
     world: Any = SimpleNamespace(device=torch.device("cpu"), size=1, **own)
-    assert EntropyMeter(tower, [torch.zeros(4, 3, 32, 32)], 15.0, world)() == 0.125
+    with among(world):
+        assert EntropyMeter(tower, [torch.zeros(4, 3, 32, 32)], 15.0)() == 0.125

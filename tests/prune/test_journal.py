@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WORLD, refusal
+from conftest import refusal
 from scripted_meter import INCREASE, ScriptedMeter
 from torch import Tensor
 
@@ -20,7 +20,7 @@ HEADER: dict[str, Any] = {"settings": {"prune": {"entropy_increase": 0.0, "searc
 
 def open_journal(path: Path, thresholds: tuple[float, ...] = (INCREASE,), **settings: Any) -> Journal:
     header = {**HEADER, "settings": {**HEADER["settings"], **settings}}
-    return Journal(path, header, list(thresholds), WORLD)
+    return Journal(path, header, list(thresholds))
 
 
 class Killed(ScriptedMeter):
@@ -51,7 +51,7 @@ def test_killed_at_any_measurement_it_ends_the_same(
     tower: Tower, scores: list[Tensor], tmp_path: Path, search: Any
 ) -> None:
     whole = Killed(tower)
-    expected = run(tower, scores, whole, Journal(None, HEADER, [], WORLD), search)
+    expected = run(tower, scores, whole, Journal(None, HEADER, []), search)
     number = len(whole.asked)
     assert number >= 30
     for last in range(0, number, max(1, number // 20)):

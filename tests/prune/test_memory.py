@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WORLD
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -41,12 +40,12 @@ def test_activations_are_those_that_a_run_takes(name: str, golden_model: ModelSe
     settings = golden_model if name == "open_clip" else TIMM
     tower, meta = build_tower(settings), build_tower(settings, "meta")
     images_BCSS = torch.randn(8, 3, tower.image_size, tower.image_size)
-    scoring = measured(lambda: score_entropy(tower, [images_BCSS], 15.0, True, WORLD))
+    scoring = measured(lambda: score_entropy(tower, [images_BCSS], 15.0, True))
     planned = plan_scoring(meta, 8)
     assert planned["activations"] - images_BCSS.nbytes == pytest.approx(scoring, rel=0.2)
     weights = sum(p.numel() * 4 for p in tower.model.parameters())
     assert planned["weights"] == pytest.approx(weights, rel=0.01)
-    meter = EntropyMeter(tower, [images_BCSS], 15.0, WORLD)
+    meter = EntropyMeter(tower, [images_BCSS], 15.0)
     search = measured(meter)
     assert plan_search(meta, 8, 1, "host", None)["activations"] - images_BCSS.nbytes == pytest.approx(search, rel=0.2)
 
@@ -55,7 +54,7 @@ def test_compensation_takes_what_the_plan_says(golden_model: ModelSettings) -> N
     tower, meta = build_tower(golden_model), build_tower(golden_model, "meta")
     images = list(torch.randn(4, 8, 3, tower.image_size, tower.image_size))
     orders = [torch.arange(slot.hidden_width) for slot in tower.slots]
-    compensation = Compensation(tower.slots, orders, tower.feature, images, WORLD, 1e-3)
+    compensation = Compensation(tower.slots, orders, tower.feature, images, 1e-3)
     found = measured(lambda: compensation.of(len(tower.slots) - 1))
     without, planned = plan_search(meta, 8, 1, "host", None), plan_search(meta, 8, 1, "host", None, 32)
     assert planned["compensation"] == pytest.approx(found, rel=0.2)
@@ -65,7 +64,7 @@ def test_compensation_takes_what_the_plan_says(golden_model: ModelSettings) -> N
 @pytest.mark.parametrize("every", [None, 1, 2])
 def test_what_is_kept_is_what_the_meter_says(tower: Tower, golden_model: ModelSettings, every: int | None) -> None:
     images = list(torch.zeros(3, 4, 3, 32, 32))
-    meter = EntropyMeter(tower, images, 15.0, WORLD, every=every)
+    meter = EntropyMeter(tower, images, 15.0, every=every)
     meta = build_tower(golden_model, "meta")
     for store, key in (("device", "stored"), ("host", "stored_elsewhere")):
         assert plan_search(meta, 4, 3, store, every)[key] == meter.stored_bytes
@@ -89,9 +88,9 @@ def test_a_plan_that_does_not_fit_says_what_to_do(prune_yaml: Path, call: Callab
 
 
 def test_scores_in_parts_are_those_of_the_whole_batch(tower: Tower, batches: Callable[[str], list[Tensor]]) -> None:
-    whole = score_entropy(tower, batches("train"), 15.0, True, WORLD)
+    whole = score_entropy(tower, batches("train"), 15.0, True)
     for micro_batch in (1, 12, 32):
-        parts = score_entropy(tower, batches("train"), 15.0, True, WORLD, micro_batch)
+        parts = score_entropy(tower, batches("train"), 15.0, True, micro_batch)
         for a, b in zip(whole, parts, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-9)
 

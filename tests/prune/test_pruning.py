@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WORLD
 from scripted_meter import INCREASE, ScriptedMeter, search
 from torch import Tensor, nn
 
@@ -42,7 +41,7 @@ def test_golden_search(tower: Tower, golden: dict[str, Any], scores: list[Tensor
 def test_golden_widths_from_our_own_scores(
     tower: Tower, golden: dict[str, Any], batches: Callable[[str], list[Tensor]], meter: EntropyMeter
 ) -> None:
-    own = score_entropy(tower, batches("train"), 15.0, True, WORLD)
+    own = score_entropy(tower, batches("train"), 15.0, True)
     search(tower, own, meter)
     assert tower.widths == golden["runs"][0]["widths"]
 
@@ -203,6 +202,6 @@ def test_the_search_costs_one_pass_for_the_dense_network_and_one_a_probe(
 def test_an_entropy_that_is_not_a_number_is_no_silent_success(tower: Tower, scores: list[Tensor]) -> None:
     """Weights that overflow give NaN everywhere; keeping every neuron would look like a cautious search."""
     tower.slots[0].out_projection.bias.fill_(torch.nan)
-    meter = EntropyMeter(tower, [torch.zeros(4, 3, 32, 32)], 15.0, WORLD)
+    meter = EntropyMeter(tower, [torch.zeros(4, 3, 32, 32)], 15.0)
     with pytest.raises(RuntimeError):
         search(tower, scores, meter)

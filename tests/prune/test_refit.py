@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import WORLD, refusal
+from conftest import refusal
 from mlp_layouts import NORMED, PLAIN, D, H, make_block, some_neurons
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ def _activations(module: nn.Module, slot: MlpSlot, x: Tensor) -> Tensor:
 
 
 def _moments(module: nn.Module, slot: MlpSlot, x: Tensor) -> Moments:
-    with torch.no_grad(), MomentCollector([slot], WORLD) as collector:
+    with torch.no_grad(), MomentCollector([slot]) as collector:
         for batch in x.chunk(5):
             module(batch)
     return collector.moments()[0]
@@ -125,7 +125,7 @@ def test_a_hidden_norm_is_compensated_as_it_is_once_sliced(name: str, damping: f
 
 def test_tokens_are_chosen_evenly() -> None:
     module, slot, _, x = _make("split-layernorm")
-    with torch.no_grad(), TokenCollector([slot], WORLD) as collector:
+    with torch.no_grad(), TokenCollector([slot]) as collector:
         for batch in x.chunk(5):
             module(batch)
     tokens_ND = collector.of(slot)
@@ -146,8 +146,8 @@ def test_blocks_are_prepared_together_where_memory_allows() -> None:
                 module(x)
 
     batches = _make("timm-mlp")[3].chunk(5)
-    all_at_once = Compensation(slots, orders, run, batches, WORLD, 1e-3)
-    two_at_once = Compensation(slots, orders, run, batches, WORLD, 1e-3, gigabytes=group_bytes([H, H]) / 1e9)
+    all_at_once = Compensation(slots, orders, run, batches, 1e-3)
+    two_at_once = Compensation(slots, orders, run, batches, 1e-3, gigabytes=group_bytes([H, H]) / 1e9)
     for block in (3, 2, 1, 0):
         weights = [each.of(block).refit(7)[0] for each in (all_at_once, two_at_once)]  # type: ignore[union-attr]
         assert torch.equal(*weights)
@@ -187,6 +187,6 @@ def test_a_probe_leaves_the_whole_mlp_as_it_was() -> None:
 
 def test_hooks_are_gone_after_an_exception() -> None:
     _, slot, *_ = _make("timm-mlp")
-    with pytest.raises(KeyError), MomentCollector([slot], WORLD):
+    with pytest.raises(KeyError), MomentCollector([slot]):
         raise KeyError
     assert not slot.out_projection._forward_pre_hooks

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WORLD
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -41,7 +40,7 @@ def test_the_saved_network_is_the_one_that_was_judged(
     for error, width in zip(record["compensation"], record["widths"], strict=True):
         assert error["with"] <= error["without"] + 1e-9
         assert (error["without"] > 0) == (width < 256)
-    entropy = EntropyMeter(load_tower(scored / "pruned"), batches("val"), 15.0, WORLD)()
+    entropy = EntropyMeter(load_tower(scored / "pruned"), batches("val"), 15.0)()
     assert record["final_entropy"] == pytest.approx(entropy, abs=1e-5)
 
 

@@ -82,7 +82,7 @@ def test_exact_search_equals_the_plain_one_wherever_inputs_are_kept(
     tower: Tower, scores: list[Tensor], batches: Callable[[str], list[Tensor]], tmp_path: Path, place: Any, every: int
 ) -> None:
     def find(*store: Any) -> tuple[WidthsFound, EntropyMeter]:
-        meter = EntropyMeter(tower, batches("val"), 15.0, WORLD, *store)
+        meter = EntropyMeter(tower, batches("val"), 15.0, *store)
         return find_widths(candidates(tower, scores, meter), SearchSettings(search_steps=2), INCREASE), meter
 
     plain, _ = find()
@@ -101,7 +101,7 @@ def test_a_meter_pays_what_it_says(tower: Tower, scores: list[Tensor], batches: 
     for block in tower.blocks.values():
         block.register_forward_hook(lambda module, inputs, output: ran.append(len(output)))
     images = torch.cat(batches("val"))
-    meter = EntropyMeter(tower, list(images.split(4)), 15.0, WORLD, every=3)
+    meter = EntropyMeter(tower, list(images.split(4)), 15.0, every=3)
     proof = len(ran)
     settings = SearchSettings(search="racing", preset="fast", search_steps=4)
     networks = candidates(tower, scores, meter)

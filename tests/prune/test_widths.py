@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WORLD
 from scripted_meter import ScriptedMeter, candidates, search
 from torch import Tensor
 
@@ -22,8 +21,8 @@ def test_pruning_to_widths_equals_the_search_that_found_them(
     tower: Tower, golden_model: ModelSettings, scores: list[Tensor], batches: Callable[[str], list[Tensor]]
 ) -> None:
     searched = build_tower(golden_model)
-    by_search = search(searched, scores, EntropyMeter(searched, batches("val"), 15.0, WORLD))
-    meter = EntropyMeter(tower, batches("val"), 15.0, WORLD)
+    by_search = search(searched, scores, EntropyMeter(searched, batches("val"), 15.0))
+    meter = EntropyMeter(tower, batches("val"), 15.0)
     found = prune(candidates(tower, scores, meter), SearchSettings(widths=tuple(searched.widths)))
     assert tower.widths == searched.widths
     assert found.kept == by_search.kept

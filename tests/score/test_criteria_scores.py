@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import WORLD, refusal
+from conftest import refusal
 from mlp_layouts import ALL, D, H, make_block
 from score_many import score_many
-from test_scoring import masks, random_batches
+from test_taylor import masks, random_batches
 from torch import Tensor
 from toy_blocks import Toy, toy_input
 
@@ -47,7 +47,7 @@ def test_cross_entropy_scores_are_its_gates_derivatives(tower: Tower, with_label
         images_BCHW,
         lambda: zero_shot_cross_entropy(tower.encode_image(images_BCHW), classifier_EC, label_B) / len(images_BCHW),
     )
-    found = score_cross_entropy(tower, [images_BCHW], classifier_EC, labels, True, WORLD)
+    found = score_cross_entropy(tower, [images_BCHW], classifier_EC, labels, True)
     for found_H, expected_BH in zip(found, expected, strict=True):
         torch.testing.assert_close(found_H, expected_BH.abs().mean(dim=0), rtol=1e-3, atol=1e-6)
 
@@ -59,11 +59,11 @@ def test_kl_scores_are_half_the_square_of_its_gates_derivatives(tower: Tower) ->
     expected = by_masks(
         tower, images_BCHW, lambda: sampled_surprisal(tower.feature(images_BCHW), dense_BD, 15.0, noise_BB)
     )
-    found = score_kl(tower, [images_BCHW], 15.0, 3, WORLD)
+    found = score_kl(tower, [images_BCHW], 15.0, 3)
     for found_H, expected_BH in zip(found, expected, strict=True):
         torch.testing.assert_close(found_H, expected_BH.square().mean(dim=0) / 2, rtol=1e-3, atol=1e-9)
     # Where images hardly resemble each other nearly every draw is the image itself.
-    first, other = (score_kl(tower, [images_BCHW], 1.0, seed, WORLD)[0] for seed in (3, 4))
+    first, other = (score_kl(tower, [images_BCHW], 1.0, seed)[0] for seed in (3, 4))
     assert not torch.equal(first, other)
 
 
@@ -76,7 +76,7 @@ def test_variance_is_that_of_all_tokens_and_survives_a_large_mean() -> None:
             toy(x_BTD)
     a_NH = torch.cat([activation.flatten(0, 1) for activation in seen]).double()
     expected_H = a_NH.var(dim=0, correction=0)
-    torch.testing.assert_close(scorer.scores(WORLD)[1], expected_H.float(), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(scorer.scores()[1], expected_H.float(), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -93,7 +93,7 @@ def test_these_take_no_backward_pass(tower: Tower, criterion: Any, monkeypatch: 
     monkeypatch.setattr(Tensor, "backward", lambda *_: pytest.fail("a backward pass"))
     ran = []
     handle = tower.visual.register_forward_hook(lambda *_: ran.append(1))
-    scores = score(tower, random_batches(), ScoreSettings(criterion=criterion), WORLD)
+    scores = score(tower, random_batches(), ScoreSettings(criterion=criterion))
     handle.remove()
     assert len(ran) == (2 if criterion == "variance" else 0)
     assert [(score_H.shape, score_H.dtype) for score_H in scores] == [((256,), torch.float32)] * 5
@@ -105,17 +105,17 @@ def test_a_neuron_that_never_varies_ranks_last_and_a_block_of_them_is_refused() 
     toy.blocks[1][0].fc1.weight[5] = 0
     with torch.no_grad(), VarianceScorer(toy.slots) as scorer:
         toy(toy_input())
-    assert scorer.scores(WORLD)[1].argmin() == 5
+    assert scorer.scores()[1].argmin() == 5
     toy.blocks[1][0].fc1.weight.zero_()
     with torch.no_grad(), VarianceScorer(toy.slots) as scorer:
         toy(toy_input())
-    assert "block blocks.1: all scores are zero" in refusal(lambda: scorer.scores(WORLD))
+    assert "block blocks.1: all scores are zero" in refusal(lambda: scorer.scores())
 
 
 @pytest.mark.parametrize("criterion", ["entropy", "kl", "reconstruction", "variance"])
 def test_activations_that_are_not_finite_are_one_line(tower: Tower, criterion: Any) -> None:
     tower.slots[0].out_projection.bias.fill_(torch.inf)
-    message = refusal(lambda: score(tower, random_batches(), ScoreSettings(criterion=criterion), WORLD))
+    message = refusal(lambda: score(tower, random_batches(), ScoreSettings(criterion=criterion)))
     assert message.startswith("score.criterion: ")
     assert "model.precision: fp32" in message
 
@@ -124,7 +124,7 @@ def test_cross_entropy_without_a_text_tower_is_refused() -> None:
     kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4}
     tower = build_tower(ModelSettings(frame="timm", name="vit_base_patch16_224", kwargs=kwargs))
     settings = ScoreSettings(criterion="cross_entropy", classes=("a", "b"))
-    message = refusal(lambda: class_embeddings(tower, settings, WORLD))
+    message = refusal(lambda: class_embeddings(tower, settings))
     assert message.startswith("score.criterion: cross_entropy: vit_base_patch16_224 has no text encoder")
 
 
@@ -158,7 +158,7 @@ def test_two_processes_equal_one(golden_images: Path, tmp_path: Path, launch: Ca
     (tmp_path / "two").mkdir()
     done = launch(2, "tests/score_many.py", golden_images, tmp_path / "two")
     assert done.returncode == 0, done.stderr
-    score_many(str(golden_images), tmp_path / "one", WORLD)
+    score_many(str(golden_images), tmp_path / "one")
     for criterion in ("cross_entropy", "labels", "kl", "reconstruction", "variance"):
         one, two = (load_scores(tmp_path / name / f"{criterion}.safetensors")[0] for name in ("one", "two"))
         for one_H, two_H in zip(one, two, strict=True):

@@ -6,9 +6,9 @@ B images, N tokens, D width, H hidden neurons.
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import WORLD, refusal
+from conftest import refusal
 from mlp_layouts import ALL, D, H, make_block, some_neurons
-from test_scoring import random_batches
+from test_taylor import random_batches
 from torch import Tensor
 from toy_blocks import Toy, toy_input
 
@@ -94,7 +94,7 @@ def test_sensitivities_are_sums_of_the_outputs_gradients(name: str) -> None:
         loss.backward()
         handle.remove()
     g_ND = expected_BTD.flatten(0, 1).double()
-    torch.testing.assert_close(collector.sums(WORLD)[0], g_ND.T @ g_ND, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(collector.sums()[0], g_ND.T @ g_ND, rtol=1e-4, atol=1e-6)
     assert not slot.out_projection._backward_pre_hooks
     assert not slot.out_projection._forward_pre_hooks
 
@@ -103,7 +103,7 @@ def test_the_first_neurons_by_reconstruction_repair_more_than_others() -> None:
     """Ridge on as many neurons, of one block of tokens that enter it: the greedy ones leave least."""
     block, slot = make_block("timm-mlp")
     x_BTD = torch.randn(50, 16, D, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), MomentCollector([slot], WORLD) as collector:
+    with torch.no_grad(), MomentCollector([slot]) as collector:
         block.mlp(x_BTD)
     (moments,) = collector.moments()
     weight_DH = slot.out_projection.weight.detach().double()
@@ -117,7 +117,7 @@ def test_scores_do_not_depend_on_how_the_work_is_divided(tower: Tower) -> None:
     batches = [torch.cat(random_batches(2, 6)), torch.cat(random_batches(2, 6)).flip(0)]
 
     def scores(**divided: object) -> list[Tensor]:
-        return reconstruction_scores(tower.slots, tower.feature, lambda: batches, 0, WORLD, **divided)  # type: ignore[arg-type]
+        return reconstruction_scores(tower.slots, tower.feature, lambda: batches, 0, **divided)  # type: ignore[arg-type]
 
     whole = scores()
     assert [(score_H.shape, score_H.dtype) for score_H in whole] == [((256,), torch.float32)] * 5
@@ -125,15 +125,15 @@ def test_scores_do_not_depend_on_how_the_work_is_divided(tower: Tower) -> None:
         for other_H, whole_H in zip(other, whole, strict=True):
             torch.testing.assert_close(other_H, whole_H, rtol=2e-2, atol=1e-4 * whole_H.max().item())
     settings = ScoreSettings(criterion="reconstruction", micro_batch=12)
-    assert all(map(torch.equal, score(tower, batches, settings, WORLD), whole))
+    assert all(map(torch.equal, score(tower, batches, settings), whole))
 
 
 def test_the_scores_of_all_blocks_foretell_the_feature(tower: Tower) -> None:
     """In one unit, |f - f'|^2 of unit features: all neurons of a block gone, but for a constant, costs their sum."""
     batches = random_batches(8, 32)
-    scores = reconstruction_scores(tower.slots, tower.feature, lambda: batches, 0, WORLD)
+    scores = reconstruction_scores(tower.slots, tower.feature, lambda: batches, 0)
     for block, slot in enumerate(tower.slots):
-        with torch.no_grad(), MomentCollector([slot], WORLD) as collector:
+        with torch.no_grad(), MomentCollector([slot]) as collector:
             dense = [F.normalize(tower.feature(images), dim=-1) for images in batches]
         mean_D = (slot.out_projection.weight.double() @ collector.moments()[0].mean_H).float()
         handle = slot.out_projection.register_forward_hook(
@@ -149,5 +149,5 @@ def test_the_scores_of_all_blocks_foretell_the_feature(tower: Tower) -> None:
 def test_too_few_tokens_are_refused() -> None:
     toy = Toy(0, 1, 2)
     few = toy_input()[:1, :1]
-    says = refusal(lambda: reconstruction_scores(toy.slots, lambda x: toy(x)[:, 0], lambda: [few], 0, WORLD))
+    says = refusal(lambda: reconstruction_scores(toy.slots, lambda x: toy(x)[:, 0], lambda: [few], 0))
     assert says.startswith("data.num_samples: ")

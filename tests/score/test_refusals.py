@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import WORLD
 from torch.utils.checkpoint import checkpoint
 from toy_blocks import Toy, toy_input
 
@@ -60,7 +59,7 @@ def test_scores_that_are_not_finite_are_refused() -> None:
         x_BTD = toy.blocks[1](toy.blocks[0](toy_input()))
         scorer.step((x_BTD * 0).sum().sqrt() + toy.blocks[2](toy_input()).sum(), 4)
         with pytest.raises(UserError, match=r"block blocks\.0: a score is not finite"):
-            scorer.scores(WORLD)
+            scorer.scores()
 
 
 def test_scores_that_are_all_zero_are_refused() -> None:
@@ -69,10 +68,10 @@ def test_scores_that_are_all_zero_are_refused() -> None:
     with TaylorScorer(toy.slots) as scorer:
         scorer.step(toy(toy_input()).square().mean(), 4)
         with pytest.raises(UserError, match=r"block blocks\.1: all scores are zero"):
-            scorer.scores(WORLD)
+            scorer.scores()
 
 
 def test_scores_of_no_batch_are_refused() -> None:
     toy = Toy(0, 1, 2)
     with TaylorScorer(toy.slots) as scorer, pytest.raises(UserError):
-        scorer.scores(WORLD)
+        scorer.scores()

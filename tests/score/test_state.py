@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, WORLD, refusal
+from conftest import ROOT, refusal
 from torch import Tensor
 
 from amp.errors import StoppedError
@@ -68,7 +68,7 @@ def test_labels_go_on_with_their_images(tower: Tower, tmp_path: Path) -> None:
     classifier_EC, labels = torch.randn(48, 3, generator=generator), [i % 3 for i in range(20)]
 
     def run(images: Iterable[Tensor], state: ScoringState | None) -> list[Tensor]:
-        return score_cross_entropy(tower, images, classifier_EC, labels, True, WORLD, state)
+        return score_cross_entropy(tower, images, classifier_EC, labels, True, state)
 
     def three() -> Iterator[Tensor]:
         yield from batches[:3]
@@ -76,8 +76,8 @@ def test_labels_go_on_with_their_images(tower: Tower, tmp_path: Path) -> None:
 
     header: dict[str, Any] = {"settings": {}}
     with pytest.raises(KeyboardInterrupt):
-        run(three(), ScoringState(tmp_path / "sums", header, 2, WORLD))
-    state = ScoringState(tmp_path / "sums", header, 2, WORLD)
+        run(three(), ScoringState(tmp_path / "sums", header, 2))
+    state = ScoringState(tmp_path / "sums", header, 2)
     assert state.num_batches == 2
     resumed, whole = run(batches[2:], state), run(batches, None)
     assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
@@ -147,14 +147,14 @@ def test_a_process_of_two_is_killed(prune_yaml: Path, tmp_path: Path, launch: La
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "scores_unfinished.safetensors"
     path.write_bytes(b"no tensors")
-    says = refusal(lambda: ScoringState(path, {"settings": {}}, 1, WORLD))
+    says = refusal(lambda: ScoringState(path, {"settings": {}}, 1))
     assert says.startswith(f"{path}: cannot be read")
     assert says.endswith("delete it to score anew")
 
 
 def test_where_nothing_can_be_written_it_stops_with_one_line(tower: Tower, tmp_path: Path) -> None:
     scorer = TaylorScorer(tower.slots)
-    state = ScoringState(tmp_path / "a folder" / "sums", {"settings": {}}, 2, WORLD)
+    state = ScoringState(tmp_path / "a folder" / "sums", {"settings": {}}, 2)
     state.step(scorer)
     (tmp_path / "a folder").touch()
     with pytest.raises(StoppedError, match="sums cannot be written"):
@@ -165,11 +165,11 @@ def test_sums_and_counts_come_back(tower: Tower, tmp_path: Path) -> None:
     scorer, other = TaylorScorer(tower.slots), TaylorScorer(tower.slots)
     for number, total in enumerate(scorer.sums):
         total += number + 1
-    state = ScoringState(tmp_path / "sums", {"settings": {}}, 2, WORLD)
+    state = ScoringState(tmp_path / "sums", {"settings": {}}, 2)
     state.step(scorer)
     assert not (tmp_path / "sums").exists()
     state.step(scorer)
-    again = ScoringState(tmp_path / "sums", {"settings": {}}, 2, WORLD)
+    again = ScoringState(tmp_path / "sums", {"settings": {}}, 2)
     assert again.num_batches == 2
     again.restore(other)
     assert all(torch.equal(a, b) for a, b in zip(scorer.sums, other.sums, strict=True))

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WORLD
 from timm.layers import SwiGLUPacked
 from torch import Tensor, nn
 from toy_blocks import D, Toy, toy_input
@@ -33,7 +32,7 @@ def random_batches(num_batches: int = 2, batch_size: int = 6) -> list[Tensor]:
 
 def train_batches(tower: Tower, root: Path) -> Batches:
     settings = DataSettings(name="imagefolder", root=str(root), batch_size=32, shuffle=False, num_workers=0)
-    return Batches(list_images(settings, "train"), tower.transform, settings, WORLD)
+    return Batches(list_images(settings, "train"), tower.transform, settings)
 
 
 @contextmanager
@@ -65,7 +64,7 @@ def scores_by_masks(tower: Tower, batches: list[Tensor], inverse_temperature: fl
 def test_scores_equal_the_gradient_of_a_mask_of_ones(tower: Tower, absolute: bool) -> None:
     batches = random_batches()
     expected = scores_by_masks(tower, batches, 15.0, absolute)
-    found = score_entropy(tower, batches, 15.0, absolute, WORLD)
+    found = score_entropy(tower, batches, 15.0, absolute)
     for found_H, expected_H in zip(found, expected, strict=True):
         assert found_H.shape == (256,)
         assert found_H.dtype == torch.float32
@@ -75,7 +74,7 @@ def test_scores_equal_the_gradient_of_a_mask_of_ones(tower: Tower, absolute: boo
 def test_absolute_scores_bound_signed_ones_and_differ(tower: Tower) -> None:
     batches = random_batches()
     for absolute_H, signed_H in zip(
-        score_entropy(tower, batches, 15.0, True, WORLD), score_entropy(tower, batches, 15.0, False, WORLD), strict=True
+        score_entropy(tower, batches, 15.0, True), score_entropy(tower, batches, 15.0, False), strict=True
     ):
         assert (absolute_H >= 0).all()
         assert (signed_H < 0).any()
@@ -85,7 +84,7 @@ def test_absolute_scores_bound_signed_ones_and_differ(tower: Tower) -> None:
 
 
 def test_golden_scores(tower: Tower, golden: dict[str, Any], golden_images: Path) -> None:
-    found = score_entropy(tower, train_batches(tower, golden_images), 15.0, True, WORLD)
+    found = score_entropy(tower, train_batches(tower, golden_images), 15.0, True)
     for found_H, expected in zip(found, golden["score"]["scores_abs@15.0"], strict=True):
         expected_H = torch.tensor(expected)
         assert (found_H - expected_H).abs().max() <= 1e-4 * expected_H.max()
@@ -93,8 +92,8 @@ def test_golden_scores(tower: Tower, golden: dict[str, Any], golden_images: Path
 
 def test_scores_are_the_mean_over_batches(tower: Tower) -> None:
     batches = random_batches(3)
-    apart = [score_entropy(tower, [batch], 15.0, True, WORLD) for batch in batches]
-    for block, together_H in enumerate(score_entropy(tower, batches, 15.0, True, WORLD)):
+    apart = [score_entropy(tower, [batch], 15.0, True) for batch in batches]
+    for block, together_H in enumerate(score_entropy(tower, batches, 15.0, True)):
         mean_H = torch.stack([scores[block] for scores in apart]).mean(dim=0)
         torch.testing.assert_close(together_H, mean_H, rtol=1e-5, atol=1e-6 * mean_H.max().item())
 
@@ -110,7 +109,7 @@ def test_one_backward_pass_a_batch_scores_all_blocks(tower: Tower, monkeypatch: 
     monkeypatch.setattr(Tensor, "backward", counted)
     monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: pytest.fail("a second way to a gradient"))
     handle = tower.visual.register_forward_hook(lambda *_: calls.update(forward=calls["forward"] + 1))
-    scores = score_entropy(tower, random_batches(3), 15.0, True, WORLD)
+    scores = score_entropy(tower, random_batches(3), 15.0, True)
     handle.remove()
     assert calls == {"backward": 3, "forward": 3}
     assert all(score_H.any() for score_H in scores)
@@ -118,7 +117,7 @@ def test_one_backward_pass_a_batch_scores_all_blocks(tower: Tower, monkeypatch: 
 
 def test_scoring_leaves_the_tower_as_it_was(tower: Tower) -> None:
     values = {key: value.clone() for key, value in tower.model.state_dict().items()}
-    score_entropy(tower, random_batches(), 15.0, True, WORLD)
+    score_entropy(tower, random_batches(), 15.0, True)
     assert all(parameter.grad is None for parameter in tower.model.parameters())
     assert not any(parameter.requires_grad for parameter in tower.model.parameters())
     assert all(torch.equal(value, values[key]) for key, value in tower.model.state_dict().items())
@@ -144,7 +143,7 @@ def test_hooks_are_gone_after_an_exception(tower: Tower, failing: str) -> None:
     images: Any = batches() if failing == "a batch" else [torch.zeros(2, 3, 7, 7)]
     kinds = OSError if failing == "a batch" else (RuntimeError, AssertionError)
     with pytest.raises(kinds):
-        score_entropy(tower, images, 15.0, True, WORLD)
+        score_entropy(tower, images, 15.0, True)
     assert not any(slot.out_projection._forward_pre_hooks for slot in tower.slots)
     assert not tower.feature(random_batches()[0]).requires_grad
 
@@ -175,7 +174,7 @@ def test_gated_mlps_are_scored_at_the_out_projection() -> None:
         block(toy_input()).square().mean().backward()
     with TaylorScorer(slots) as scorer:
         scorer.step(block(toy_input()).square().mean(), 4)
-    torch.testing.assert_close(scorer.scores(WORLD)[0], ones[0].grad.abs().mean(dim=(0, 1)))
+    torch.testing.assert_close(scorer.scores()[0], ones[0].grad.abs().mean(dim=(0, 1)))
 
 
 def test_bf16_towers_are_scored_in_fp32() -> None:
@@ -194,7 +193,7 @@ def test_bf16_towers_are_scored_in_fp32() -> None:
             scorer.step(loss, 4)
     expected_H = (taken[0].detach().float() * taken[0].grad.float()).sum(dim=1).abs().mean(dim=0)
     assert taken[0].dtype == torch.bfloat16
-    found_H = scorer.scores(WORLD)[1]
+    found_H = scorer.scores()[1]
     assert found_H.dtype == torch.float32
     torch.testing.assert_close(found_H, expected_H, rtol=1e-4, atol=1e-5 * expected_H.max().item())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, WORLD
+from conftest import ROOT
 from PIL import Image
 from studies.compare import Exam, Seed
 from studies.compare_table import steps_to, tabulate
@@ -107,16 +107,16 @@ def test_mistakes_are_one_line(words: list[str], override: str, says: str, call:
 
 @pytest.fixture
 def seed(words: list[str]) -> Seed:
-    return Seed(load_config(CompareConfig, ROOT / CONFIG, words), 0, WORLD)
+    return Seed(load_config(CompareConfig, ROOT / CONFIG, words), 0)
 
 
 def test_what_is_measured_equals_the_zero_shot_evaluation(seed: Seed, scenes: Path) -> None:
     dense = seed.dense
     labelled, captioned = (
-        Benchmark(task, "digit_scenes", str(scenes)).build(dense.transform, WORLD)
+        Benchmark(task, "digit_scenes", str(scenes)).build(dense.transform)
         for task in ("zeroshot_classification", "zeroshot_retrieval")
     )
-    evaluator = Evaluator(dense, WORLD, num_workers=0)
+    evaluator = Evaluator(dense, num_workers=0)
     classifier = evaluator.text_classifier(labelled.classes, labelled.templates)
     found = Exam(dense, classifier, list(labelled), list(captioned))(dense)
     assert found["top1"] == pytest.approx(evaluator.classify(labelled, classifier)[0]["acc1"])
@@ -143,7 +143,7 @@ def test_a_row_is_what_the_pruning_of_a_user_writes(seed: Seed, allocation: str)
 
 
 def test_seeds_choose_other_images_and_other_random_neurons(seed: Seed) -> None:
-    other, again = Seed(seed.config, 1, WORLD), Seed(seed.config, 0, WORLD)
+    other, again = Seed(seed.config, 1), Seed(seed.config, 0)
     assert not torch.equal(seed.scoring_images[0], other.scoring_images[0])
     assert torch.equal(seed.scoring_images[0], again.scoring_images[0])
     assert not torch.equal(seed.scores("random")[0], other.scores("random")[0])

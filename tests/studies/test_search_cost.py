@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, WORLD, refusal
+from conftest import ROOT, refusal
 from studies.search_cost import Bench, compare, pair, run_table, scale_to, summarise, summary_table
 from torch import Tensor
 
@@ -87,7 +87,7 @@ def bench(tower: Tower, scores: list[Tensor], golden_images: Path, tmp_path: Pat
             "output": {"dir": str(tmp_path)},
         }
     )
-    return Bench(config, tower, scores, WORLD)
+    return Bench(config, tower, scores)
 
 
 def test_fresh_images_are_others_than_the_searches(bench: Bench) -> None:

@@ -46,7 +46,7 @@ def _options(script: str, name: Any, golden_images: Path, tmp_path: Path) -> lis
         "eval/eval_efficiency.py": ["--model", name, "--meta"],
         "eval/eval_zsc.py": ["--model", name, "--dataset", "digit_scenes", "--dataset_root", tmp_path / "scenes"],
         "amp/towers/__main__.py": [name],
-        "amp/checkpoint/__main__.py": ["convert", GOLDEN / "images.npz", tmp_path / "to", "--model", name],
+        "amp/checkpoint.py": ["convert", GOLDEN / "images.npz", tmp_path / "to", "--model", name],
     }.get(script, ["--config_file", tmp_path / f"{script}.yaml"])
 
 
@@ -57,7 +57,7 @@ SCRIPTS = {
     "eval/eval_efficiency.py": ("model.name", "--model_type"),
     "eval/eval_zsc.py": ("model.name", "--model_type"),
     "amp/towers/__main__.py": ("model.name", "--frame"),
-    "amp/checkpoint/__main__.py": ("model.name", "--model_type"),
+    "amp/checkpoint.py": ("model.name", "--model_type"),
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from amp.data.batches import Batches
 from amp.prune.measure.replay import Replay
 from amp.prune.measure.store import Shelf
-from amp.run.world import World
+from amp.run.world import world
 from amp.statistics.entropy import information_entropy
 from amp.towers import Tower
 
@@ -30,14 +30,12 @@ class EntropyMeter:
         tower: Tower,
         batches: Batches | Sequence[Tensor],
         inverse_temperature: float,
-        world: World,
         shelf: Shelf | None = None,
         every: int | None = None,
     ) -> None:
         self.num_batches = len(batches)
         self._inverse_temperature = inverse_temperature
-        self._world = world
-        self._replay = Replay(tower, batches, shelf or Shelf("host", world.device), every)
+        self._replay = Replay(tower, batches, shelf or Shelf("host", world().device), every)
         self._bill = Bill(len(tower.blocks), every)
         self.cost = {"block_forwards": 0, "images": 0}
 
@@ -55,7 +53,7 @@ class EntropyMeter:
         self.charge(block, batches)
         values = torch.stack(self._replay.map(block, batches, self._entropy)).tolist()
         # One process decides for all, so that rounding can never part their ways.
-        entropies: list[float] = self._world.broadcast(values)
+        entropies: list[float] = world().broadcast(values)
         if not all(map(math.isfinite, entropies)):
             raise RuntimeError("the entropy of the held-out images is not finite; try model.precision: fp32")
         return entropies
@@ -72,10 +70,10 @@ class EntropyMeter:
     def charge(self, block: int, batches: range) -> None:
         """Counts a measurement, also one that an earlier run of the same search paid."""
         self.cost["block_forwards"] += self._bill.block_forwards(block, batches)
-        self.cost["images"] += len(batches) * self._replay.batch_size * self._world.size
+        self.cost["images"] += len(batches) * self._replay.batch_size * world().size
 
     def _entropy(self, feature_BD: Tensor) -> Tensor:
-        return information_entropy(self._world.gather(feature_BD), self._inverse_temperature).double()
+        return information_entropy(world().gather(feature_BD), self._inverse_temperature).double()
 
 
 class Bill:

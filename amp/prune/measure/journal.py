@@ -9,7 +9,7 @@ from typing import Any
 from amp.errors import UserError
 from amp.run.files import atomic
 from amp.run.identity import check_same_run
-from amp.run.world import World
+from amp.run.world import world
 
 Network = tuple[int, ...]
 
@@ -29,12 +29,12 @@ class Journal:
         UserError: the file is of another run, or damaged before its last line.
     """
 
-    def __init__(self, path: Path | None, header: Mapping[str, Any], thresholds: Sequence[float], world: World) -> None:
-        self._path, self._world = path, world
+    def __init__(self, path: Path | None, header: Mapping[str, Any], thresholds: Sequence[float]) -> None:
+        self._path = path
         self._known: dict[Network, list[float]] = {}
         self._shares: dict[Network, float] = {}
         if path is not None:
-            self._known, self._shares = world.from_main(lambda: _open(path, _about(header, thresholds)))
+            self._known, self._shares = world().from_main(lambda: _open(path, _about(header, thresholds)))
 
     def __getitem__(self, network: Network) -> list[float]:
         """Its entropies on the first batches, in nats; maybe none."""
@@ -54,7 +54,7 @@ class Journal:
         return self._shares[network]
 
     def _append(self, line: dict[str, Any]) -> None:
-        if self._path is not None and self._world.is_main:
+        if self._path is not None and world().is_main:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
                 file.flush()
@@ -87,7 +87,7 @@ def _open(path: Path, header: dict[str, Any]) -> tuple[dict[Network, list[float]
             values += map(float, entry["entropies"])
         wanted, others = header["settings"]["thresholds"], recorded["settings"]["thresholds"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: line {number} is damaged ({error}); delete the file to search anew") from None
+        raise UserError(path, f"line {number} is damaged ({error}); delete the file to search anew") from None
     if set(wanted) <= set(others):
         header["settings"]["thresholds"] = others
     check_same_run(path, recorded, header)

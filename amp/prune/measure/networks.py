@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amp.prune.measure.journal import Journal
 from amp.prune.refit import Compensation
-from amp.run.world import World
+from amp.run.world import world
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
 
@@ -42,7 +42,6 @@ def open_compensation(
     scores: Sequence[Tensor],
     settings: SearchSettings,
     images: Callable[[], Collection[Tensor]],
-    world: World,
 ) -> Compensation | None:
     """What refits the out-projections of a dense tower as `settings` say; None where they say not to.
 
@@ -54,10 +53,10 @@ def open_compensation(
         return None
 
     def run(images_BCHW: Tensor) -> None:
-        tower.feature(images_BCHW.to(world.device, tower.dtype))
+        tower.feature(images_BCHW.to(world().device, tower.dtype))
 
     damping = settings.damping if settings.compensation == "ridge" else None
-    return Compensation(tower.slots, [rank(score_H) for score_H in scores], run, images(), world, damping)
+    return Compensation(tower.slots, [rank(score_H) for score_H in scores], run, images(), damping)
 
 
 class Candidates:

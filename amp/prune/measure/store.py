@@ -42,8 +42,8 @@ class Shelf:
             self._held[key] = tensor.to(self._device if self._place == "device" else "cpu")
         except torch.OutOfMemoryError:
             raise UserError(
-                "prune.store: device: the blocks' inputs do not fit its memory; choose host or disk, or a larger "
-                "prune.store_every"
+                "prune.store",
+                "device: the blocks' inputs do not fit its memory; choose host or disk, or a larger prune.store_every",
             ) from None
 
     def get(self, key: tuple[int, int]) -> Tensor:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amp.errors import UserError
-from amp.run.world import World
+from amp.run.world import world
 from amp.score.taylor import checked
 from amp.statistics.hooks import Watcher
 from amp.statistics.moments import GIGABYTES, MomentCollector, groups
@@ -56,13 +56,13 @@ class SensitivityCollector(Watcher):
 
         return add
 
-    def sums(self, world: World) -> list[Tensor]:
+    def sums(self) -> list[Tensor]:
         """(D, D) fp64 a block, over all processes. Raises UserError when one is not finite."""
-        totals = [world.sum(total) for total in self._sums]
+        totals = [world().sum(total) for total in self._sums]
         for slot, total in zip(self._slots, totals, strict=True):
             if not torch.isfinite(total).all():
                 raise UserError(
-                    f"score.criterion: block {slot.name}: a gradient is not finite; try model.precision: fp32"
+                    "score.criterion", f"block {slot.name}: a gradient is not finite; try model.precision: fp32"
                 )
         return totals
 
@@ -72,7 +72,6 @@ def reconstruction_scores(
     feature: Callable[[Tensor], Tensor],
     batches: Callable[[], Iterable[Tensor]],
     seed: int,
-    world: World,
     micro_batch: int | None = None,
     gigabytes: float = GIGABYTES,
 ) -> list[Tensor]:
@@ -88,11 +87,11 @@ def reconstruction_scores(
     Raises:
         UserError: an activation or gradient that is not finite, all scores of a block zero, or too few images.
     """
-    sensitivities = _sensitivities(slots, feature, batches(), seed, world, micro_batch)
+    sensitivities = _sensitivities(slots, feature, batches(), seed, micro_batch)
     scores: list[Tensor] = []
     for blocks in groups([slot.hidden_width for slot in slots], gigabytes):
         group = [slots[block] for block in blocks]
-        with torch.no_grad(), MomentCollector(group, world, "score.criterion", "data.num_samples") as collector:
+        with torch.no_grad(), MomentCollector(group, "score.criterion", "data.num_samples") as collector:
             for images_BCHW in batches():
                 feature(images_BCHW)
         for slot, moments in zip(group, collector.moments(), strict=True):
@@ -146,7 +145,6 @@ def _sensitivities(
     feature: Callable[[Tensor], Tensor],
     batches: Iterable[Tensor],
     seed: int,
-    world: World,
     micro_batch: int | None,
 ) -> list[Tensor]:
     """G of every block, of the unit feature, summed over an image's tokens and averaged over images.
@@ -163,8 +161,8 @@ def _sensitivities(
                 unit_BE = F.normalize(feature(images_BCHW[start : start + (micro_batch or local)]).float(), dim=-1)
                 if directions_BE is None:
                     # Those of the whole batch on every process, lest they depend on how many there are.
-                    drawn_AE = torch.randn(local * world.size, unit_BE.shape[1], generator=generator)
-                    directions_BE = drawn_AE[world.rank * local :][:local].to(unit_BE.device)
+                    drawn_AE = torch.randn(local * world().size, unit_BE.shape[1], generator=generator)
+                    directions_BE = drawn_AE[world().rank * local :][:local].to(unit_BE.device)
                 (unit_BE * directions_BE[start : start + len(unit_BE)]).sum().backward()
-            num_images += local * world.size
-    return [total / num_images for total in collector.sums(world)]
+            num_images += local * world().size
+    return [total / num_images for total in collector.sums()]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from amp.run.world import World
+from amp.run.world import world
 from amp.score.taylor import checked
 from amp.statistics.hooks import Watcher
 from amp.towers.slots import MlpSlot
@@ -34,11 +34,11 @@ class VarianceScorer(Watcher):
 
         return before_out_projection
 
-    def scores(self, world: World) -> list[Tensor]:
+    def scores(self) -> list[Tensor]:
         """One (H,) fp32 tensor a block, over the tokens of all processes. Raises UserError as `checked`."""
         scores = []
         for sums in self.sums:
-            total = world.sum(sums)
+            total = world().sum(sums)
             mean_H, square_H = (total[1:] / total[0]).chunk(2)
             scores.append((square_H - mean_H.square()).clamp(min=0).float())
         return checked(self._slots, scores)

@@ -16,8 +16,8 @@ from timm.models.eva import Eva, checkpoint_filter_fn
 
 from amp.errors import UserError
 from amp.settings.model import ModelSettings
-from amp.towers import open_clip
 from amp.towers.base import Tower
+from amp.towers.frames import open_clip
 from amp.towers.frames.open_clip import State
 
 MODEL_8B = "EVA-CLIP-8B"
@@ -57,7 +57,7 @@ def from_released(trunk: Any, state: State) -> State:
 def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) -> Tower:
     """A tower of EVA-CLIP; see `amp.towers.build_tower`."""
     if "EVA" not in settings.name.upper():
-        raise UserError(f"model.name: {settings.name!r} is no EVA-CLIP; for other CLIPs use the frame open_clip")
+        raise UserError("model.name", f"{settings.name!r} is no EVA-CLIP; for other CLIPs use the frame open_clip")
     config = json.loads(CONFIG_8B.read_text("utf-8")) if settings.name == MODEL_8B else None
     if saved or device == "meta" or not Path(settings.pretrained or "").is_file():
         return open_clip.build(settings, device, saved, config)

@@ -112,7 +112,8 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     size = preprocess["size"]
     if size != built and not family.any_size:
         raise UserError(
-            f"model.transform.input_size: {size}: {settings.name} takes {built} px; model.kwargs.img_size changes that"
+            "model.transform.input_size",
+            f"{size}: {settings.name} takes {built} px; model.kwargs.img_size changes that",
         )
     asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
     dual = hasattr(model, "get_text_features")
@@ -169,14 +170,14 @@ def _describe(settings: ModelSettings) -> dict[str, Any]:
     """`{class, config}` of a folder or hub id, JSON-able, with `kwargs` in place."""
     name = settings.name
     if _is_folder("model.name", name) and not (Path(name) / "config.json").is_file():
-        raise UserError(f"model.name: {name}: the folder holds no config.json")
+        raise UserError("model.name", f"{name}: the folder holds no config.json")
     try:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # A config.json may hold anything, and the hub may fail in any way.
-        raise UserError(f"model.name: {name}: no config of a transformers model ({first_line(error)})") from None
+        raise UserError("model.name", f"{name}: no config of a transformers model ({first_line(error)})") from None
     if getattr(config, "quantization_config", None):
-        raise UserError(f"model.name: {name}: quantised weights cannot be pruned")
+        raise UserError("model.name", f"{name}: quantised weights cannot be pruned")
     vision_config = getattr(config, "vision_config", config)
     _family(settings, vision_config)
     values = json.loads(config.to_json_string(use_diff=False))
@@ -184,7 +185,7 @@ def _describe(settings: ModelSettings) -> dict[str, Any]:
     for key, value in settings.kwargs.items():
         key = "image_size" if key == "img_size" else key
         if key not in vision_values or key in DROPPED | {"model_type"}:
-            raise UserError(f"model.kwargs: {key}: no setting of {name}{nearest(key, list(vision_values))}")
+            raise UserError("model.kwargs", f"{key}: no setting of {name}{nearest(key, list(vision_values))}")
         vision_values[key] = value
     architecture = next(iter(config.architectures or []), None)
     if architecture is None:
@@ -202,7 +203,7 @@ def _family(settings: ModelSettings, vision_config: Any) -> Family:
     kind = vision_config.model_type
     if kind not in FAMILIES:
         reason = REFUSED.get(kind, f"is none of the supported vision transformers: {', '.join(FAMILIES)}")
-        raise UserError(f"model.name: {settings.name}: {kind!r} {reason}")
+        raise UserError("model.name", f"{settings.name}: {kind!r} {reason}")
     return FAMILIES[kind]
 
 
@@ -210,7 +211,7 @@ def _is_folder(key: str, name: str) -> bool:
     """A local folder, else a hub id; raises UserError for what is neither."""
     path = Path(name)
     if not path.is_dir() and (path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") != 1):
-        raise UserError(f"{key}: {name!r} is neither a folder nor a hub id (owner/model)")
+        raise UserError(key, f"{name!r} is neither a folder nor a hub id (owner/model)")
     return path.is_dir()
 
 
@@ -220,7 +221,7 @@ def _weights(settings: ModelSettings) -> str | None:
     if not _is_folder("model.pretrained", source) or any((Path(source) / file).is_file() for file in WEIGHTS):
         return source
     if settings.pretrained:
-        raise UserError(f"model.pretrained: {source}: the folder holds none of {', '.join(WEIGHTS)}")
+        raise UserError("model.pretrained", f"{source}: the folder holds none of {', '.join(WEIGHTS)}")
     return None
 
 
@@ -231,7 +232,9 @@ def _model(settings: ModelSettings, class_name: str, config: Any, weights: str |
     config = config if own is type(config) else getattr(config, "vision_config", config)
     # A backbone gives feature maps, not tokens.
     if own is not type(config) or class_name.endswith("Backbone"):
-        raise UserError(f"model.name: {settings.name}: {class_name!r} is no {config.model_type} model of transformers")
+        raise UserError(
+            "model.name", f"{settings.name}: {class_name!r} is no {config.model_type} model of transformers"
+        )
     if weights is None:
         with torch.device(device):
             model: nn.Module = kind._from_config(config, dtype=torch.float32)

@@ -73,8 +73,9 @@ def build(
     native = isinstance(visual, open_clip.transformer.VisionTransformer)
     if not native and not isinstance(visual, TimmModel):
         raise UserError(
-            f"model.name: {settings.name!r} has a {type(visual).__name__} vision tower; "
-            "of open_clip, native vision transformers and those of timm can be pruned"
+            "model.name",
+            f"{settings.name!r} has a {type(visual).__name__} vision tower; "
+            "of open_clip, native vision transformers and those of timm can be pruned",
         )
     preprocess = dict(visual.preprocess_cfg)
     transform, preprocess = _transform(preprocess, settings.transform)
@@ -104,7 +105,7 @@ def _kwargs(settings: ModelSettings, config: dict[str, Any]) -> dict[str, Any]:
     tokenizer_kwargs = dict(config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
     unknown = sorted(tokenizer_kwargs.keys() - TOKENIZER_KWARGS)
     if unknown:
-        raise UserError(f"{settings.name}: text_cfg.tokenizer_kwargs: {', '.join(unknown)}: not allowed")
+        raise UserError(settings.name, f"text_cfg.tokenizer_kwargs: {', '.join(unknown)}: not allowed")
     kwargs = dict(settings.kwargs)
     if "img_size" in kwargs:
         kwargs["force_image_size"] = kwargs.pop("img_size")
@@ -135,19 +136,19 @@ def _model_config(name: str) -> dict[str, Any]:
         if config is None:
             known = open_clip.list_models()
             raise UserError(
-                f"model.name: open_clip knows no {name!r}{nearest(name, known)}; "
-                "it may also be a model JSON or a pruned/ folder"
+                "model.name",
+                f"open_clip knows no {name!r}{nearest(name, known)}; it may also be a model JSON or a pruned/ folder",
             )
         return config
     try:
         config = json.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"model.name: {name}: cannot be read ({error.strerror})") from None
+        raise UserError("model.name", f"{name}: cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise UserError(f"model.name: {name}: not a JSON file ({error})") from None
+        raise UserError("model.name", f"{name}: not a JSON file ({error})") from None
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
-        raise UserError(f"model.name: {name}: not an open_clip model, {', '.join(missing)} missing")
+        raise UserError("model.name", f"{name}: not an open_clip model, {', '.join(missing)} missing")
     return config
 
 

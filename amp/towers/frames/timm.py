@@ -40,7 +40,9 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
         model: Any = timm.create_model(name, **settings.kwargs) if weights is None else _load(settings, name, weights)
     for method in ("forward_features", "forward_head", "num_prefix_tokens"):
         if not hasattr(model, method):
-            raise UserError(f"model.name: {settings.name!r} ({type(model).__name__}) is no vision transformer of timm")
+            raise UserError(
+                "model.name", f"{settings.name!r} ({type(model).__name__}) is no vision transformer of timm"
+            )
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     model = model.to(dtype).eval().requires_grad_(False)
     blocks = find_blocks(model)
@@ -71,11 +73,12 @@ def _check_name(settings: ModelSettings) -> str:
     name = settings.name
     if not timm.is_model(name):
         known = timm.list_models()
-        raise UserError(f"model.name: timm knows no {name!r}{nearest(name.partition('.')[0], known)}")
+        raise UserError("model.name", f"timm knows no {name!r}{nearest(name.partition('.')[0], known)}")
     if settings.frame == "dinov2" and "dinov" not in name:
         raise UserError(
-            f"model.name: {name!r} is no DINOv2 or DINOv3 of timm{nearest(name, timm.list_models('*dinov*'))}; "
-            "for other models use the frame timm"
+            "model.name",
+            f"{name!r} is no DINOv2 or DINOv3 of timm{nearest(name, timm.list_models('*dinov*'))}; "
+            "for other models use the frame timm",
         )
     return name
 
