@@ -34,7 +34,7 @@ def main() -> None:
     from amp.models.open import check_student
     from amp.run import world as distributed
     from amp.run.files import file_sha256, prepare_output, room_for
-    from amp.run.identity import check_same_run, describe
+    from amp.run.identity import check_same, identity, versions
     from amp.towers import default_frame
 
     with distributed.start() as world:
@@ -42,11 +42,9 @@ def main() -> None:
         folder = world.from_main(lambda: prepare_output(config.output.dir))
         check_student(config.student.pretrained)
         digest = file_sha256(config.student.pretrained)
-        # What is measured on the way leaves the result as it is.
-        weights_file = config.teacher.as_model("fp32").weights
-        header = describe(config, weights_file, leave_out=("eval",), student_sha256=digest)
+        header = {**identity(config, student_sha256=digest), "versions": versions()}
         if world.broadcast((folder / "distilled").is_dir()):
-            check_same_run(folder / "distilled", read_folder_config(folder / "distilled").provenance, header)
+            check_same(folder / "distilled", read_folder_config(folder / "distilled").provenance, header)
             say(f"already done: {folder / 'distilled'}")
             return
         teacher, student, student_config = load_pair(config)

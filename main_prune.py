@@ -9,7 +9,7 @@ from typing import Any
 from amp.errors import UserError
 from amp.run.console import reproduce, run_script, say
 from amp.run.files import atomic, file_sha256, prepare_output, read_json, write_json
-from amp.run.identity import check_same_run, describe, recorded_frame
+from amp.run.identity import check_same, identity, recorded_frame, versions
 from amp.settings.command_line import parse_args, plan_options
 from amp.settings.prune import PruneConfig
 
@@ -163,7 +163,7 @@ def compensate_only(config: PruneConfig) -> None:
     candidates = Candidates(tower, chosen, None, None, compensation)
     say_errors(candidates.keep(pruned.widths)[1])
     if world().is_main:
-        header = describe(config, config.model.weights)
+        header = {**identity(config), "versions": versions()}
         save_tower(tower, pruned.kept, {**header, "pruned": pruned.provenance}, folder / "compensated")
     world().barrier()
     say(f"wrote {folder / 'compensated'}")
@@ -217,12 +217,12 @@ def main() -> None:
         if not sweep and world().broadcast((folder / "prune.json").exists() and (folder / "pruned").is_dir()):
             record = read_json(folder / "prune.json")
             config = config.with_frame(recorded_frame(record))
-            check_same_run(folder / "prune.json", record, describe(config, config.model.weights))
+            check_same(folder / "prune.json", record, {**identity(config), "versions": versions()})
             say(f"already done: {folder / 'prune.json'} and {folder / 'pruned'}")
             return
         scores, scored = load_scores(folder / "scores.safetensors")
         config = config.with_frame(recorded_frame(scored))
-        header = describe(config, config.model.weights)
+        header = {**identity(config), "versions": versions()}
         check_scores(scored, header)
         started = time.monotonic()
         tower = build_tower(config.model, str(world().device))

@@ -20,7 +20,7 @@ def main() -> None:
     from amp.run import world as distributed
     from amp.run.console import progress, say
     from amp.run.files import prepare_output
-    from amp.run.identity import check_same_run, describe
+    from amp.run.identity import check_same, identity, versions
     from amp.score.scores_file import load_scores, save_scores
     from amp.score.scoring import NO_IMAGES, folder_labels, score
     from amp.score.state import ScoringState
@@ -30,9 +30,9 @@ def main() -> None:
         config = config.with_frame(config.model.frame or default_frame(config.model.name))
         folder = world.from_main(lambda: prepare_output(config.output.dir))
         path, unfinished = folder / "scores.safetensors", folder / "scores_unfinished.safetensors"
-        header = describe(config, config.model.weights, leave_out=["prune"])
+        header = {**identity(config, ("prune",)), "versions": versions()}
         if world.broadcast(path.exists()):
-            check_same_run(path, load_scores(path)[1], header)
+            check_same(path, load_scores(path)[1], header)
             world.from_main(lambda: unfinished.unlink(missing_ok=True))
             say(f"already done: {path}")
             return

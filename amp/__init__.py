@@ -2,7 +2,9 @@
 
 from typing import Any
 
-__all__ = ["load_pruned"]
+from amp.version import __version__
+
+__all__ = ["__version__", "load_pruned"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from amp.errors import UserError
 from amp.run.console import progress, run_script, say
 from amp.run.files import prepare_output, read_json, write_json
-from amp.run.identity import WORKING, check_same_run, describe
+from amp.run.identity import check_same, identity
 from amp.settings.command_line import parse_args
 from amp.settings.compare import CompareConfig
 
@@ -45,9 +45,7 @@ def train_dense(config: CompareConfig) -> None:
 
 def header(config: CompareConfig, row: str) -> dict[str, Any]:
     """What decides a cell beside its size and seed."""
-    described = describe(config, config.model.weights, leave_out=["rows", "compare"])
-    optim = described["settings"]["distil"]["optim"]
-    described["settings"]["distil"]["optim"] = {key: value for key, value in optim.items() if key not in WORKING}
+    described = identity(config, ("rows", "compare"))
     described["settings"]["row"] = {"name": row, **config.rows[row].model_dump(mode="json")}
     return described
 
@@ -82,7 +80,7 @@ def run_cells(config: CompareConfig, cells: list[Cell], folder: Path, world: "Wo
     for cell in progress(neighbours, "prune", "cell"):
         path = cell.path(folder)
         if path.exists():
-            check_same_run(path, read_json(path), header(config, cell.row))
+            check_same(path, read_json(path), header(config, cell.row))
         else:
             with among(alone):
                 write_json(path, prune_cell(config, cell, of_seed(cell.seed), exam))

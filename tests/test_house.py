@@ -9,7 +9,7 @@ from conftest import ROOT
 
 # A package imports from those above it; those of one row do not import each other.
 PACKAGES = [
-    {"amp.errors"},
+    {"amp.errors", "amp.registry", "amp.version"},
     {"amp.settings"},
     {"amp.run"},
     {"amp.data"},

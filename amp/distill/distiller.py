@@ -26,11 +26,10 @@ from amp.errors import StoppedError, UserError
 from amp.run.checkpoints import Checkpoints
 from amp.run.console import progress, say
 from amp.run.files import atomic
-from amp.run.identity import check_same_run
+from amp.run.identity import check_same
 from amp.run.signals import STOPS, StopRequest, stop_on_signals
 from amp.run.world import gathered, gradients_stay_local, local_part, sharded_like, world
-from amp.settings.distill import DistillOutputSettings
-from amp.settings.optim import OptimSettings
+from amp.settings.distill import DistillOutputSettings, OptimSettings
 from amp.towers import Tower
 
 
@@ -268,7 +267,7 @@ class Distiller:
         if not steps:
             return
         record = self.checkpoints.record(steps[-1])
-        check_same_run(self.checkpoints.path(steps[-1]), record["header"], self.header)
+        check_same(self.checkpoints.path(steps[-1]), record["header"], self.header)
         prime(self._optimizer, record["step"])
         self.checkpoints.load(steps[-1], self._state())
         self.step, self.best, self.last = record["step"], record["best"], record.get("last", {})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from amp.errors import UserError
-from amp.settings.optim import OptimSettings
+from amp.settings.distill import OptimSettings
 
 
 def rates(step: int, optim: OptimSettings, batch_size: int, steps_per_epoch: int) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from amp.run.world import local_part, recompute_in_backward, world
-from amp.settings.optim import OptimSettings
+from amp.settings.distill import OptimSettings
 from amp.towers import TokenReadout, Tower
 
 

@@ -1,76 +1,98 @@
-"""What decides a run's result, and in what two runs differ."""
+"""What decides a run's result, where artifacts record it, and in what two runs differ.
 
-from collections.abc import Mapping, Sequence
+An identity is `{settings, pretrained_sha256, ...}`: the settings that decide the result, and digests of the files that
+they name. A header is an identity with the versions of the software, as artifacts hold it.
+"""
+
+import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
 
 from amp.errors import UserError
-from amp.run.files import file_sha256
+from amp.run.files import file_sha256, read_json
+from amp.settings.run import RunConfig
+from amp.version import __version__
 
-# Settings that leave a run's result as it is, up to rounding.
-READING = {"num_workers", "max_broken"}
-
-
-STORING = {"store", "store_every"}
-
-
-WORKING = {"parallel", "accumulate", "activation_checkpointing", "compile", "step_in_backward"}
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers")
+DIGEST = "_sha256"
 
 
-DIVIDING = {"micro_batch", "save_every"}
+def identity(config: RunConfig, leave_out: tuple[str, ...] = (), **digests: str | None) -> dict[str, Any]:
+    """What decides the result of a run with these settings.
+
+    Args:
+        leave_out: groups of settings that have no say in it.
+        digests: of files besides the dense model's weights, their names ending in `_sha256`.
+    """
+    pretrained = file_sha256(config.dense.weights)
+    return {"settings": config.decisive(leave_out), "pretrained_sha256": pretrained, **digests}
 
 
-def check_same_run(artifact: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises UserError naming the first setting in which `artifact` was made by another run."""
-    difference = first_difference(recorded, wanted)
-    if difference:
-        key, old, new = difference
-        raise UserError(
-            "output.dir",
-            f"{artifact.parent} holds another run: {artifact.name} was made with {key} = {old!r}, "
-            f"asked for {new!r}; choose another output.dir or delete {artifact}",
-        )
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Of this software and of what its numbers depend on."""
+    return {"amp": __version__, **{name: version(name) for name in packages}}
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header that an artifact holds: a JSON record, a model folder's config.json, or a file of tensors.
+
+    Raises:
+        UserError: it cannot be read, or holds none.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                header: Any = json.loads((file.metadata() or {})["amp"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise UserError(path, f"cannot be read ({error})") from None
+        return dict(header)
+    record = read_json(path)
+    if path.name == "config.json":
+        record = record.get("provenance", {})
+    return record
+
+
+def recorded_frame(header: Mapping[str, Any]) -> Any:
+    """The frame that a header names; None where it names none."""
+    try:
+        return header["settings"]["model"]["frame"]
+    except (KeyError, TypeError):
+        return None
 
 
 def first_difference(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """(key, recorded value, wanted value) of the first setting, or weights digest, in which two runs differ."""
-    old, new = (
-        _flatten({"settings": r.get("settings", {}), "pretrained_sha256": r.get("pretrained_sha256")})
-        for r in (recorded, wanted)
-    )
+    """(key, recorded value, wanted value) of the first setting or file in which two runs differ.
+
+    A digest that an older artifact does not hold tells nothing.
+    """
+    old, new = (_flatten(header.get("settings", {})) for header in (recorded, wanted))
     for key in [*new, *(k for k in old if k not in new)]:
         if old.get(key) != new.get(key):
-            return key.removeprefix("settings."), old.get(key), new.get(key)
+            return key, old.get(key), new.get(key)
+    for key in wanted:
+        if key.endswith(DIGEST) and recorded.get(key, wanted[key]) != wanted[key]:
+            return key, recorded[key], wanted[key]
     return None
 
 
-def describe(config: BaseModel, pretrained: str | None, leave_out: Sequence[str] = (), **more: Any) -> dict[str, Any]:
-    """What decides a run's result, for its artifacts: settings, digest of the weights file, versions.
+def check_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any], key: str = "output.dir") -> None:
+    """Raises UserError naming the first difference where the artifact `path` was made by another run.
 
-    Left out: where the output goes, how the images are read, where blocks' inputs are kept, and how the work of a step
-    is divided.
+    Args:
+        key: the setting or option that chose the place.
     """
-    exclude: Any = {"output": True, "data": READING, "score": DIVIDING, "prune": STORING, "optim": WORKING}
-    settings = config.model_dump(mode="json", exclude={**exclude, **dict.fromkeys(leave_out, True)})
-    return {
-        "settings": settings,
-        "pretrained_sha256": file_sha256(pretrained),
-        **more,
-        "versions": {
-            name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm", "transformers")
-        },
-    }
-
-
-def recorded_frame(record: Mapping[str, Any]) -> Any:
-    """The frame that a run's record names; None where it names none."""
-    try:
-        return record["settings"]["model"]["frame"]
-    except (KeyError, TypeError):
-        return None
+    difference = first_difference(recorded, wanted)
+    if difference:
+        name, old, new = difference
+        raise UserError(
+            key,
+            f"{path.parent} holds another run: {path.name} was made with {name} = {old!r}, asked for {new!r}; "
+            f"choose another {key} or delete {path}",
+        )
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

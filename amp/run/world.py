@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from amp.errors import StoppedError, UserError
-from amp.settings.optim import Parallel
+from amp.settings.distill import Parallel
 
 Value = TypeVar("Value")
 

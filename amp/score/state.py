@@ -11,7 +11,7 @@ from torch import Tensor
 from amp.errors import UserError
 from amp.models.folder import write_tensors
 from amp.run.files import atomic, room_for
-from amp.run.identity import check_same_run
+from amp.run.identity import check_same
 from amp.run.world import world
 
 
@@ -69,6 +69,6 @@ class ScoringState:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(self._path, f"cannot be read ({error}); delete it to score anew") from None
-        check_same_run(self._path, header, self._header)
+        check_same(self._path, header, self._header)
         places, size = len(tensors) // world().size, world().size
         return num_batches, [[tensors[f"{rank}.{place}"] for place in range(places)] for rank in range(size)]

@@ -4,10 +4,11 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from amp.settings.base import Count, OutputSettings, Settings
+from amp.settings.base import Count, Settings
+from amp.settings.distill import OptimSettings
 from amp.settings.model import ModelSettings
-from amp.settings.optim import OptimSettings
 from amp.settings.prune import PruneDataSettings, SearchSettings
+from amp.settings.run import RunConfig
 from amp.settings.score import Criterion, ScoreSettings
 
 
@@ -37,7 +38,7 @@ class CompareDistilSettings(Settings):
     optim: OptimSettings
 
 
-class CompareConfig(Settings):
+class CompareConfig(RunConfig):
     """Settings of eval/eval_compare.py."""
 
     model: ModelSettings
@@ -48,4 +49,8 @@ class CompareConfig(Settings):
         min_length=1, description="what is compared: a name, its criterion, and any of prune.* but widths and target"
     )
     distil: CompareDistilSettings
-    output: OutputSettings
+
+    @property
+    def dense(self) -> ModelSettings:
+        """The dense model."""
+        return self.model

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from amp.settings.base import Settings
+from amp.settings.base import ASIDE, Settings
 
 DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes", "webdataset"]
 
@@ -15,8 +15,8 @@ class DataSettings(Settings):
     batch_size: Annotated[int, Field(ge=2)] = Field(description="images in one batch, over all processes")
     shuffle: bool = Field(True, description="one fixed shuffle of the images, by seed")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the shuffle and the augmentation")
-    num_workers: Annotated[int, Field(ge=0)] = Field(4, description="loader workers per process")
+    num_workers: Annotated[int, Field(ge=0)] = Field(4, description="loader workers per process", **ASIDE)
     strict: bool = Field(False, description="stop at a broken image instead of skipping it")
     max_broken: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.01, description="a run ends at more than this share of broken images"
+        0.01, description="a run ends at more than this share of broken images", **ASIDE
     )

@@ -1,13 +1,57 @@
 """Settings of distill.py."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from amp.settings.base import Count, OutputSettings, Precision, Settings
+from amp.settings.base import ASIDE, Count, NonNegative, Precision, Settings
 from amp.settings.data import DataSettings
 from amp.settings.model import MODEL_NAME, MODEL_WEIGHTS, Frame, ModelSettings
-from amp.settings.optim import OptimSettings
+from amp.settings.run import OutputSettings, RunConfig
+
+Parallel = Literal["ddp", "fsdp"]
+
+
+class OptimSettings(Settings):
+    base_lr: Annotated[float, Field(gt=0, le=1)] = Field(description="learning rate at a global batch of 256")
+    min_lr: NonNegative = Field(description="learning rate at the end, not scaled with the batch")
+    epochs: Count = Field(description="passes over the images")
+    warmup_epochs: Annotated[int, Field(ge=0)] = Field(1, description="epochs of linear warm-up from 0")
+    weight_decay: NonNegative = Field(0.04, description="weight decay at the start")
+    weight_decay_end: NonNegative = Field(0.2, description="weight decay at the end (cosine)")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), description="AdamW betas"
+    )
+    precision: Literal["fp32", "bf16", "pure_bf16"] = Field(
+        "fp32", description="bf16: autocast; pure_bf16: weights and moments too, Kahan-summed"
+    )
+    parallel: Parallel = Field("ddp", description="ddp: a replica on every process; fsdp: shards of one", **ASIDE)
+    accumulate: Count = Field(
+        1, description="micro-batches a step, one after another; the batch stays the same", **ASIDE
+    )
+    activation_checkpointing: bool | Count = Field(
+        False, description="recompute blocks in the backward pass: true, false or how many", **ASIDE
+    )
+    compile: bool = Field(False, description="torch.compile of every block", **ASIDE)
+    step_in_backward: bool = Field(
+        False,
+        description="update each weight as its gradient is there, and free it; one process, pure_bf16",
+        **ASIDE,
+    )
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "OptimSettings":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_with_whole_gradients(self) -> "OptimSettings":
+        if self.step_in_backward and self.accumulate > 1:
+            raise ValueError("step_in_backward would step after every micro-batch: accumulate must be 1")
+        if self.step_in_backward and self.precision != "pure_bf16":
+            raise ValueError("step_in_backward is a part of the optimizer of precision pure_bf16 alone")
+        return self
 
 
 class TeacherSettings(Settings):
@@ -64,19 +108,25 @@ class EvalSettings(Settings):
         return self
 
 
-class DistillConfig(Settings):
+class DistillConfig(RunConfig):
     """Settings of distill.py."""
 
     teacher: TeacherSettings
     student: StudentSettings
     data: DistillDataSettings
     optim: OptimSettings
-    eval: EvalSettings = EvalSettings()
-    output: DistillOutputSettings
+    eval: EvalSettings = Field(EvalSettings(), **ASIDE)  # What is measured on the way.
+    output: DistillOutputSettings = Field(**ASIDE)
 
-    def with_frame(self, frame: Frame) -> "DistillConfig":
-        """The same settings with `teacher.frame` in place."""
-        return self.model_copy(update={"teacher": self.teacher.model_copy(update={"frame": frame})})
+    @property
+    def dense(self) -> ModelSettings:
+        """The teacher, in fp32."""
+        return self.teacher.as_model("fp32")
+
+    def with_frame(self, frame: Frame | None) -> Self:
+        """The same settings with `teacher.frame` filled in where it was left open."""
+        own = self.teacher.model_copy(update={"frame": self.teacher.frame or frame})
+        return self.model_copy(update={"teacher": own})
 
     @model_validator(mode="after")
     def _rate_falls(self) -> "DistillConfig":

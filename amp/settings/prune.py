@@ -1,12 +1,13 @@
 """Settings of main_score.py and main_prune.py."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from amp.settings.base import Count, OutputSettings, Positive, Settings, Share, Target
+from amp.settings.base import ASIDE, Count, Fraction, NonNegative, Positive, Settings
 from amp.settings.data import DataSettings
 from amp.settings.model import Frame, ModelSettings
+from amp.settings.run import RunConfig
 from amp.settings.score import ScoreSettings
 
 
@@ -24,8 +25,8 @@ class PruneDataSettings(DataSettings):
 
 
 class TargetSettings(Settings):
-    params: Target | None = Field(None, description="parameters of the pruned tower, of the dense one's")
-    flops: Target | None = Field(None, description="FLOPs of the pruned tower, of the dense one's")
+    params: Fraction | None = Field(None, description="parameters of the pruned tower, of the dense one's")
+    flops: Fraction | None = Field(None, description="FLOPs of the pruned tower, of the dense one's")
     throughput: Annotated[float, Field(gt=1)] | None = Field(None, description="images a second, of the dense tower's")
 
     @property
@@ -46,7 +47,7 @@ class SearchSettings(Settings):
         "search",
         description="what gives each block its width. uniform: one share for all; global: one threshold of the scores",
     )
-    entropy_increase: Share = Field(1.0e-2, description="entropy a block may add, in nats")
+    entropy_increase: NonNegative = Field(1.0e-2, description="entropy a block may add, in nats")
     search_steps: Annotated[int, Field(ge=1, le=32)] = Field(6, description="probes per block")
     widths: tuple[Count, ...] | None = Field(None, description="one width a block; skips the search")
     search: Literal["plain", "exact", "racing"] = Field(
@@ -58,11 +59,13 @@ class SearchSettings(Settings):
     confidence: Positive | None = Field(
         None, description="of racing: standard errors between a probe and the limit; null: the preset's"
     )
-    tolerance: Share | None = Field(
+    tolerance: NonNegative | None = Field(
         None, description="of racing: share of entropy_increase in which either answer is right; null: the preset's"
     )
-    store: Literal["device", "host", "disk"] = Field("host", description="where images and blocks' inputs are kept")
-    store_every: Count = Field(4, description="keep the inputs of every n-th block, recompute the others")
+    store: Literal["device", "host", "disk"] = Field(
+        "host", description="where images and blocks' inputs are kept", **ASIDE
+    )
+    store_every: Count = Field(4, description="keep the inputs of every n-th block, recompute the others", **ASIDE)
     target: TargetSettings = TargetSettings()
     width_multiple: Count = Field(1, description="widths are multiples of it, as hardware likes them")
     min_width: Count = Field(1, description="no width is smaller")
@@ -75,7 +78,9 @@ class SearchSettings(Settings):
         "none", description="refit of each out-projection, so that kept neurons stand in for removed ones"
     )
     compensate_in_search: bool = Field(True, description="judge each probe with its compensation")
-    damping: Share = Field(1e-3, description="of ridge: added to the activations' covariance, as a share of its mean")
+    damping: NonNegative = Field(
+        1e-3, description="of ridge: added to the activations' covariance, as a share of its mean"
+    )
     num_calibration_samples: Count = Field(2048, description="images of the training split that compensation sees")
 
     @property
@@ -98,14 +103,13 @@ class SearchSettings(Settings):
         return self
 
 
-class PruneConfig(Settings):
+class PruneConfig(RunConfig):
     """Settings of main_score.py and main_prune.py."""
 
     model: ModelSettings
     data: PruneDataSettings
     score: ScoreSettings = ScoreSettings()
     prune: SearchSettings = SearchSettings()
-    output: OutputSettings
 
     @model_validator(mode="after")
     def _allocation_has_a_size(self) -> "PruneConfig":
@@ -113,6 +117,11 @@ class PruneConfig(Settings):
             raise ValueError(f"prune.target: missing; prune.allocation: {self.prune.allocation} needs a size to meet")
         return self
 
-    def with_frame(self, frame: Frame | None) -> "PruneConfig":
+    @property
+    def dense(self) -> ModelSettings:
+        """The dense model."""
+        return self.model
+
+    def with_frame(self, frame: Frame | None) -> Self:
         """The same settings with `model.frame` filled in where it was left open."""
         return self.model_copy(update={"model": self.model.model_copy(update={"frame": self.model.frame or frame})})

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from amp.settings.base import Count, Positive, Settings
+from amp.settings.base import ASIDE, Count, Positive, Settings
 
 Criterion = Literal["entropy", "cross_entropy", "kl", "reconstruction", "variance", "magnitude", "diversity", "random"]
 
@@ -22,9 +22,11 @@ class ScoreSettings(Settings):
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the criteria 'random', 'kl' and 'reconstruction'")
     micro_batch: Count | None = Field(
-        None, description="images in one backward pass of a process, for less memory and one more forward; null: all"
+        None,
+        description="images in one backward pass of a process, for less memory and one more forward; null: all",
+        **ASIDE,
     )
-    save_every: Count = Field(50, description="batches after which a killed run can go on")
+    save_every: Count = Field(50, description="batches after which a killed run can go on", **ASIDE)
 
     @model_validator(mode="after")
     def _classes_are_there(self) -> "ScoreSettings":

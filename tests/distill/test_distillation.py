@@ -21,10 +21,9 @@ from amp.distill.optimizer import rates
 from amp.distill.students import check_pair, share_head
 from amp.errors import StoppedError, UserError
 from amp.models.folder import load_tower
-from amp.settings.distill import DistillConfig
+from amp.settings.distill import DistillConfig, OptimSettings
 from amp.settings.load import load_config
 from amp.settings.model import ModelSettings
-from amp.settings.optim import OptimSettings
 from amp.towers import TokenReadout, Tower, after_last_block, build_tower
 
 HEAD = {"ln_post.weight", "ln_post.bias", "proj"}

@@ -13,9 +13,8 @@ from amp.distill.distiller import Distiller
 from amp.distill.optimizer import check_division, make_optimizer
 from amp.errors import UserError
 from amp.models.folder import load_tower
-from amp.settings.distill import DistillConfig
+from amp.settings.distill import DistillConfig, OptimSettings
 from amp.settings.load import load_config
-from amp.settings.optim import OptimSettings
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amp.errors import UserError
-from amp.run.identity import describe
+from amp.run.files import file_sha256
+from amp.run.identity import identity
 from amp.score.scores_file import check_scores, load_scores, save_scores
 from amp.settings.load import load_config
 from amp.settings.prune import PruneConfig
@@ -107,9 +108,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 )
 def test_check_scores_names_what_differs(prune_yaml: Path, override: str, key: str) -> None:
     plain, changed = load_config(PruneConfig, prune_yaml), load_config(PruneConfig, prune_yaml, [override])
-    scored = describe(plain, plain.model.pretrained, leave_out=["prune"])
+    scored = identity(plain, ("prune",))
     with pytest.raises(UserError) as caught:
-        check_scores(scored, describe(changed, changed.model.pretrained))
+        check_scores(scored, identity(changed))
     message = str(caught.value)
     assert message.startswith(f"scores.safetensors: made with {key} = ")
     assert "\n" not in message
@@ -119,11 +120,11 @@ def test_check_scores_names_what_differs(prune_yaml: Path, override: str, key: s
 
 def test_check_scores_notices_other_weights_of_the_same_name(prune_yaml: Path, tmp_path: Path) -> None:
     plain = load_config(PruneConfig, prune_yaml)
-    scored = describe(plain, plain.model.pretrained, leave_out=["prune"])
+    scored = identity(plain, ("prune",))
     other = tmp_path / "other.safetensors"
     save_file({"a": torch.ones(1)}, other)
     with pytest.raises(UserError, match="pretrained_sha256"):
-        check_scores(scored, describe(plain, str(other)))
+        check_scores(scored, {**identity(plain), "pretrained_sha256": file_sha256(str(other))})
 
 
 @pytest.mark.parametrize(
@@ -131,5 +132,5 @@ def test_check_scores_notices_other_weights_of_the_same_name(prune_yaml: Path, t
 )
 def test_check_scores_ignores_what_does_not_decide_scores(prune_yaml: Path, override: str) -> None:
     plain, changed = load_config(PruneConfig, prune_yaml), load_config(PruneConfig, prune_yaml, [override])
-    scored = json.loads(json.dumps(describe(plain, plain.model.pretrained, leave_out=["prune"])))
-    check_scores(scored, describe(changed, changed.model.pretrained))
+    scored = json.loads(json.dumps(identity(plain, ("prune",))))
+    check_scores(scored, identity(changed))

@@ -8,7 +8,7 @@ from typing import Any
 
 from amp.errors import UserError
 from amp.run.files import atomic
-from amp.run.identity import check_same_run
+from amp.run.identity import check_same
 from amp.run.world import world
 
 Network = tuple[int, ...]
@@ -90,7 +90,7 @@ def _open(path: Path, header: dict[str, Any]) -> tuple[dict[Network, list[float]
         raise UserError(path, f"line {number} is damaged ({error}); delete the file to search anew") from None
     if set(wanted) <= set(others):
         header["settings"]["thresholds"] = others
-    check_same_run(path, recorded, header)
+    check_same(path, recorded, header)
     if len(whole) < len(text):
         os.truncate(path, len(whole.encode()))
     return known, shares

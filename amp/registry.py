@@ -1,0 +1,45 @@
+"""What is chosen by name and lies in a folder of its kin: a new one is a new file there, and nothing else.
+
+`amp/score/criteria/variance.py` is the criterion `variance`. The names are known without importing any of the files, so
+that `--help` and mistakes in the settings answer at once. A file that begins with an underscore is a helper of its kin;
+an underscore at the end keeps a name apart from Python's own words (`global_.py` is `global`).
+"""
+
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+class Registry:
+    """The files of one package.
+
+    Args:
+        package: `amp.score.criteria`, for example.
+    """
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        folder = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
+        stems = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+        return {stem.removesuffix("_"): stem for stem in stems}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them, sorted."""
+        return tuple(self._files)
+
+    def load(self, name: str) -> Any:
+        """The module of that name, imported now."""
+        return import_module(f"{self.package}.{self._files[name]}")
+
+
+CRITERIA = Registry("amp.score.criteria")
+FRAMES = Registry("amp.towers.frames")
+LAYOUTS = Registry("amp.data.layouts")
+SEARCHES = Registry("amp.prune.search")
+ALLOCATIONS = Registry("amp.prune.allocation")
+COMPENSATIONS = Registry("amp.prune.refit")

@@ -1,0 +1,92 @@
+"""`Run`: one verb at work in one folder, from its settings to the files that hold its result."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from amp.run.console import reproduce, say
+from amp.run.files import prepare_output, read_json, write_json
+from amp.run.identity import check_same, identity, read_header, versions
+from amp.run.world import start, world
+from amp.settings.run import RunConfig
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Run(Generic[Config]):
+    """What a verb is asked for, where its files go, and whether they are there already.
+
+    Attributes:
+        config: settings, or the options of an evaluation.
+        folder: of the files.
+        identity: what decides the result, as of `amp.run.identity`.
+        key: the setting or option that chose the folder, for messages.
+    """
+
+    config: Config
+    folder: Path
+    identity: Mapping[str, Any]
+    key: str = "output.dir"
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The identity with the versions of the software: what every artifact records."""
+        return {**self.identity, "versions": versions()}
+
+    def path(self, name: str) -> Path:
+        """Of a file or folder of this run."""
+        return self.folder / name
+
+    def done(self, first: str, *others: str) -> bool:
+        """Whether all of these outputs are there; says so. The first one holds the header of the run that made it.
+
+        Raises:
+            UserError: it was made by another run.
+        """
+        there = world().from_main(lambda: all(self.path(name).exists() for name in (first, *others)))
+        if there:
+            world().from_main(lambda: self.check(first))
+            say(f"already done: {self.path(first)}")
+        return there
+
+    def check(self, name: str) -> None:
+        """Raises UserError where an artifact, which is there, was made by another run."""
+        check_same(self.path(name), read_header(self.path(name)), self.identity, self.key)
+
+    def found(self, name: str) -> dict[str, Any] | None:
+        """The JSON record of this run, if it is there. Raises UserError where it is of another run."""
+        path = self.path(name)
+        if not path.exists():
+            return None
+        self.check(name)
+        return read_json(path)
+
+    def write(self, name: str, record: Mapping[str, Any], script: str) -> dict[str, Any]:
+        """Writes a JSON record with the header and how to reproduce it, by the main process; returns it.
+
+        Args:
+            script: that was called, for the command line that reproduces the run.
+        """
+        whole = {**record, **self.header, "reproduce": reproduce(script)}
+        world().from_main(lambda: write_json(self.path(name), whole))
+        return whole
+
+
+RunSettings = TypeVar("RunSettings", bound=RunConfig)
+
+
+@contextmanager
+def open_run(config: RunSettings, leave_out: tuple[str, ...] = (), **digests: str | None) -> Iterator[Run[RunSettings]]:
+    """The run of an entry script, with its processes: `with open_run(config) as run: ...`.
+
+    Args:
+        leave_out, digests: as of `amp.run.identity.identity`.
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    with start() as own:
+        folder = own.from_main(lambda: prepare_output(config.output.dir))
+        yield Run(config, folder, identity(config, leave_out, **digests))

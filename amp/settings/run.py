@@ -1,0 +1,27 @@
+"""What the settings of every script have: a dense model, and a folder for what is made of it."""
+
+from typing import Self
+
+from pydantic import Field
+
+from amp.settings.base import ASIDE, Settings
+from amp.settings.model import Frame, ModelSettings
+
+
+class OutputSettings(Settings):
+    dir: str = Field(description="folder of the run")
+
+
+class RunConfig(Settings):
+    """Settings of a script that works in a folder."""
+
+    output: OutputSettings = Field(**ASIDE)
+
+    @property
+    def dense(self) -> ModelSettings:
+        """The dense model, in fp32 where a run uses it in several precisions."""
+        raise NotImplementedError
+
+    def with_frame(self, frame: Frame | None) -> Self:
+        """The same settings with the dense model's frame filled in where it was left open."""
+        raise NotImplementedError
