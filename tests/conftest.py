@@ -14,6 +14,7 @@ import pytest
 import torch
 from numbered_images import write_images
 from PIL import Image
+from processes import run_processes
 from torch import Tensor
 
 from amp.data.batches import Batches
@@ -165,14 +166,24 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def launch() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """launch(processes, script, *words): a real run, by python (1) or torchrun (more)."""
+    """launch(number, script, *words): a run on `number` processes, which are forked with the libraries imported."""
 
-    def launch_script(processes: int, script: str, *words: object) -> subprocess.CompletedProcess[str]:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [sys.executable, *(torchrun if processes > 1 else []), script, *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    def launch_script(number: int, script: str, *words: object) -> subprocess.CompletedProcess[str]:
+        return run_processes(number, [script, *map(str, words)])
 
     return launch_script
+
+
+@pytest.fixture
+def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """torchrun(number, script, *words): a run as a user starts it, by torchrun."""
+
+    def run_script(number: int, script: str, *words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
+        command += [script, *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+
+    return run_script
 
 
 def prune(tower: Tower) -> list[list[int]]:
@@ -263,6 +274,10 @@ def at_once(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast ones first: the whole demo, and what starts processes, come last."""
-    items.sort(key=lambda item: ("test_demo" in item.nodeid, "launch" in getattr(item, "fixturenames", ())))
+    """What starts processes is slow, and begins first: two workers end at the same time."""
+    for item in items:
+        if not {"launch", "torchrun", "at_once"}.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

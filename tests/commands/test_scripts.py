@@ -79,10 +79,10 @@ def test_golden_numbers_files_and_second_runs(
 
 
 def test_two_processes_give_the_golden_numbers(
-    prune_yaml: Path, tmp_path: Path, golden: dict[str, Any], launch: Callable[..., Any]
+    prune_yaml: Path, tmp_path: Path, golden: dict[str, Any], torchrun: Callable[..., Any]
 ) -> None:
     for script in ("main_score.py", "main_prune.py"):
-        done = launch(2, script, "--config_file", prune_yaml)
+        done = torchrun(2, script, "--config_file", prune_yaml)
         assert done.returncode == 0, done.stderr
     _check_golden(tmp_path / "out", golden)
 
@@ -232,8 +232,8 @@ def test_pruning_before_scoring_says_what_to_do(prune_yaml: Path, call: Call) ->
     assert "run main_score.py" in err
 
 
-def test_batch_that_does_not_divide(prune_yaml: Path, launch: Callable[..., Any], tmp_path: Path) -> None:
-    done = launch(2, "main_score.py", "--config_file", prune_yaml, "--set", "data.batch_size=33")
+def test_batch_that_does_not_divide(prune_yaml: Path, torchrun: Callable[..., Any], tmp_path: Path) -> None:
+    done = torchrun(2, "main_score.py", "--config_file", prune_yaml, "--set", "data.batch_size=33")
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors == ["error: data.batch_size: 33 is not divisible by the 2 processes"]

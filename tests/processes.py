@@ -1,0 +1,88 @@
+"""Processes of a run, as torchrun starts them, but forked from one that has imported the libraries already.
+
+Starting an interpreter and importing torch and open_clip takes six seconds, and a second to end; the tests start some
+hundred processes. What a process of these runs is the script alone, from its first line on.
+"""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing import connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from torch.distributed import TCPStore
+
+ROOT = Path(__file__).parent.parent
+LIBRARIES = ["open_clip", "torch.utils.tensorboard", "torch.distributed.checkpoint", "matplotlib.pyplot"]
+LIBRARIES += ["sklearn.datasets", "clip_benchmark.datasets.builder", "optimi", "webdataset"]
+GRACE_SECONDS = 10
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([*LIBRARIES, "processes"])
+
+
+def run_processes(
+    number: int, words: Sequence[str], environment: Mapping[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script on `number` processes; when one fails all end, and the exit code is 1, as torchrun's.
+
+    Args:
+        words: the script and its arguments.
+        environment: instead of this process's own.
+    """
+    variables = dict(os.environ if environment is None else environment)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("stdout", "stderr")]
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if number > 1 else None
+        started = []
+        for rank in range(number):
+            own = {**variables, **(_place(rank, number, store.port) if store else {})}
+            started.append(_context.Process(target=_script, args=(list(words), own, files)))
+            started[-1].start()
+        code = _wait(started, timeout)
+        out, err = (path.read_text() if path.exists() else "" for path in files)
+    return subprocess.CompletedProcess(list(words), min(abs(code), 1) if store else code, out, err)
+
+
+def _place(rank: int, number: int, port: int) -> dict[str, str]:
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_PORT": port}
+    store = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    return {**{name: str(value) for name, value in numbers.items()}, **store}
+
+
+def _script(words: list[str], environment: dict[str, str], files: list[Path]) -> None:
+    """In the process of its own."""
+    for number, path in zip((1, 2), files, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    sys.argv = words
+    sys.path.insert(0, str((ROOT / words[0]).parent))
+    runpy.run_path(words[0], run_name="__main__")
+
+
+def _wait(started: list[ForkServerProcess], timeout: float) -> int:
+    """The exit code of the first to fail, after which the others are ended; 0 where none fails."""
+    until = time.monotonic() + timeout
+    code = 0
+    while running := [process for process in started if process.exitcode is None]:
+        connection.wait([process.sentinel for process in running], max(0.0, until - time.monotonic()))
+        late = time.monotonic() >= until
+        failed = next((process.exitcode for process in started if process.exitcode), 0)
+        if failed and not code:
+            code, until = failed, time.monotonic() + GRACE_SECONDS
+            for process in running:
+                process.terminate()
+        elif late:
+            for process in running:
+                process.kill()
+            if not code:
+                raise subprocess.TimeoutExpired("processes", timeout)
+    return code or next((process.exitcode for process in started if process.exitcode), 0)
