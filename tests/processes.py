@@ -60,6 +60,7 @@ def _script(words: list[str], environment: dict[str, str], files: list[Path]) ->
     """In the process of its own."""
     for number, path in zip((1, 2), files, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as in a process of its own
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
