@@ -33,7 +33,7 @@ def run_processes(
     """Runs a script on `number` processes; when one fails all end, and the exit code is 1, as torchrun's.
 
     Args:
-        words: the script and its arguments.
+        words: the script, or -m and a module, and its arguments.
         environment: instead of this process's own.
     """
     variables = dict(os.environ if environment is None else environment)
@@ -64,9 +64,13 @@ def _script(words: list[str], environment: dict[str, str], files: list[Path]) ->
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
-    sys.argv = words
-    sys.path.insert(0, str((ROOT / words[0]).parent))
-    runpy.run_path(words[0], run_name="__main__")
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path.insert(0, str((ROOT / words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")
 
 
 def _wait(started: list[ForkServerProcess], timeout: float) -> int:

@@ -34,8 +34,8 @@ def test_bf16_scores_rank_like_fp32(
         assert torch.corrcoef(both)[0, 1] > 0.9
 
 
-def test_all_gpus_of_the_machine(prune_yaml: Path, tmp_path: Path, launch: Callable[..., Any]) -> None:
-    done = launch(torch.cuda.device_count(), "main_score.py", "--config_file", prune_yaml)
+def test_all_gpus_of_the_machine(prune_yaml: Path, tmp_path: Path, torchrun: Callable[..., Any]) -> None:
+    done = torchrun(torch.cuda.device_count(), "main_score.py", "--config_file", prune_yaml)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "scores.safetensors").exists()
 
@@ -63,10 +63,10 @@ def test_racing_and_compensation_on_cuda(
 @pytest.mark.parametrize("words", [("compile=true",), ("activation_checkpointing=true",), ("parallel=fsdp",)])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
 def test_distillation_learns_on_cuda(
-    precision: str, words: tuple[str, ...], distill_yaml: Path, tmp_path: Path, launch: Callable[..., Any]
+    precision: str, words: tuple[str, ...], distill_yaml: Path, tmp_path: Path, torchrun: Callable[..., Any]
 ) -> None:
     settings = [f"--set=optim.{word}" for word in (f"precision={precision}", *words)]
-    done = launch(torch.cuda.device_count(), "distill.py", "--config_file", distill_yaml, *settings)
+    done = torchrun(torch.cuda.device_count(), "distill.py", "--config_file", distill_yaml, *settings)
     assert done.returncode == 0, done.stderr
     losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]

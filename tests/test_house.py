@@ -19,7 +19,8 @@ PACKAGES = [
     {"amp.evaluate"},
     {"amp.score", "amp.prune", "amp.distill"},
     {"amp"},
-    {"amp.commands", "amp.demo", "amp.checkpoint"},
+    {"amp.commands", "amp.demo"},
+    {"__main__", "amp.checkpoint"},
     {"studies"},
     {"scripts"},
 ]
@@ -31,8 +32,8 @@ def _module(path: Path) -> str:
 
 
 def _package(module: str) -> str:
-    if module.endswith("__main__"):
-        return "amp.commands"
+    if module.endswith(".__main__"):
+        return "__main__"
     if not module.startswith(("amp", "studies")):
         return "scripts"
     return ".".join(module.split(".")[: 1 if module.startswith("studies") else 2])

@@ -20,12 +20,22 @@ START = subprocess.run
 MODELS = ["dense", "pruned", "random_same_widths", "refitted", "distilled"]
 
 
-def _without_starting(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run` of the demo's commands, entry scripts forked and the others in interpreters of their own."""
-    if command[1] == "-m":
-        done = START(command, capture_output=True, text=True, timeout=100, **options)
-    else:
-        done = run_processes(1, command[1:], options["env"])
+def _forked(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run` of the demo's commands, without starting an interpreter for each."""
+    words = [word for word in command[1:] if word not in ("torch.distributed.run", "--standalone")]
+    number = 1
+    if words[1] == "--nproc_per_node=2":
+        number, words = 2, words[2:]
+    return _shown(run_processes(number, words, options["env"]))
+
+
+def _forked_but_for_torchrun(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    if "torch.distributed.run" not in command:
+        return _forked(command, **options)
+    return _shown(START(command, capture_output=True, text=True, timeout=200, **options))
+
+
+def _shown(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -35,7 +45,7 @@ def test_demo_runs_every_script_and_ends_with_its_summary(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_scenes(tmp_path / "scenes", num_train=512, num_val=256, num_test=60, num_pairs=20)
-    monkeypatch.setattr("amp.demo.__main__.subprocess.run", _without_starting)
+    monkeypatch.setattr("amp.demo.__main__.subprocess.run", _forked_but_for_torchrun)
     monkeypatch.setattr("sys.argv", ["amp.demo", "--out", str(tmp_path), "--steps", "20"])
     main()
     shown = capfd.readouterr().out
@@ -56,6 +66,7 @@ def test_demo_runs_every_script_and_ends_with_its_summary(
     for command in ("main_score.py", "main_prune.py", "torchrun --nproc_per_node=2 distill.py", "eval/eval_zsc.py"):
         assert command in shown
 
+    monkeypatch.setattr("amp.demo.__main__.subprocess.run", _forked)
     models = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     again = Demo(tmp_path, 20)
     for stage in (again.train_dense, again.prune, again.distill):

@@ -91,14 +91,14 @@ def test_dividing_a_step_on_one_process_changes_rounding_alone(
 
 
 def test_when_one_process_fails_all_end_and_one_line_says_why(
-    distill_yaml: Path, tmp_path: Path, launch: Callable[..., Any]
+    distill_yaml: Path, tmp_path: Path, torchrun: Callable[..., Any]
 ) -> None:
     images = tmp_path / "images" / "train"
     shutil.copytree(load_config(DistillConfig, distill_yaml).data.root, tmp_path / "images")
     broken = sorted(images.rglob("*.png"))[63]
     broken.write_bytes(b"<html>404</html>")
     words = ["data.strict=true", f"data.root={tmp_path}/images", "output.save_every=1"]
-    done = launch(2, "distill.py", "--config_file", distill_yaml, *(w for word in words for w in ("--set", word)))
+    done = torchrun(2, "distill.py", "--config_file", distill_yaml, *(w for word in words for w in ("--set", word)))
     assert done.returncode != 0
     assert done.stderr.count(f"error: data.strict: {broken}: broken image") == 1
     assert not list((tmp_path / "out" / "checkpoints").glob(".*"))
