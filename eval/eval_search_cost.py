@@ -118,7 +118,7 @@ def main() -> None:
     from amp.data.listing import list_images
     from amp.data.scenes import build_scenes
     from amp.run import world as distributed
-    from amp.score.scoring import score_entropy
+    from amp.score.scoring import score
     from amp.towers import build_tower
 
     with distributed.start() as world:
@@ -126,7 +126,7 @@ def main() -> None:
             world.from_main(lambda: build_scenes(Path(config.data.root), num_val=SCENES))
         tower = build_tower(config.model, str(world.device))
         train = Batches(list_images(config.data, "train"), tower.transform, config.data, config.data.num_samples)
-        scores = score_entropy(tower, train, config.score.inverse_temperature, config.score.absolute)
+        scores = score(tower, train, config.score)
         images_BCSS = next(iter(train)).to(world.device, tower.dtype)
         scoring = time_scoring(tower, images_BCSS, config.score.inverse_temperature)
         say(f"a scoring pass takes {scoring['ratio']:.3f} of forward and backward to the activations alone")

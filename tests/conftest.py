@@ -100,6 +100,12 @@ def tower(golden_model: ModelSettings) -> Tower:
 
 
 @pytest.fixture
+def meta(golden_model: ModelSettings) -> Tower:
+    """The golden network without weights."""
+    return build_tower(golden_model, "meta")
+
+
+@pytest.fixture
 def prune_yaml(tmp_path: Path, golden_images: Path) -> Path:
     """Settings of the golden scoring and pruning; output in tmp_path/out."""
     path = tmp_path / "prune.yaml"

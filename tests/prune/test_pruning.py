@@ -9,8 +9,9 @@ from scripted_meter import INCREASE, ScriptedMeter, search
 from torch import Tensor, nn
 
 from amp.prune.measure.held_out import EntropyMeter
-from amp.score.scoring import score_entropy
+from amp.score.scoring import score
 from amp.settings.model import ModelSettings
+from amp.settings.score import ScoreSettings
 from amp.towers import Tower, build_tower
 
 
@@ -41,7 +42,7 @@ def test_golden_search(tower: Tower, golden: dict[str, Any], scores: list[Tensor
 def test_golden_widths_from_our_own_scores(
     tower: Tower, golden: dict[str, Any], batches: Callable[[str], list[Tensor]], meter: EntropyMeter
 ) -> None:
-    own = score_entropy(tower, batches("train"), 15.0, True)
+    own = score(tower, batches("train"), ScoreSettings())
     search(tower, own, meter)
     assert tower.widths == golden["runs"][0]["widths"]
 

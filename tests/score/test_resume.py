@@ -3,20 +3,20 @@
 import random
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, refusal
-from torch import Tensor
+from conftest import refusal
+from in_turn import start
+from score_many import score_many
 
 from amp.errors import StoppedError
-from amp.score.scoring import score_cross_entropy
-from amp.score.state import ScoringState
+from amp.score.resume import SavedSums
+from amp.score.scores_file import load_scores
 from amp.score.taylor import TaylorScorer
 from amp.towers import Tower
 
@@ -34,14 +34,14 @@ CRITERIA = {
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     """Ctrl-C when `last` batches are done."""
-    step = ScoringState.step
+    step = SavedSums.step
 
-    def step_or_stop(self: ScoringState, scorer: Any) -> None:
+    def step_or_stop(self: SavedSums, scorer: Any) -> None:
         if self.num_batches == last:
             raise KeyboardInterrupt
         step(self, scorer)
 
-    monkeypatch.setattr(ScoringState, "step", step_or_stop)
+    monkeypatch.setattr(SavedSums, "step", step_or_stop)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -60,27 +60,6 @@ def test_interrupted_after_any_batch_it_ends_in_the_same_bytes(
     whole, resumed = tmp_path / "whole", tmp_path / "out"
     assert [path.name for path in resumed.iterdir()] == ["scores.safetensors"]
     assert (resumed / "scores.safetensors").read_bytes() == (whole / "scores.safetensors").read_bytes()
-
-
-def test_labels_go_on_with_their_images(tower: Tower, tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    batches = list(torch.randn(5, 4, 3, 32, 32, generator=generator))
-    classifier_EC, labels = torch.randn(48, 3, generator=generator), [i % 3 for i in range(20)]
-
-    def run(images: Iterable[Tensor], state: ScoringState | None) -> list[Tensor]:
-        return score_cross_entropy(tower, images, classifier_EC, labels, True, state)
-
-    def three() -> Iterator[Tensor]:
-        yield from batches[:3]
-        raise KeyboardInterrupt
-
-    header: dict[str, Any] = {"settings": {}}
-    with pytest.raises(KeyboardInterrupt):
-        run(three(), ScoringState(tmp_path / "sums", header, 2))
-    state = ScoringState(tmp_path / "sums", header, 2)
-    assert state.num_batches == 2
-    resumed, whole = run(batches[2:], state), run(batches, None)
-    assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
 
 
 def test_other_settings_are_refused_by_name(
@@ -116,48 +95,59 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(prune_yaml: Path, tmp_pa
     moments = random.Random(0)
     before = None
     for _ in range(2):
-        running = subprocess.Popen(
-            [sys.executable, "main_score.py", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while running.poll() is None and (unfinished.stat().st_mtime_ns if unfinished.exists() else None) == before:
+        running = start("main_score.py", *words)
+        while running.is_alive() and (unfinished.stat().st_mtime_ns if unfinished.exists() else None) == before:
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.02))
         running.kill()
-        assert running.wait() == -signal.SIGKILL
+        running.join()
+        assert running.exitcode == -signal.SIGKILL
         before = unfinished.stat().st_mtime_ns
     assert call("main_score.py", *words)[0] == 0
     scores = [tmp_path / name / "scores.safetensors" for name in ("whole", "out")]
     assert scores[0].read_bytes() == scores[1].read_bytes()
 
 
-def test_a_process_of_two_is_killed(prune_yaml: Path, tmp_path: Path, launch: Launch, call: Call) -> None:
+def test_two_processes_equal_one_and_go_on_when_one_of_them_is_killed(
+    prune_yaml: Path, golden_images: Path, tmp_path: Path, launch: Launch, call: Call
+) -> None:
+    (tmp_path / "two").mkdir()
     words = ["main_score.py", "--config_file", prune_yaml, *SMALL]
-    whole = launch(2, *words, "--set", f"output.dir={tmp_path}/whole")
-    assert whole.returncode == 0, whole.stderr
-    assert launch(2, "tests/killed_at.py", "amp.score.state.ScoringState.step", 9, *words).returncode == 1
+    others = ["tests/score_many.py", golden_images, tmp_path / "two"]
+    whole = [*words, "--set", f"output.dir={tmp_path}/whole"]
+    # The 16 batches of the whole run come first.
+    killed = ["tests/killed_at.py", "amp.score.resume.SavedSums.step", 16 + 9, "tests/in_turn.py"]
+    first = launch(2, *killed, *others, "--", *whole, "--", *words)
+    assert first.returncode == 1
+    scores = [tmp_path / name / "scores.safetensors" for name in ("whole", "out")]
+    assert [path.exists() for path in scores] == [True, False], first.stderr
     code, _, err = call(*words)
     assert (code, "was made with processes = 2, asked for 1" in err) == (2, True)
     resumed = launch(2, *words)
     assert resumed.returncode == 0, resumed.stderr
     assert "going on after batch " in resumed.stdout + resumed.stderr
-    scores = [tmp_path / name / "scores.safetensors" for name in ("whole", "out")]
     assert scores[0].read_bytes() == scores[1].read_bytes()
+    score_many(str(golden_images), tmp_path / "one")
+    for criterion in ("cross_entropy", "labels", "kl", "reconstruction", "variance"):
+        one, two = (load_scores(tmp_path / name / f"{criterion}.safetensors")[0] for name in ("one", "two"))
+        for one_H, two_H in zip(one, two, strict=True):
+            torch.testing.assert_close(one_H, two_H, rtol=1e-4, atol=5e-5 * one_H.max().item())
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "scores_unfinished.safetensors"
     path.write_bytes(b"no tensors")
-    says = refusal(lambda: ScoringState(path, {"settings": {}}, 1))
+    says = refusal(lambda: SavedSums(path, {"settings": {}}, 1))
     assert says.startswith(f"{path}: cannot be read")
     assert says.endswith("delete it to score anew")
 
 
 def test_where_nothing_can_be_written_it_stops_with_one_line(tower: Tower, tmp_path: Path) -> None:
     scorer = TaylorScorer(tower.slots)
-    state = ScoringState(tmp_path / "a folder" / "sums", {"settings": {}}, 2)
+    state = SavedSums(tmp_path / "a folder" / "sums.safetensors", {"settings": {}}, 2)
     state.step(scorer)
     (tmp_path / "a folder").touch()
-    with pytest.raises(StoppedError, match="sums cannot be written"):
+    with pytest.raises(StoppedError, match=r"sums\.safetensors cannot be written"):
         state.step(scorer)
 
 
@@ -165,11 +155,11 @@ def test_sums_and_counts_come_back(tower: Tower, tmp_path: Path) -> None:
     scorer, other = TaylorScorer(tower.slots), TaylorScorer(tower.slots)
     for number, total in enumerate(scorer.sums):
         total += number + 1
-    state = ScoringState(tmp_path / "sums", {"settings": {}}, 2)
+    state = SavedSums(tmp_path / "sums.safetensors", {"settings": {}}, 2)
     state.step(scorer)
-    assert not (tmp_path / "sums").exists()
+    assert not (tmp_path / "sums.safetensors").exists()
     state.step(scorer)
-    again = ScoringState(tmp_path / "sums", {"settings": {}}, 2)
+    again = SavedSums(tmp_path / "sums.safetensors", {"settings": {}}, 2)
     assert again.num_batches == 2
     again.restore(other)
     assert all(torch.equal(a, b) for a, b in zip(scorer.sums, other.sums, strict=True))
