@@ -12,7 +12,7 @@ from test_taylor import random_batches
 from torch import Tensor
 from toy_blocks import Toy, toy_input
 
-from amp.prune.refit import Compensator
+from amp.prune.refit.ridge import Ridge
 from amp.score.criteria.reconstruction import SensitivityCollector, forward_gains, reconstruction_scores
 from amp.score.scoring import score
 from amp.settings.score import ScoreSettings
@@ -109,7 +109,7 @@ def test_the_first_neurons_by_reconstruction_repair_more_than_others() -> None:
     weight_DH = slot.out_projection.weight.detach().double()
     score_H = forward_gains(moments.covariance_HH, weight_DH, torch.eye(D).double())
     orders = score_H.argsort(descending=True), some_neurons(H)
-    greedy, other = (Compensator(slot, order_H, moments, 1e-3).errors(7)["with"] for order_H in orders)
+    greedy, other = (Ridge(slot, order_H, moments, 1e-3).errors(7)["with"] for order_H in orders)
     assert greedy < 0.9 * other
 
 
