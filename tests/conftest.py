@@ -20,7 +20,7 @@ from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.errors import UserError
 from amp.models.folder import save_tower
-from amp.prune.measure.held_out import EntropyMeter
+from amp.prune.measure.held_out import HeldOutEntropy
 from amp.prune.measure.networks import top_neurons
 from amp.run.console import run_script
 from amp.run.world import World, among
@@ -250,9 +250,9 @@ def scores(golden: dict[str, Any]) -> list[Tensor]:
 
 
 @pytest.fixture
-def meter(tower: Tower, batches: Callable[[str], list[Tensor]]) -> EntropyMeter:
+def held_out(tower: Tower, batches: Callable[[str], list[Tensor]]) -> HeldOutEntropy:
     """The entropy of `tower` on the golden held-out batches."""
-    return EntropyMeter(tower, batches("val"), 15.0)
+    return HeldOutEntropy(tower, batches("val"), 15.0)
 
 
 @pytest.fixture

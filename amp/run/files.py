@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,34 @@ def write_json(path: Path, value: Any) -> None:
     """A JSON file, written beside and renamed."""
     with atomic(path) as partial:
         partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def append_line(path: Path, value: Any) -> None:
+    """A line of JSON, on the disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path, take: Callable[[int, Any], None], advice: str) -> None:
+    """Hands the lines of a file of JSON to `take`, numbered from 0; drops a last one that was not written to its end.
+
+    Args:
+        take: raises ValueError, KeyError, TypeError or AttributeError where a line is not as it should be.
+        advice: what to do about a damaged file.
+    Raises:
+        UserError: a line before the last one is damaged, or there is none.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = text[: text.rfind("\n") + 1]
+    for number, line in enumerate(whole.splitlines() or [""]):
+        try:
+            take(number, json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(path, f"line {number + 1} is damaged ({error}); {advice}") from None
+    if len(whole) < len(text):
+        os.truncate(path, len(whole.encode()))
 
 
 def prepare_output(folder: str) -> Path:

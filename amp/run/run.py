@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from amp.run.console import reproduce, say
 from amp.run.files import prepare_output, read_json, write_json
-from amp.run.identity import check_same, identity, read_header, versions
+from amp.run.identity import check_same, identity, read_header, recorded_frame, versions
 from amp.run.world import start, world
+from amp.settings.model import Frame
 from amp.settings.run import RunConfig
 
 Config = TypeVar("Config")
+RunSettings = TypeVar("RunSettings", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,18 @@ class Run(Generic[Config]):
         """The identity with the versions of the software: what every artifact records."""
         return {**self.identity, "versions": versions()}
 
+    def with_frame(self: "Run[RunSettings]", frame: Frame | None) -> "Run[RunSettings]":
+        """The same run, of a model of that frame where the settings leave it open."""
+        config = self.config.with_frame(frame)
+        decisive = config.decisive()
+        settings = {key: decisive.get(key, value) for key, value in self.identity["settings"].items()}
+        return replace(self, config=config, identity={**self.identity, "settings": settings})
+
+    def with_frame_of(self: "Run[RunSettings]", name: str) -> "Run[RunSettings]":
+        """The same run, of a model of the frame that an artifact records, if it is there."""
+        there = world().from_main(self.path(name).exists)
+        return self.with_frame(recorded_frame(read_header(self.path(name)))) if there else self
+
     def path(self, name: str) -> Path:
         """Of a file or folder of this run."""
         return self.folder / name
@@ -49,7 +63,8 @@ class Run(Generic[Config]):
         there = world().from_main(lambda: all(self.path(name).exists() for name in (first, *others)))
         if there:
             world().from_main(lambda: self.check(first))
-            say(f"already done: {self.path(first)}")
+            names = dict.fromkeys([first, *(name.split("/")[0] for name in others)])
+            say(f"already done: {' and '.join(str(self.path(name)) for name in names)}")
         return there
 
     def check(self, name: str) -> None:
@@ -73,9 +88,6 @@ class Run(Generic[Config]):
         whole = {**record, **self.header, "reproduce": reproduce(script)}
         world().from_main(lambda: write_json(self.path(name), whole))
         return whole
-
-
-RunSettings = TypeVar("RunSettings", bound=RunConfig)
 
 
 @contextmanager

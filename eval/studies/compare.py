@@ -17,11 +17,13 @@ from amp.data.listing import list_images
 from amp.distill.losses import distillation_loss
 from amp.distill.optimizer import make_optimizer, rates
 from amp.distill.students import share_head
-from amp.prune.allocation import neuron_params
-from amp.prune.measure.held_out import EntropyMeter
+from amp.prune.measure.held_out import HeldOutEntropy
 from amp.prune.measure.journal import Journal
-from amp.prune.measure.networks import Candidates, open_compensation
+from amp.prune.measure.networks import NarrowedNetworks, rank
 from amp.prune.pruning import choose_widths
+from amp.prune.refit import open_compensation
+from amp.prune.search import inputs_every
+from amp.prune.size import params_of_widths
 from amp.run.world import world
 from amp.score.scoring import score
 from amp.settings.compare import CompareConfig, CompareRowSettings
@@ -108,7 +110,7 @@ class Seed:
     config: CompareConfig
     seed: int
     _scores: dict[str, list[Tensor]] = field(default_factory=dict)
-    _searches: dict[CompareRowSettings, Candidates] = field(default_factory=dict)
+    _searches: dict[CompareRowSettings, NarrowedNetworks] = field(default_factory=dict)
 
     @cached_property
     def dense(self) -> Tower:
@@ -162,8 +164,7 @@ class Seed:
 
     def share(self, widths: Sequence[int]) -> float:
         """Of the tower's parameters left at these widths."""
-        removed = sum((s.hidden_width - w) * neuron_params(s) for s, w in zip(self.dense.slots, widths, strict=True))
-        return 1 - removed / self.num_params
+        return params_of_widths(self.dense, widths) / self.num_params
 
     def prune(self, row: CompareRowSettings, widths: Sequence[int]) -> Tower:
         """A new tower at these widths, compensated as the row says."""
@@ -171,24 +172,24 @@ class Seed:
         candidates.keep(widths)
         return candidates.tower
 
-    def _candidates(self, row: CompareRowSettings) -> Candidates:
+    def _candidates(self, row: CompareRowSettings) -> NarrowedNetworks:
         """Those of a row's searches; one size's measurements serve the others."""
         if row not in self._searches:
             self._searches = {row: self._dense_candidates(row)}  # Rows come one after another.
         return self._searches[row]
 
-    def _dense_candidates(self, row: CompareRowSettings) -> Candidates:
+    def _dense_candidates(self, row: CompareRowSettings) -> NarrowedNetworks:
         tower, scores = self.build(), self.scores(row.criterion)
         scale = self.config.score.inverse_temperature
-        meter = EntropyMeter(tower, self.held_out_images, scale, every=row.inputs_every)
+        meter = HeldOutEntropy(tower, self.held_out_images, scale, every=inputs_every(row))
         compensation = open_compensation(
             tower,
-            scores,
+            [rank(score_H) for score_H in scores],
             row,
             lambda: self.images("train", self.config.data.batch_size, row.num_calibration_samples),
         )
-        journal = Journal(None, {}, [])
-        return Candidates(tower, scores, meter, journal, compensation, row.compensate_in_search)
+        journal = Journal()
+        return NarrowedNetworks(tower, scores, meter, journal, compensation, row.compensate_in_search)
 
     def distil(self, student: Tower, top1: Callable[[Tower], float]) -> list[tuple[int, float]]:
         """The method's distillation of `student`, in memory. Returns (steps done, top-1), every `measure_every`."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from amp.models.folder import load_tower
-from amp.prune.measure.held_out import EntropyMeter
+from amp.prune.measure.held_out import HeldOutEntropy
 
 Call = Callable[..., tuple[int, str, str]]
 FEW = ("--set", "prune.search_steps=3")
@@ -30,15 +30,15 @@ def without_times(folder: Path) -> dict[str, Any]:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     """Ctrl-C at the `last` measurement."""
-    measure, made = EntropyMeter.measure, []
+    measure, made = HeldOutEntropy.measure, []
 
-    def measure_or_stop(self: EntropyMeter, block: int, batches: range) -> list[float]:
+    def measure_or_stop(self: HeldOutEntropy, block: int, batches: range) -> list[float]:
         made.append(block)
         if len(made) > last:
             raise KeyboardInterrupt
         return measure(self, block, batches)
 
-    monkeypatch.setattr(EntropyMeter, "measure", measure_or_stop)
+    monkeypatch.setattr(HeldOutEntropy, "measure", measure_or_stop)
 
 
 def test_an_interrupted_search_goes_on_and_ends_in_the_same_bytes(

@@ -14,7 +14,7 @@ from mlp_layouts import ALL, D, H, make_block, some_neurons
 from torch import Tensor
 from toy_blocks import Toy, toy_input
 
-from amp.prune.refit import Compensator
+from amp.prune.refit.ridge import Ridge
 from amp.score.criteria.reconstruction import SensitivityCollector, forward_gains
 from amp.score.criteria.reconstruction import score as reconstruction_scores
 from amp.score.scoring import Scoring, score
@@ -114,7 +114,7 @@ def test_the_first_neurons_by_reconstruction_repair_more_than_others() -> None:
     weight_DH = slot.out_projection.weight.detach().double()
     score_H = forward_gains(moments.covariance_HH, weight_DH, torch.eye(D).double())
     orders = score_H.argsort(descending=True), some_neurons(H)
-    greedy, other = (Compensator(slot, order_H, moments, 1e-3).errors(7)["with"] for order_H in orders)
+    greedy, other = (Ridge(slot, order_H, moments, 1e-3).errors(7)["with"] for order_H in orders)
     assert greedy < 0.9 * other
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from conftest import refusal
-from scripted_meter import INCREASE, ScriptedMeter
+from scripted_entropy import INCREASE, ScriptedEntropy
 from torch import Tensor
 
-from amp.prune.blocks import WidthsFound, find_widths
+from amp.prune.blocks import WidthsFound, search_blocks
 from amp.prune.measure.journal import Journal
-from amp.prune.measure.networks import Candidates
+from amp.prune.measure.networks import NarrowedNetworks
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
 
@@ -23,8 +23,8 @@ def open_journal(path: Path, thresholds: tuple[float, ...] = (INCREASE,), **sett
     return Journal(path, header, list(thresholds))
 
 
-class Killed(ScriptedMeter):
-    """A meter of many batches, that dies at its `last` measurement."""
+class Killed(ScriptedEntropy):
+    """An entropy of many batches, that dies at its `last` measurement."""
 
     def __init__(self, tower: Tower, last: int | None = None) -> None:
         super().__init__(tower, lambda widths: sum(0.003 * 256 / width for width in widths))
@@ -41,9 +41,9 @@ class Killed(ScriptedMeter):
         return [entropy * (1 + 0.1 * ((batch * 7) % 5 - 2)) for batch in batches]
 
 
-def run(tower: Tower, scores: list[Tensor], meter: Killed, journal: Journal, search: Any) -> WidthsFound:
+def run(tower: Tower, scores: list[Tensor], held_out: Killed, journal: Journal, search: Any) -> WidthsFound:
     settings = SearchSettings(search=search, preset="fast")
-    return find_widths(Candidates(tower, scores, meter, journal), settings, INCREASE)
+    return search_blocks(NarrowedNetworks(tower, scores, held_out, journal), settings, INCREASE)
 
 
 @pytest.mark.parametrize("search", ["plain", "exact", "racing"])
@@ -51,7 +51,7 @@ def test_killed_at_any_measurement_it_ends_the_same(
     tower: Tower, scores: list[Tensor], tmp_path: Path, search: Any
 ) -> None:
     whole = Killed(tower)
-    expected = run(tower, scores, whole, Journal(None, HEADER, []), search)
+    expected = run(tower, scores, whole, Journal(), search)
     number = len(whole.asked)
     assert number >= 30
     for last in range(0, number, max(1, number // 20)):
@@ -115,9 +115,9 @@ def test_what_a_clock_said_stands(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     seconds = iter([0.7, 0.9])
     journal = open_journal(path)
-    assert [journal.share((8, 4), lambda: next(seconds)) for _ in range(2)] == [0.7, 0.7]
+    assert [journal.size((8, 4), lambda: next(seconds)) for _ in range(2)] == [0.7, 0.7]
     journal.add((8, 4), [0.5])
     resumed = open_journal(path)
-    assert resumed.share((8, 4), lambda: next(seconds)) == 0.7
+    assert resumed.size((8, 4), lambda: next(seconds)) == 0.7
     assert resumed[8, 4] == [0.5]
-    assert resumed.share((8, 8), lambda: next(seconds)) == 0.9
+    assert resumed.size((8, 8), lambda: next(seconds)) == 0.9

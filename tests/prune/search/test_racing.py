@@ -5,7 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from amp.prune.search.racing import ENOUGH, FIRST_LOOK, Race, Series
+from amp.prune.search import Series
+from amp.prune.search._estimate import FIRST_LOOK, estimates
+from amp.prune.search.plain import AllBatches
+from amp.prune.search.racing import ENOUGH, Race
 
 POPULATION = 400
 
@@ -27,17 +30,17 @@ NOTHING = [0.0] * POPULATION
 def decide(race: Race, values: list[float], low: float, high: float, step: float = 0.0) -> tuple[float, int]:
     """The race's value and the batches it took of the probe, beside a reference of zeros."""
     probe = known(values)
-    return race.run(probe, known(NOTHING), [], low, high, step), len(probe)
+    return race.decide(probe, known(NOTHING), [], low, high, step), len(probe)
 
 
-def test_without_a_confidence_all_batches_are_measured_at_once() -> None:
+def test_without_a_race_all_batches_are_measured_at_once() -> None:
     values, asked = population(0, 100.0), []
 
     def measure(count: int) -> list[float]:
         asked.append(count)
         return values[:count]
 
-    found = Race(POPULATION).run(Series(64, measure), known(NOTHING), [], -math.inf, 0.0)
+    found = AllBatches(POPULATION).decide(Series(64, measure), known(NOTHING), [], -math.inf, 0.0)
     assert found == math.fsum(values) / POPULATION
     assert asked == [POPULATION]
 
@@ -109,7 +112,7 @@ def test_a_network_that_cannot_be_measured_any_more_still_tells_of_others() -> N
     taken = []
     for others in ([], [known(one, POPULATION).frozen()]):
         probe = known(two)
-        found = Race(POPULATION, 3.0).run(probe, known(base, POPULATION), others, -math.inf, truth - 0.03)
+        found = Race(POPULATION, 3.0).decide(probe, known(base, POPULATION), others, -math.inf, truth - 0.03)
         assert found > truth - 0.03
         taken.append(len(probe))
     assert taken[1] < taken[0] / 4
@@ -132,7 +135,7 @@ def test_a_probe_that_is_known_well_tells_of_one_like_it() -> None:
         limit = truth - 0.03
         for taken, others in ((alone, []), (told, [known(one, POPULATION, 32)])):
             probe, reference = known(two), known(base, POPULATION)
-            found = Race(POPULATION, 4.0).run(probe, reference, others, -math.inf, limit)
+            found = Race(POPULATION, 4.0).decide(probe, reference, others, -math.inf, limit)
             assert (found <= limit) == (truth <= limit)
             taken.append(len(probe))
     assert np.mean(told) < np.mean(alone) / 4
@@ -162,10 +165,10 @@ def test_the_errors_are_honest(few: int, many: int) -> None:
         _, _, three = alike(seed + 5000)
         truth = math.fsum(two) / POPULATION - math.fsum(base) / POPULATION
         others = [known(one, many, 32), known(three, many, 128)]
-        fits = list(Race(POPULATION, 4.0).fits(known(two, few), known(base, many), others))
-        assert len(fits) == 3
-        good = [abs(fit.value - truth) <= fit.error for fit in fits]
+        found = list(estimates(known(two, few), known(base, many), others, POPULATION))
+        assert len(found) == 3
+        good = [abs(one.value - truth) <= one.error for one in found]
         within.append(good)
-        best.append(good[min(range(len(fits)), key=lambda i: fits[i].error)])
+        best.append(good[min(range(len(found)), key=lambda i: found[i].error)])
     for share in [*np.mean(within, axis=0), np.mean(best)]:
         assert 0.58 < share < 0.76

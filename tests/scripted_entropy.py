@@ -1,4 +1,4 @@
-"""The search of the tests of the pruning, and a meter that is any function of the widths."""
+"""The search of the tests of the pruning, and an entropy that is any function of the widths."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from amp.prune.measure.journal import Journal
-from amp.prune.measure.networks import Candidates
+from amp.prune.measure.networks import NarrowedNetworks
 from amp.prune.pruning import Pruned, prune
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
@@ -14,7 +14,7 @@ from amp.towers import Tower
 INCREASE, STEPS = 1e-2, 6
 
 
-class ScriptedMeter:
+class ScriptedEntropy:
     """Any function of the tower's widths in the place of its entropy; remembers the widths it was asked of."""
 
     def __init__(self, tower: Tower, entropy: Callable[[list[int]], float]) -> None:
@@ -30,10 +30,10 @@ class ScriptedMeter:
         pass
 
 
-def candidates(tower: Tower, scores: Sequence[Tensor], meter: Any) -> Candidates:
-    return Candidates(tower, scores, meter, Journal(None, {}, []))
+def networks_of(tower: Tower, scores: Sequence[Tensor], held_out: Any) -> NarrowedNetworks:
+    return NarrowedNetworks(tower, scores, held_out, Journal())
 
 
-def search(tower: Tower, scores: Sequence[Tensor], meter: Any, increase: float = INCREASE, **others: Any) -> Pruned:
+def search(tower: Tower, scores: Sequence[Tensor], held_out: Any, increase: float = INCREASE, **others: Any) -> Pruned:
     settings = SearchSettings(entropy_increase=increase, search_steps=STEPS, **others)
-    return prune(candidates(tower, scores, meter), settings)
+    return prune(networks_of(tower, scores, held_out), settings)

@@ -12,6 +12,9 @@ from mlp_layouts import NORMED, PLAIN, D, H, make_block, some_neurons
 from torch import Tensor, nn
 
 from amp.prune.refit import Compensation, Compensator, NormedCompensator
+from amp.prune.refit.mean import MeanShift, NormedMeanShift
+from amp.prune.refit.ridge import NormedRidge, Ridge
+from amp.settings.prune import SearchSettings
 from amp.statistics.moments import MomentCollector, Moments, TokenCollector, group_bytes
 from amp.towers.slots import MlpSlot
 
@@ -27,6 +30,15 @@ def _make(name: str) -> Mlp:
 @pytest.fixture(params=PLAIN)
 def mlp(request: pytest.FixtureRequest) -> Mlp:
     return _make(request.param)
+
+
+def _compensator(slot: MlpSlot, order_H: Tensor, moments: Moments, damping: float | None) -> Compensator:
+    """Ridge; mean shift where there is no damping."""
+    return MeanShift(slot, order_H, moments) if damping is None else Ridge(slot, order_H, moments, damping)
+
+
+def _normed(slot: MlpSlot, inputs_ND: Tensor, damping: float | None) -> NormedCompensator:
+    return NormedMeanShift(slot, inputs_ND) if damping is None else NormedRidge(slot, inputs_ND, damping)
 
 
 @torch.no_grad()
@@ -69,7 +81,7 @@ def test_ridge_is_the_damped_least_squares_in_float64(mlp: Mlp, width: int, damp
     c_KR = torch.linalg.solve(normal_KK, kept_NK.T @ removed_NR / len(a_NH))
     expected_DK = weight_DH[:, :width] + weight_DH[:, width:] @ c_KR.T
     expected_D = weight_DH[:, width:] @ (mean_H[width:] - c_KR.T @ mean_H[:width])
-    weight_DK, shift_D = Compensator(slot, order_H, _moments(module, slot, x), damping).refit(width)
+    weight_DK, shift_D = Ridge(slot, order_H, _moments(module, slot, x), damping).refit(width)
     torch.testing.assert_close(weight_DK, expected_DK, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(shift_D, expected_D, rtol=1e-4, atol=1e-6)
 
@@ -82,9 +94,9 @@ def test_the_sliced_mlp_errs_as_foretold_and_never_more_than_uncompensated(
     module, slot, order_H, x = mlp
     moments = _moments(module, slot, x)
     if damping is None and slot.out_projection.bias is None:
-        assert "no bias to shift" in refusal(lambda: Compensator(slot, order_H, moments, damping))
+        assert "no bias to shift" in refusal(lambda: MeanShift(slot, order_H, moments))
         return
-    compensator = Compensator(slot, order_H, moments, damping)
+    compensator = _compensator(slot, order_H, moments, damping)
     with torch.no_grad():
         dense = module(x)
         slot.keep(order_H[:width].sort().values)
@@ -104,7 +116,7 @@ def test_the_sliced_mlp_errs_as_foretold_and_never_more_than_uncompensated(
 def test_a_hidden_norm_is_compensated_as_it_is_once_sliced(name: str, damping: float | None) -> None:
     module, slot, order_H, x = _make(name)
     tokens_ND = x.flatten(0, 1)
-    compensator = NormedCompensator(slot, tokens_ND, damping)
+    compensator = _normed(slot, tokens_ND, damping)
     with torch.no_grad():
         dense = module(x)
         slot.keep(order_H[:9].sort().values)
@@ -146,8 +158,10 @@ def test_blocks_are_prepared_together_where_memory_allows() -> None:
                 module(x)
 
     batches = _make("timm-mlp")[3].chunk(5)
-    all_at_once = Compensation(slots, orders, run, batches, 1e-3)
-    two_at_once = Compensation(slots, orders, run, batches, 1e-3, gigabytes=group_bytes([H, H]) / 1e9)
+    all_at_once = Compensation(slots, orders, run, batches, SearchSettings(compensation="ridge"))
+    two_at_once = Compensation(
+        slots, orders, run, batches, SearchSettings(compensation="ridge"), gigabytes=group_bytes([H, H]) / 1e9
+    )
     for block in (3, 2, 1, 0):
         weights = [each.of(block).refit(7)[0] for each in (all_at_once, two_at_once)]  # type: ignore[union-attr]
         assert torch.equal(*weights)
@@ -160,10 +174,10 @@ def test_linearly_dependent_neurons_need_damping() -> None:
     covariance_HH = moments.covariance_HH.clone()
     covariance_HH[3], covariance_HH[:, 3] = 0.0, 0.0
     silent = replace(moments, covariance_HH=covariance_HH)
-    message = refusal(lambda: Compensator(slot, order_H, silent, 0.0))
+    message = refusal(lambda: Ridge(slot, order_H, silent, 0.0))
     assert "prune.damping: 0.0" in message
     assert "block blocks.0" in message
-    weight_DK, shift_D = Compensator(slot, order_H, silent, 1e-4).refit(10)
+    weight_DK, shift_D = Ridge(slot, order_H, silent, 1e-4).refit(10)
     assert weight_DK.isfinite().all()
     assert shift_D.isfinite().all()
 
@@ -177,7 +191,7 @@ def test_too_few_tokens_and_infinite_ones_are_refused() -> None:
 
 def test_a_probe_leaves_the_whole_mlp_as_it_was() -> None:
     module, slot, order_H, x = _make("timm-mlp")
-    compensator = Compensator(slot, order_H, _moments(module, slot, x), 1e-4)
+    compensator = Ridge(slot, order_H, _moments(module, slot, x), 1e-4)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with slot.narrowed(order_H[:5].sort().values):
         compensator.apply(slot, 5)

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import refusal
-from mlp_layouts import ALL, H, make_block
-from scripted_meter import ScriptedMeter, candidates
+from scripted_entropy import ScriptedEntropy, networks_of
 from torch import Tensor
 
-from amp.prune.allocation import Widths, global_widths, neuron_params, uniform_widths, widths_of_size
+from amp.prune.allocation._by_share import widths_of_size
+from amp.prune.allocation.global_ import global_widths
+from amp.prune.allocation.uniform import uniform_widths
 from amp.prune.pruning import prune
+from amp.prune.size import Widths, neuron_params
 from amp.settings.prune import SearchSettings, TargetSettings
 from amp.towers import Tower
 
@@ -33,14 +35,6 @@ def random_scores(tower: Tower) -> list[Tensor]:
 
 def both(tower: Tower) -> list[Callable[[float], Widths]]:
     return [partial(uniform_widths, tower.slots), partial(global_widths, tower.slots, random_scores(tower))]
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_neuron_params_are_what_a_slice_takes_away(name: str) -> None:
-    block, slot = make_block(name)
-    before, per_neuron = sum(p.numel() for p in block.parameters()), neuron_params(slot)
-    slot.keep(torch.arange(H - 3))
-    assert before - sum(p.numel() for p in block.parameters()) == 3 * per_neuron
 
 
 @pytest.mark.parametrize("target", [0.99, 0.8, 0.5, 0.4])
@@ -79,14 +73,14 @@ def test_a_pruning_without_search_keeps_the_top_neurons_of_its_widths(
     tower: Tower, target: TargetSettings, allocation: str
 ) -> None:
     scores, share = random_scores(tower), share_of(tower)
-    meter = ScriptedMeter(tower, lambda widths: float(sum(widths)))
+    held_out = ScriptedEntropy(tower, lambda widths: float(sum(widths)))
     settings = SearchSettings.model_validate({"allocation": allocation, "target": target})
     widths_of = both(tower)[allocation == "global"]
     expected = widths_of_size(widths_of, share, 0.6 if target.params else 1 / 1.6)
-    result = prune(candidates(tower, scores, meter), settings, share)
+    result = prune(networks_of(tower, scores, held_out), settings, share)
     assert tower.widths == expected
     assert [len(kept) for kept in result.kept] == expected
-    assert meter.asked == [[256] * 5, expected], "the dense network and the pruned one, no probe"
+    assert held_out.asked == [[256] * 5, expected], "the dense network and the pruned one, no probe"
     assert result.entropies == {"dense_entropy": 1280.0, "final_entropy": float(sum(expected)), "probes": []}
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 import transformers
 from conftest import GOLDEN, WORLD, refusal
-from scripted_meter import INCREASE, candidates
+from scripted_entropy import INCREASE, networks_of
 from torch import Tensor
 
-from amp.prune.blocks import WidthsFound, find_widths
-from amp.prune.measure.held_out import EntropyMeter
+from amp.prune.blocks import WidthsFound, search_blocks
+from amp.prune.measure.held_out import HeldOutEntropy
 from amp.prune.measure.replay import Replay
-from amp.prune.measure.store import Shelf
+from amp.prune.measure.store import InputStore
 from amp.settings.model import ModelSettings
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower, build_tower
@@ -66,7 +66,7 @@ def test_every_block_replays_the_whole_run(name: str, precision: Any, tmp_path: 
     modules = dict(tower.visual.named_modules())
     with torch.inference_mode():
         expected = [tower.feature(images_BCSS) for images_BCSS in batches]
-        replay = Replay(tower, batches, Shelf("host", WORLD.device), every=2)
+        replay = Replay(tower, batches, InputStore("host", WORLD.device), every=2)
         assert replay.batch_size == 2
         for block in reversed(range(len(tower.blocks))):
             # Lazily: the second look needs a batch more.
@@ -81,44 +81,46 @@ def test_every_block_replays_the_whole_run(name: str, precision: Any, tmp_path: 
 def test_exact_search_equals_the_plain_one_wherever_inputs_are_kept(
     tower: Tower, scores: list[Tensor], batches: Callable[[str], list[Tensor]], tmp_path: Path, place: Any, every: int
 ) -> None:
-    def find(*store: Any) -> tuple[WidthsFound, EntropyMeter]:
-        meter = EntropyMeter(tower, batches("val"), 15.0, *store)
-        return find_widths(candidates(tower, scores, meter), SearchSettings(search_steps=2), INCREASE), meter
+    def find(*store: Any) -> tuple[WidthsFound, HeldOutEntropy]:
+        held_out = HeldOutEntropy(tower, batches("val"), 15.0, *store)
+        return search_blocks(networks_of(tower, scores, held_out), SearchSettings(search_steps=2), INCREASE), held_out
 
     plain, _ = find()
-    found, meter = find(Shelf(place, WORLD.device, tmp_path / "inputs"), every)
+    found, held_out = find(InputStore(place, WORLD.device, tmp_path / "inputs"), every)
     assert found == plain
-    assert meter.cost["block_forwards"] == 2 * (5 + 2 * (1 + 2 + 3 + 4 + 5) + sum(b % every for b in range(4)))
-    assert meter.cost["images"] == 32 * 2 * (1 + 10)
+    assert held_out.cost["block_forwards"] == 2 * (5 + 2 * (1 + 2 + 3 + 4 + 5) + sum(b % every for b in range(4)))
+    assert held_out.cost["images"] == 32 * 2 * (1 + 10)
     assert (tmp_path / "inputs").exists() == (place == "disk")
-    meter.close()
+    held_out.close()
     assert not (tmp_path / "inputs").exists()
 
 
-def test_a_meter_pays_what_it_says(tower: Tower, scores: list[Tensor], batches: Callable[[str], list[Tensor]]) -> None:
+def test_the_blocks_that_run_are_those_that_are_counted(
+    tower: Tower, scores: list[Tensor], batches: Callable[[str], list[Tensor]]
+) -> None:
     """Lazily, by racing, at one threshold after another: the blocks that ran are those that were charged."""
     ran: list[int] = []
     for block in tower.blocks.values():
         block.register_forward_hook(lambda module, inputs, output: ran.append(len(output)))
     images = torch.cat(batches("val"))
-    meter = EntropyMeter(tower, list(images.split(4)), 15.0, every=3)
+    held_out = HeldOutEntropy(tower, list(images.split(4)), 15.0, every=3)
     proof = len(ran)
     settings = SearchSettings(search="racing", preset="fast", search_steps=4)
-    networks = candidates(tower, scores, meter)
+    networks = networks_of(tower, scores, held_out)
     for threshold in (INCREASE, INCREASE / 10):
-        find_widths(networks, settings, threshold)
-    assert len(ran) - proof == meter.cost["block_forwards"]
+        search_blocks(networks, settings, threshold)
+    assert len(ran) - proof == held_out.cost["block_forwards"]
 
 
 def test_what_is_kept_is_foretold(tower: Tower, batches: Callable[[str], list[Tensor]]) -> None:
-    replay = Replay(tower, batches("val"), Shelf("host", WORLD.device), every=2)
+    replay = Replay(tower, batches("val"), InputStore("host", WORLD.device), every=2)
     one_input, images = 64 * 17 * 64 * 4, 64 * 3 * 32 * 32 * 4
     assert replay.stored_bytes == images + 3 * one_input  # of blocks 2 and 4, and of the one that runs
 
 
 def test_blocks_are_back_after_an_exception(tower: Tower, batches: Callable[[str], list[Tensor]]) -> None:
     modules = dict(tower.visual.named_modules())
-    replay = Replay(tower, batches("val"), Shelf("host", WORLD.device), every=2)
+    replay = Replay(tower, batches("val"), InputStore("host", WORLD.device), every=2)
     with pytest.raises(ZeroDivisionError):
         replay.map(3, range(1), lambda feature_BD: 1 / 0)
     assert dict(tower.visual.named_modules()) == modules
@@ -131,7 +133,7 @@ def test_a_tower_that_cannot_be_replayed_is_refused(tower: Tower, batches: Calla
     embed.register_forward_hook(lambda module, inputs, output: seen.append(output.mean()))
     list(tower.blocks.values())[-1].register_forward_hook(lambda module, inputs, output: output * seen[-1])
     with pytest.raises(RuntimeError, match=r"prune\.search: plain"):
-        Replay(tower, batches("val"), Shelf("host", WORLD.device), every=2)
+        Replay(tower, batches("val"), InputStore("host", WORLD.device), every=2)
 
 
 def test_a_full_device_is_the_users_to_mend() -> None:
@@ -140,4 +142,4 @@ def test_a_full_device_is_the_users_to_mend() -> None:
             raise torch.OutOfMemoryError
 
     full: Any = Full()
-    assert "prune.store" in refusal(lambda: Shelf("device", WORLD.device).put((0, 0), full))
+    assert "prune.store" in refusal(lambda: InputStore("device", WORLD.device).put((0, 0), full))

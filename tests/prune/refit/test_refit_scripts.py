@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from amp.models.folder import load_tower
-from amp.prune.measure.held_out import EntropyMeter
+from amp.prune.measure.held_out import HeldOutEntropy
 
 RIDGE = ("prune.compensation=ridge", "prune.num_calibration_samples=64", "prune.entropy_increase=0.05")
 WIDTHS = "prune.widths=[100, 7, 256, 31, 64]"
@@ -40,7 +40,7 @@ def test_the_saved_network_is_the_one_that_was_judged(
     for error, width in zip(record["compensation"], record["widths"], strict=True):
         assert error["with"] <= error["without"] + 1e-9
         assert (error["without"] > 0) == (width < 256)
-    entropy = EntropyMeter(load_tower(scored / "pruned"), batches("val"), 15.0)()
+    entropy = HeldOutEntropy(load_tower(scored / "pruned"), batches("val"), 15.0)()
     assert record["final_entropy"] == pytest.approx(entropy, abs=1e-5)
 
 
