@@ -80,6 +80,13 @@ def test_files_and_functions_stay_small(module: str) -> None:
             assert node.end_lineno - node.lineno < 60, node.name
 
 
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for top in ("amp", "eval", "tests") for path in (ROOT / top).rglob("*.py")}), ids=str
+)
+def test_folders_stay_small(folder: Path) -> None:
+    assert len(list(folder.glob("*.py"))) <= 12
+
+
 @pytest.mark.parametrize("module", [m for m in SOURCES if not m.startswith("amp.towers")])
 def test_no_ladder_over_frames_outside_towers(module: str) -> None:
     for node in ast.walk(ast.parse(SOURCES[module].read_text())):

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from amp.settings.base import ASIDE, Count, Fraction, NonNegative, Positive, Settings
 from amp.settings.data import DataSettings
 from amp.settings.model import Frame, ModelSettings
-from amp.settings.run import RunConfig
+from amp.settings.run import OutputSettings, RunConfig
 from amp.settings.score import ScoreSettings
 
 
@@ -110,6 +110,7 @@ class PruneConfig(RunConfig):
     data: PruneDataSettings
     score: ScoreSettings = ScoreSettings()
     prune: SearchSettings = SearchSettings()
+    output: OutputSettings = Field(**ASIDE)
 
     @model_validator(mode="after")
     def _allocation_has_a_size(self) -> "PruneConfig":
