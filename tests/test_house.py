@@ -19,7 +19,7 @@ PACKAGES = [
     {"amp.evaluate"},
     {"amp.score", "amp.prune", "amp.distill"},
     {"amp"},
-    {"amp.commands", "amp.demo", "amp.checkpoint"},
+    {"amp.commands", "amp.demo"},
     {"studies"},
     {"scripts"},
 ]
@@ -31,8 +31,8 @@ def _module(path: Path) -> str:
 
 
 def _package(module: str) -> str:
-    if module.endswith("__main__"):
-        return "amp.commands"
+    if module in ("amp.towers.__main__", "amp.settings.__main__", "amp.checkpoint"):
+        return "amp.commands"  # They are the names that these commands are called by.
     if not module.startswith(("amp", "studies")):
         return "scripts"
     return ".".join(module.split(".")[: 1 if module.startswith("studies") else 2])

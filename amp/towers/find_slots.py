@@ -64,7 +64,8 @@ def find_slots(blocks: Mapping[str, nn.Module], run: Callable[[], object] | None
         found = [
             (slot, m)
             for slot, m in found
-            if _signature(slot, m) in _proved or _probe(slot, m, inputs().get(name) if m is block else None)
+            if (_signature(slot, m), run is None) in _proved
+            or _probe(slot, m, inputs().get(name) if m is block else None)
         ]
         if len(found) != 1:
             raise UserError(
@@ -73,7 +74,7 @@ def find_slots(blocks: Mapping[str, nn.Module], run: Callable[[], object] | None
                 "expected one: Linear D->H (or two, or D->2H), an optional norm of width H, Linear H->D",
             )
         slot, module = found[0]
-        _proved.add(_signature(slot, module))
+        _proved.add((_signature(slot, module), run is None))
         slots.append(slot)
     return tuple(slots)
 
