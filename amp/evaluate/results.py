@@ -10,14 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from amp.errors import UserError, under
+from amp.registry import FRAMES
 from amp.run.console import say
 from amp.run.files import file_sha256, prepare_output, read_json, write_json
 from amp.run.identity import first_difference
 from amp.settings.base import Precision
-from amp.settings.model import Frame
 
 if TYPE_CHECKING:
     from amp.towers import Tower
@@ -27,7 +27,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """--model, --model_type, --pretrained and --img_size, as `amp.checkpoint.open_tower` takes them."""
     add = parser.add_argument
     add("--model", metavar="NAME|JSON|FOLDER", help="library's model name, an open_clip model JSON or a pruned/ folder")
-    add("--model_type", choices=get_args(Frame), help="library of it (default: the folder's own, else open_clip)")
+    add("--model_type", choices=FRAMES.names, help="library of it (default: the folder's own, else open_clip)")
     add("--pretrained", metavar="CKPT", help="weights: a tag, a file or a pruned/ folder (default: random, seeded)")
     add("--img_size", type=int, metavar="PIXELS", help="side of a dense model's images (default: the model's own)")
 

@@ -7,14 +7,13 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
 from amp.errors import UserError
-from amp.settings.distill import DistillConfig
+from amp.registry import FRAMES
 from amp.settings.load import CONFIGS, Config, load_config
-from amp.settings.model import Frame
 from amp.settings.prune import PruneConfig
 
 PAGE = """# Settings
@@ -42,14 +41,14 @@ def parse_args(
     )
     parser.add_argument("--config_file", required=True, metavar="YAML", help="settings of the run (required)")
     parser.add_argument(
-        "--frame", choices=get_args(Frame), help="library of the model (default: the YAML's, else open_clip)"
+        "--frame", choices=FRAMES.names, help="library of the model (default: the YAML's, else open_clip)"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, repeatable"
     )
     args: argparse.Namespace = parser.parse_args(argv)
-    base = "teacher" if config_class is DistillConfig else "model"
-    frame: list[str] = [f"{base}.frame={args.frame}"] if args.frame else []
+    dense = "teacher" if "teacher" in config_class.model_fields else "model"
+    frame: list[str] = [f"{dense}.frame={args.frame}"] if args.frame else []
     return load_config(config_class, args.config_file, [*args.set, *frame])
 
 
@@ -137,7 +136,7 @@ def settings_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _choices(kind: Any) -> list[str]:
+def _choices(kind: object) -> list[str]:
     """The words that a setting allows, if it is one of few."""
     if get_origin(kind) is Literal:
         return list(get_args(kind))

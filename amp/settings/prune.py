@@ -8,7 +8,7 @@ from amp.registry import ALLOCATIONS, COMPENSATIONS, SEARCHES
 from amp.settings.base import ASIDE, Count, Fraction, NonNegative, Positive, Settings, names_of
 from amp.settings.data import DataSettings
 from amp.settings.model import Frame, ModelSettings
-from amp.settings.run import RunConfig
+from amp.settings.run import OutputSettings, RunConfig
 from amp.settings.score import ScoreSettings
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class PruneConfig(RunConfig):
     data: PruneDataSettings
     score: ScoreSettings = ScoreSettings()
     prune: SearchSettings = SearchSettings()
+    output: OutputSettings = Field(**ASIDE)
 
     @model_validator(mode="after")
     def _allocation_has_a_size(self) -> "PruneConfig":

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from amp.towers import Tower
+from amp.towers.base import Tower
 
 
 def first_input(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:

@@ -1,7 +1,6 @@
-"""timm's towers, and DINOv2 from Meta's files: equal to Meta's own formulation, at other sizes too."""
+"""timm's towers, DINOv2 among them: readouts, slices, folders, refusals, every script."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
+from meta_dinov2 import MetaDinov2
 from PIL import Image
 from torch import Tensor
 
@@ -86,82 +85,6 @@ def _zeroed(tower: Tower, kept: list[list[int]], images: Tensor) -> Tensor:
 def test_head_is_found_by_what_the_last_block_depends_on() -> None:
     settings = ModelSettings(frame="timm", name="vit_base_patch16_224", kwargs=TINY)
     assert after_last_block(build_tower(settings, "meta")) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
-
-
-class MetaDinov2:
-    """Meta's DINOv2 with SwiGLU, from its description: pre-norm blocks, layer scale, CLS first."""
-
-    def __init__(self, width: int = 64, hidden: int = 176, depth: int = 3, side: int = 4, patch: int = 8) -> None:
-        generator = torch.Generator().manual_seed(1)
-
-        def random(*shape: int, scale: float = 0.1) -> Tensor:
-            return scale * torch.randn(shape, generator=generator)
-
-        self.width, self.heads, self.depth, self.side, self.patch = width, 4, depth, side, patch
-        self.state = {
-            "cls_token": random(1, 1, width),
-            "mask_token": random(1, width),
-            "pos_embed": random(1, 1 + side**2, width, scale=1.0),
-            "patch_embed.proj.weight": random(width, 3, patch, patch),
-            "patch_embed.proj.bias": random(width),
-            "norm.weight": 1 + random(width),
-            "norm.bias": random(width),
-        }
-        for i in range(depth):
-            shapes = {
-                **{f"norm{n}.{key}": (width,) for n in (1, 2) for key in ("weight", "bias")},
-                **{"attn.qkv.weight": (3 * width, width), "attn.qkv.bias": (3 * width,)},
-                **{"attn.proj.weight": (width, width), "attn.proj.bias": (width,)},
-                **{"ls1.gamma": (width,), "ls2.gamma": (width,)},
-                **{"mlp.w12.weight": (2 * hidden, width), "mlp.w12.bias": (2 * hidden,)},
-                **{"mlp.w3.weight": (width, hidden), "mlp.w3.bias": (width,)},
-            }
-            self.state |= {f"blocks.{i}.{key}": random(*shape, scale=0.2) for key, shape in shapes.items()}
-
-    def positions(self, side: int) -> Tensor:
-        position = self.state["pos_embed"]
-        if side == self.side:
-            return position
-        grid = position[:, 1:].reshape(1, self.side, self.side, self.width).permute(0, 3, 1, 2)
-        scale = (side + 0.1) / math.sqrt(self.side**2)
-        grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", antialias=False)
-        return torch.cat([position[:, :1], grid.permute(0, 2, 3, 1).reshape(1, side**2, self.width)], dim=1)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        s = self.state
-        x = F.conv2d(images, s["patch_embed.proj.weight"], s["patch_embed.proj.bias"], stride=self.patch)
-        side = x.shape[-1]
-        x = torch.cat([s["cls_token"].expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
-        x = x + self.positions(side)
-        for i in range(self.depth):
-            b = {k.removeprefix(f"blocks.{i}."): v for k, v in s.items() if k.startswith(f"blocks.{i}.")}
-            x = x + b["ls1.gamma"] * self._attention(b, self._norm(x, b["norm1.weight"], b["norm1.bias"]))
-            gate, value = F.linear(
-                self._norm(x, b["norm2.weight"], b["norm2.bias"]), b["mlp.w12.weight"], b["mlp.w12.bias"]
-            ).chunk(2, dim=-1)
-            x = x + b["ls2.gamma"] * F.linear(F.silu(gate) * value, b["mlp.w3.weight"], b["mlp.w3.bias"])
-        return self._norm(x, s["norm.weight"], s["norm.bias"])[:, 0]
-
-    def _norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.layer_norm(x, (self.width,), weight, bias, eps=1e-6)
-
-    def _attention(self, b: dict[str, Tensor], x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        qkv = F.linear(x, b["attn.qkv.weight"], b["attn.qkv.bias"])
-        q, k, v = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.transpose(-2, -1) / math.sqrt(width // self.heads)).softmax(dim=-1)
-        return F.linear((weights @ v).transpose(1, 2).reshape(x.shape), b["attn.proj.weight"], b["attn.proj.bias"])
-
-
-@pytest.mark.parametrize("size", [32, 48, 64, 16])
-def test_metas_file_gives_metas_features(size: int, tmp_path: Path) -> None:
-    reference = MetaDinov2()
-    torch.save(reference.state, tmp_path / "dinov2.pth")
-    kwargs = {**GATED, "img_size": size}
-    tower = _build("dinov2", "vit_giant_patch14_dinov2", kwargs, pretrained=str(tmp_path / "dinov2.pth"))
-    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    assert tower.feature(images).shape == (4, 64)
-    assert torch.allclose(tower.feature(images), reference(images), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Published AMP checkpoints: bare state dicts of a pruned vision tower, in the names of the model's original code.
+"""The names that a tower's tensors have in the model's original code, and so in published checkpoints.
 
 | model | names |
 |---|---|
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from amp.errors import UserError
 from amp.towers.base import Tower
-from amp.towers.frames.timm import resample_like_meta
+from amp.towers.frames.dinov2 import resample_positions
 
 State = dict[str, Tensor]
 PREFIXES = ("module.", "_orig_mod.", "model.", "visual.")
@@ -76,7 +76,7 @@ def from_original(state: Mapping[str, Tensor], tower: Tower) -> State:
     own = rename(state, tower)
     if _is_dinov2(tower) and "pos_embed" in own and _has_class_token(own["pos_embed"]):
         visual: Any = tower.visual
-        position_1TD = resample_like_meta(own["pos_embed"], visual.patch_embed.grid_size)
+        position_1TD = resample_positions(own["pos_embed"], visual.patch_embed.grid_size)
         if "reg_token" in own:
             # timm adds the class token's position to the token itself.
             own["cls_token"] = own["cls_token"] + position_1TD[:, :1]

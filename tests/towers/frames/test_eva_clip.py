@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import refusal
+from meta_towers import meta_tower
 from safetensors.torch import save_file
 from timm.models import register_model
 from timm.models.eva import Eva
@@ -108,7 +109,7 @@ def test_a_released_file_is_the_model(trunk: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["EVA-CLIP-8B", "EVA02-E-14-plus", "EVA02-L-14", "EVA01-g-14"])
 def test_a_released_file_has_the_names_of_the_model(name: str) -> None:
-    tower = build_tower(ModelSettings(frame="eva_clip", name=name), "meta")
+    tower = meta_tower(ModelSettings(frame="eva_clip", name=name))
     ours, trunk = tower.model.state_dict(), tower.visual.trunk
     released = {key.replace("visual.head.proj.", "visual.head."): value for key, value in ours.items()}
     assert from_released(trunk, _released(released, name == "EVA02-L-14")).keys() == ours.keys()
@@ -133,7 +134,7 @@ def test_a_pruned_eva_folder_remembers_its_frame(tmp_path: Path) -> None:
 def test_score_prune_distil_and_knn_of_an_eva_tower(
     prune_yaml: Path, tmp_path: Path, golden_images: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
-    path = _json(tmp_path, "test_vit", "linear", 160)
+    path = _json(tmp_path, "tiny_eva_large")
     dense = build_tower(ModelSettings(frame="eva_clip", name=path))
     save_file(dense.model.state_dict(), tmp_path / "dense.safetensors")
     settings = [f"model.name={path}", f"model.pretrained={tmp_path}/dense.safetensors", "model.frame=eva_clip"]

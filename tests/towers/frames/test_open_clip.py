@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from meta_towers import meta_tower
 
 from amp.models.folder import load_tower, save_tower
 from amp.models.sizes import count_flops, count_params
@@ -27,7 +28,7 @@ PAPER = [
 def test_towers_of_the_paper(
     frame: Any, name: str, kwargs: dict[str, Any], params: float, flops: float, widths: list[int]
 ) -> None:
-    tower = build_tower(ModelSettings(frame=frame, name=name, kwargs=kwargs), "meta")
+    tower = meta_tower(ModelSettings(frame=frame, name=name, kwargs=kwargs))
     assert tower.widths == widths
     assert count_params(tower) == pytest.approx(params, rel=2e-3)
     assert count_flops(tower) == pytest.approx(flops, rel=1e-2)
