@@ -1,4 +1,4 @@
-"""What compensation knows of the activations: their moments, or some of the tokens themselves.
+"""Moments of the activations of some MLPs, or some of the tokens themselves; for compensation and reconstruction.
 
 N tokens, H hidden neurons, D width of the tower.
 """
