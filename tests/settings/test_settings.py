@@ -8,6 +8,7 @@ from conftest import ROOT
 from meta_towers import meta_tower
 
 from amp.errors import UserError
+from amp.registry import FRAMES
 from amp.settings.command_line import parse_args, settings_help, settings_page
 from amp.settings.compare import CompareConfig
 from amp.settings.distill import DistillConfig
@@ -76,7 +77,10 @@ def test_settings_are_frozen() -> None:
         ("data.batch_size=1", ["data.batch_size", "1", "greater than or equal to 2"]),
         ("data.shuffle=1", ["data.shuffle", "boolean"]),
         ("model.precision=bf17", ["model.precision", '"bf17"', "'fp32' or 'bf16'"]),
-        ("model.frame=tim", ["model.frame", '"tim"', "'dinov2', 'eva_clip', 'hf', 'open_clip' or 'timm'"]),
+        (
+            "model.frame=tim",
+            ["model.frame", '"tim"', *map(repr, FRAMES.names), f" or {FRAMES.names[-1]!r}"],
+        ),
         ("score.criterion=entropi", ["score.criterion", '"entropi"', "'entropy'"]),
         ("score.inverse_temperature=0", ["score.inverse_temperature", "greater than 0"]),
         ("prune.entropy_increase=-1", ["prune.entropy_increase", "-1", "greater than or equal to 0"]),
