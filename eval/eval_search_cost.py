@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from amp.evaluate.results import check_writable
 from amp.run.console import reproduce, run_script, say
-from amp.run.files import write_json
+from amp.run.files import check_writable, write_json
 from amp.settings.load import load_config
 from amp.settings.prune import PruneConfig
 

@@ -63,7 +63,7 @@ def measure_throughput(
                 if number >= num_warm_up:
                     rates[name].append(batch_size / seconds)
     except torch.OutOfMemoryError:
-        raise UserError("--batch_size", f"{batch_size} images do not fit the device's memory") from None
+        raise UserError("batch_size", f"{batch_size} images do not fit the device's memory") from None
     quartiles = {name: statistics.quantiles(of_tower, n=4, method="inclusive") for name, of_tower in rates.items()}
     return {
         name: {"median": median, "lower_quartile": lower, "upper_quartile": upper}

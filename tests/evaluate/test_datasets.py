@@ -19,9 +19,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from amp.data.scenes import build_scenes
 from amp.evaluate.benchmarks import Benchmark
 from amp.evaluate.classifiers import save_classifier
+from amp.evaluate.options import file_of, root_of
 from amp.evaluate.paper import DATASETS, MEAN
-from amp.evaluate.results import file_of, root_of
-from amp.evaluate.sharding import Shares
+from amp.evaluate.sharding import ShardedBatches
 from amp.run.world import World, among
 
 SCRIPT = "eval/eval_zsc.py"
@@ -111,7 +111,7 @@ def test_each_process_reads_its_own_images_of_an_archive(parent: Path) -> None:
     )
     for rank, expected in enumerate([[0, 1, 2, 6, 7, 8, 12, 13, 14], [3, 4, 5, 9, 10, 11, 15, 16]]):
         with among(World(rank, 2, torch.device("cpu"))):
-            batches = dict(Shares(batch_size=3, num_workers=0).batches(dataset, default_collate, "--x"))
+            batches = dict(ShardedBatches(batch_size=3, num_workers=0).batches(dataset, default_collate, "--x"))
         assert list(batches) == list(range(rank, 6, 2))
         assert torch.cat([labels for _, labels in batches.values()]).tolist() == [index % 5 for index in expected]
     assert len(seen) == 17

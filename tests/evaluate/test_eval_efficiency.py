@@ -91,7 +91,7 @@ def test_the_paper_tower_on_meta(call: Any, tmp_path: Path) -> None:
         ([*TINY, "--num_rounds", 1], "--num_rounds: 1 is less than 2"),
         ([*TINY, "--json", "tests"], "--json: tests: is a folder"),
         ([*TINY, "--json", "README.md/a.json"], "--json: README.md: "),
-        ([*TINY, "--meta", "--pretrained", "nowhere"], "model.pretrained: 'nowhere' is no file"),
+        ([*TINY, "--meta", "--pretrained", "nowhere"], "--pretrained: 'nowhere' is no file"),
         (["--model", "ViT-g-41", "--meta"], "did you mean"),
         (["--model", "configs", "--meta"], "configs: holds no config.json"),
     ],
