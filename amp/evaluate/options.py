@@ -65,7 +65,7 @@ class ZeroshotOptions(ModelOptions):
     """Of eval_zsc.py, for one data set."""
 
     text_pretrained: str | None = option(
-        "dense weights, for the text tower of a published vision checkpoint", None, metavar="CKPT"
+        "dense weights, for the text tower of a published vision checkpoint (default: none)", None, metavar="CKPT"
     )
     batch_size: int = _batch_size(256)
     text_batch_size: int = count("prompts in one batch on one process", 80, least=1)
@@ -89,7 +89,7 @@ class ZeroshotOptions(ModelOptions):
         metavar="FILE",
     )
     load_clfs: tuple[str, ...] = option(
-        "use the mean of these text classifiers; of several datasets, folders or patterns with {dataset} "
+        "use the mean of these text classifiers; of several datasets, a folder or a pattern with {dataset} "
         "(default: none)",
         (),
         aside=True,

@@ -199,27 +199,6 @@ def test_too_few_training_images(tmp_path: Path, pictures: Path, call: Any) -> N
     assert (code, err) == (2, "error: --train_root: 3 images; the least k is 10\n")
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ([], "required: --model"),
-        (MODEL, "required: --train_root (or --dataset_root)"),
-        ([*MODEL, "--train_root", "tests"], "required: --val_root (or --dataset_root)"),
-        ([*MODEL, "--dataset_root", "nowhere"], "--train_root: nowhere/train: no such folder"),
-        ([*MODEL, "--dataset_root", "nowhere", "--batch_size", 0], "--batch_size: 0 is less than 1"),
-    ],
-)
-def test_mistakes_in_the_options_answer_at_once(at_once: Any, words: list[Any], said: str) -> None:
-    run = at_once(SCRIPT, *words)
-    assert (run.returncode, run.stdout) == (2, "")
-    assert said in run.stderr.splitlines()[-1]
-
-
-def test_help_answers_at_once(at_once: Any) -> None:
-    shown = at_once(SCRIPT, "--help")
-    assert (shown.returncode, "--train_root" in shown.stdout) == (0, True)
-
-
 def test_another_image_size_is_another_measurement(tmp_path: Path, pictures: Path, call: Any) -> None:
     words = ["--model", "vit_small_patch14_dinov2", "--model_type", "dinov2", "--num_workers", 0]
     words += ["--dataset_root", pictures, "--output", tmp_path / "result.json"]
