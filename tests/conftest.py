@@ -262,7 +262,7 @@ def at_once(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     (tmp_path / "no_torch" / "torch.py").write_text("raise AssertionError('torch is imported')")
 
     def run(script: str, *words: object) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "no_torch")}
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}/no_torch{os.pathsep}{ROOT}"}
         command = [sys.executable, script, *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from amp.errors import UserError, under
 from amp.evaluate.benchmarks import Benchmark
-from amp.evaluate.layouts import check_class_folders
+from amp.evaluate.dataset_files import check_class_folders
 from amp.settings.base import Precision
 from amp.settings.distill import DistillConfig
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from amp.errors import StoppedError, UserError
+from amp.errors import StoppedError, UserError, under
 
 
 @contextmanager
@@ -98,6 +98,16 @@ def prepare_output(folder: str) -> Path:
         for parent in missing:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
+    return path
+
+
+def check_writable(key: str, file: str) -> Path:
+    """`file` as a path. Raises UserError when `key` names a file that could not be written."""
+    path = Path(file)
+    if path.is_dir():
+        raise UserError(key, f"{file}: is a folder; give the name of a file")
+    with under(key, instead_of="output.dir"):
+        prepare_output(str(path.parent))
     return path
 
 

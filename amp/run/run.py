@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from amp.run.console import reproduce, say
 from amp.run.files import prepare_output, read_json, write_json
-from amp.run.identity import check_same, identity, read_header, recorded_frame, versions
+from amp.run.identity import PACKAGES, check_same, identity, read_header, recorded_frame, versions
 from amp.run.world import start, world
 from amp.settings.model import Frame
 from amp.settings.run import RunConfig
@@ -26,17 +26,19 @@ class Run(Generic[Config]):
         folder: of the files.
         identity: what decides the result, as of `amp.run.identity`.
         key: the setting or option that chose the folder, for messages.
+        packages: whose versions are recorded.
     """
 
     config: Config
     folder: Path
     identity: Mapping[str, Any]
     key: str = "output.dir"
+    packages: tuple[str, ...] = PACKAGES
 
     @property
     def header(self) -> dict[str, Any]:
         """The identity with the versions of the software: what every artifact records."""
-        return {**self.identity, "versions": versions()}
+        return {**self.identity, "versions": versions(self.packages)}
 
     def with_frame(self: "Run[RunSettings]", frame: Frame | None) -> "Run[RunSettings]":
         """The same run, of a model of that frame where the settings leave it open."""
@@ -72,20 +74,27 @@ class Run(Generic[Config]):
         check_same(self.path(name), read_header(self.path(name)), self.identity, self.key)
 
     def found(self, name: str) -> dict[str, Any] | None:
-        """The JSON record of this run, if it is there. Raises UserError where it is of another run."""
-        path = self.path(name)
+        """The JSON record of this run, if it is there; as the main process reads it.
+
+        Raises:
+            UserError: it is of another run.
+        """
+        return world().from_main(lambda: self._read(self.path(name)))
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
         if not path.exists():
             return None
-        self.check(name)
-        return read_json(path)
+        record = read_json(path)
+        check_same(path, record, self.identity, self.key)
+        return record
 
-    def write(self, name: str, record: Mapping[str, Any], script: str) -> dict[str, Any]:
-        """Writes a JSON record with the header and how to reproduce it, by the main process; returns it.
+    def write(self, name: str, record: Mapping[str, Any], script: str | None = None) -> dict[str, Any]:
+        """Writes a JSON record with the header, by the main process; returns it.
 
         Args:
-            script: that was called, for the command line that reproduces the run.
+            script: that was called, for the command line that reproduces the run; None records none.
         """
-        whole = {**record, **self.header, "reproduce": reproduce(script)}
+        whole = {**record, **self.header} | ({"reproduce": reproduce(script)} if script else {})
         world().from_main(lambda: write_json(self.path(name), whole))
         return whole
 

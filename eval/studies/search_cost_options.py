@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amp.evaluate.results import check_writable
+from amp.run.files import check_writable
 from amp.settings.load import load_config
 from amp.settings.prune import PruneConfig
 

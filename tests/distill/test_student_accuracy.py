@@ -21,7 +21,7 @@ from amp.distill.validation import Metric, Validation
 from amp.errors import UserError
 from amp.evaluate.benchmarks import Benchmark
 from amp.evaluate.knn import Featurizer, open_images
-from amp.evaluate.sharding import Shares
+from amp.evaluate.sharding import ShardedBatches
 from amp.evaluate.student import build_metric, check_metric, outside_projection
 from amp.evaluate.zeroshot import Evaluator
 from amp.models.folder import load_tower, read_folder_config, save_tower, write_tensors
@@ -174,10 +174,10 @@ def test_in_step_every_process_gets_as_many_batches_and_all_of_them_once(size: i
         spans = []
         for rank in range(size):
             with among(World(rank, size, torch.device("cpu"))):
-                spans.append(Shares(5, 0, in_step=True).spans(count))
+                spans.append(ShardedBatches(5, 0, in_step=True).spans(count))
         assert len({len(own) for own in spans}) == 1
         merged = {index: span for own in spans for index, span in own.items()}
-        assert merged == Shares(5, 0).spans(count)
+        assert merged == ShardedBatches(5, 0).spans(count)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])

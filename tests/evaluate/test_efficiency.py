@@ -1,11 +1,14 @@
-"""eval/eval_efficiency.py as users run it: tables, JSON, the pruned beside the dense, every bad input."""
+"""Size and speed, by eval/eval_efficiency.py as users run it: tables, JSON, the pruned beside the dense, mistakes."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import GOLDEN, WIDTHS
+
+from amp.models import throughput
 
 SCRIPT = "eval/eval_efficiency.py"
 TINY = ["--model", GOLDEN / "tiny-clip.json"]
@@ -86,12 +89,7 @@ def test_the_paper_tower_on_meta(call: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "required: --model"),
-        ([*TINY, "--batch_size", 0], "--batch_size: 0 is less than 1"),
-        ([*TINY, "--num_rounds", 1], "--num_rounds: 1 is less than 2"),
-        ([*TINY, "--json", "tests"], "--json: tests: is a folder"),
-        ([*TINY, "--json", "README.md/a.json"], "--json: README.md: "),
-        ([*TINY, "--meta", "--pretrained", "nowhere"], "model.pretrained: 'nowhere' is no file"),
+        ([*TINY, "--meta", "--pretrained", "nowhere"], "--pretrained: 'nowhere' is no file"),
         (["--model", "ViT-g-41", "--meta"], "did you mean"),
         (["--model", "configs", "--meta"], "configs: holds no config.json"),
     ],
@@ -108,9 +106,14 @@ def test_a_folder_of_another_model_is_refused(call: Any, folder: Path) -> None:
     assert (code, "not 'ViT-B-32'" in err, len(err.splitlines())) == (2, True, 1)
 
 
-def test_help_answers_at_once(at_once: Any) -> None:
-    shown = at_once(SCRIPT, "--help")
-    assert (shown.returncode, "--meta" in shown.stdout) == (0, True)
+def test_a_batch_too_large_stands_under_its_option(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_batch(*arguments: Any) -> float:
+        raise torch.OutOfMemoryError("of many lines")
+
+    monkeypatch.setattr(throughput, "_time_batch", time_batch)
+    code, _, err = call(SCRIPT, *TINY, "--batch_size", 8)
+    said = "error: --batch_size: 8 images do not fit the device's memory"
+    assert (code, err.splitlines()[-1]) == (2, said)
 
 
 def test_torchrun_measures_once(launch: Any, tmp_path: Path) -> None:
@@ -127,7 +130,5 @@ def test_another_image_size(call: Any, folder: Path) -> None:
     assert _cells(small, "MLP share") != _cells(large, "MLP share")  # fewer positions
     code, _, err = call(SCRIPT, "--model", folder, "--img_size", 64)
     assert (code, f"error: --img_size: 64: {folder} is of 32 px" in err) == (2, True)
-    code, _, err = call(SCRIPT, *dinov2, "--img_size", 0)
-    assert (code, "--img_size: 0 is less than 1" in err) == (2, True)
     code, _, err = call(SCRIPT, *TINY, "--img_size", 32, "--meta")
     assert code == 0, err
