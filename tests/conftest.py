@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -117,6 +118,26 @@ prune: {{entropy_increase: 1e-2, search_steps: 6}}
 output: {{dir: {tmp_path}/out}}
 """)
     return path
+
+
+@pytest.fixture(scope="session")
+def _scores_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first `scored` puts main_score.py's file for the others."""
+    return tmp_path_factory.mktemp("scored") / "scores.safetensors"
+
+
+@pytest.fixture
+def scored(prune_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], _scores_file: Path) -> Path:
+    """tmp_path/out, the folder of `prune_yaml`, with what main_score.py writes there."""
+    out = tmp_path / "out"
+    if _scores_file.exists():
+        out.mkdir()
+        shutil.copy(_scores_file, out)
+    else:
+        code, _, err = call("main_score.py", "--config_file", prune_yaml)
+        assert code == 0, err
+        shutil.copy(out / "scores.safetensors", _scores_file)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,6 @@ def _words(yaml: Path, *settings: str) -> list[object]:
     return ["--config_file", yaml, *(word for setting in settings for word in ("--set", setting))]
 
 
-@pytest.fixture
-def scored(prune_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> Path:
-    code, _, err = call("main_score.py", "--config_file", prune_yaml)
-    assert code == 0, err
-    return tmp_path / "out"
-
-
 @pytest.mark.parametrize("in_search", ["true", "false"])
 def test_the_saved_network_is_the_one_that_was_judged(
     scored: Path, prune_yaml: Path, call: Callable[..., Any], batches: Callable[[str], list[Tensor]], in_search: str
@@ -44,13 +37,16 @@ def test_the_saved_network_is_the_one_that_was_judged(
     assert record["final_entropy"] == pytest.approx(entropy, abs=1e-5)
 
 
-def test_two_processes_write_the_same_weights(scored: Path, prune_yaml: Path, launch: Callable[..., Any]) -> None:
-    weights = []
-    for processes in (1, 2):
-        done = launch(processes, "main_prune.py", *_words(prune_yaml, *RIDGE, WIDTHS))
-        assert done.returncode == 0, done.stderr
-        weights.append(load_file(scored / "pruned" / "model.safetensors"))
-        _set_aside(scored, str(processes))
+def test_two_processes_write_the_same_weights(
+    scored: Path, prune_yaml: Path, call: Callable[..., Any], launch: Callable[..., Any]
+) -> None:
+    code, _, err = call("main_prune.py", *_words(prune_yaml, *RIDGE, WIDTHS))
+    assert code == 0, err
+    weights = [load_file(scored / "pruned" / "model.safetensors")]
+    _set_aside(scored, "one")
+    done = launch(2, "main_prune.py", *_words(prune_yaml, *RIDGE, WIDTHS))
+    assert done.returncode == 0, done.stderr
+    weights.append(load_file(scored / "pruned" / "model.safetensors"))
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-5, atol=1e-5)
 
