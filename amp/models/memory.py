@@ -1,7 +1,7 @@
-"""What a tower takes in memory, counted on meta tensors."""
+"""What a tower takes in memory, counted on meta tensors before anything is loaded, and how a plan of it reads."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,16 +47,43 @@ class PeakMemory(TorchDispatchMode):
 
 
 def with_total(**parts: int) -> dict[str, int]:
+    """The parts of a plan in bytes, and their sum as `total`."""
     return {**parts, "total": sum(parts.values())}
 
 
 def weight_bytes(tower: Tower) -> int:
+    """Bytes of the whole model's parameters and buffers, text tower included."""
     return sum(p.numel() * p.element_size() for p in [*tower.model.parameters(), *tower.model.buffers()])
 
 
 def peak_bytes(tower: Tower, batch_size: int, run: Callable[[Tensor], object]) -> int:
+    """The most bytes that live at once while `run` is given images (batch_size, C, S, S); these count too.
+
+    Args:
+        tower: on the meta device, in the dtype that it will have.
+    """
     images_BCSS = torch.empty(batch_size, 3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta")
     num_tokens = input_bytes(tower) // max(1, tower.slots[0].out_projection.out_features) // images_BCSS.element_size()
     with PeakMemory(num_tokens) as memory:
         run(images_BCSS)
     return memory.peak + images_BCSS.nbytes
+
+
+def describe_memory(
+    title: Sequence[str], plan: Mapping[str, int], gpu_gb: float, advice: str, notes: Mapping[str, str] | None = None
+) -> str:
+    """A plan as lines, and whether its total fits a GPU.
+
+    Args:
+        title: lines above the table.
+        plan: bytes by name, `total` among them.
+        advice: the settings that would make it fit, said where it does not.
+        notes: of some of the names, in brackets behind the size.
+    """
+    lines = [*title]
+    for name, size in plan.items():
+        note = f" ({notes[name]})" if notes and name in notes else ""
+        lines.append(f"  {name.replace('_', ' '):<17}{size / GB:9.2f} GB{note}")
+    verdict = "fits" if plan["total"] <= gpu_gb * GB else "does not fit"
+    lines.append(f"{verdict} a GPU of {gpu_gb:g} GB{'' if verdict == 'fits' else f'; {advice}'}")
+    return "\n".join(lines)

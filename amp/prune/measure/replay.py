@@ -6,7 +6,7 @@ they hand to it never changes.
 B images, C channels, S side in pixels, L blocks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from amp.data.batches import Batches
 from amp.prune.measure.store import Shelf
 from amp.run.console import progress
 from amp.towers import Tower
+from amp.towers.inputs import first_input
 
 Value = TypeVar("Value")
 
@@ -39,7 +40,7 @@ class Skipped(nn.Module):
             return getattr(self.block, name)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        first = _first(inputs, named)
+        first = first_input(inputs, named)
         return (first,) if self._gives_tuple else first
 
 
@@ -166,7 +167,7 @@ class Replay:
 
     def _catch(self, index: int) -> Callable[..., None]:
         def catch(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            self._caught[index] = _first(inputs, named)
+            self._caught[index] = first_input(inputs, named)
 
         return catch
 
@@ -200,7 +201,3 @@ class Replay:
                 f"{type(self._tower.visual).__name__}: cannot be run from a block on; prune.search: plain"
             )
         return torch.zeros_like(images_BCSS)
-
-
-def _first(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-    return inputs[0] if inputs else next(iter(named.values()))
