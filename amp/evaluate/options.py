@@ -13,6 +13,7 @@ from amp.errors import UserError
 from amp.evaluate.benchmarks import Benchmark
 from amp.evaluate.dataset_files import NEEDS, Task
 from amp.evaluate.paper import DATASETS
+from amp.registry import FRAMES
 from amp.run.files import check_writable
 from amp.settings.base import Precision
 from amp.settings.model import Frame
@@ -41,7 +42,7 @@ class ModelOptions:
         "library's model name, an open_clip model JSON or a pruned/ folder", None, metavar="NAME|JSON|FOLDER"
     )
     model_type: Frame | None = option(
-        "library of it (default: the folder's own, else open_clip)", None, choices=get_args(Frame)
+        "library of it (default: the folder's own, else open_clip)", None, choices=FRAMES.names
     )
     pretrained: str | None = option(
         "weights: a tag, a file or a pruned/ folder (default: random, seeded)", None, metavar="CKPT"

@@ -1,8 +1,8 @@
 """What a tower takes in memory, counted on meta tensors before anything is loaded, and how a plan of it reads."""
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from amp.towers import Tower
 from amp.towers.inputs import input_bytes
 
 GB = 1e9
+
+Bytes = TypeVar("Bytes", int, float)
 
 
 class PeakMemory(TorchDispatchMode):
@@ -46,14 +48,19 @@ class PeakMemory(TorchDispatchMode):
         self._now -= size
 
 
-def with_total(**parts: int) -> dict[str, int]:
+def with_total(**parts: Bytes) -> dict[str, Bytes]:
     """The parts of a plan in bytes, and their sum as `total`."""
     return {**parts, "total": sum(parts.values())}
 
 
 def weight_bytes(tower: Tower) -> int:
     """Bytes of the whole model's parameters and buffers, text tower included."""
-    return sum(p.numel() * p.element_size() for p in [*tower.model.parameters(), *tower.model.buffers()])
+    return tensor_bytes([*tower.model.parameters(), *tower.model.buffers()])
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of all of them."""
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def peak_bytes(tower: Tower, batch_size: int, run: Callable[[Tensor], object]) -> int:
@@ -70,9 +77,13 @@ def peak_bytes(tower: Tower, batch_size: int, run: Callable[[Tensor], object]) -
 
 
 def describe_memory(
-    title: Sequence[str], plan: Mapping[str, int], gpu_gb: float, advice: str, notes: Mapping[str, str] | None = None
+    title: Sequence[str],
+    plan: Mapping[str, float],
+    gpu_gb: float | None = None,
+    advice: str = "",
+    notes: Mapping[str, str] | None = None,
 ) -> str:
-    """A plan as lines, and whether its total fits a GPU.
+    """A plan as lines, and whether its total fits a GPU, where one is given.
 
     Args:
         title: lines above the table.
@@ -84,6 +95,8 @@ def describe_memory(
     for name, size in plan.items():
         note = f" ({notes[name]})" if notes and name in notes else ""
         lines.append(f"  {name.replace('_', ' '):<17}{size / GB:9.2f} GB{note}")
+    if gpu_gb is None:
+        return "\n".join(lines)
     verdict = "fits" if plan["total"] <= gpu_gb * GB else "does not fit"
     lines.append(f"{verdict} a GPU of {gpu_gb:g} GB{'' if verdict == 'fits' else f'; {advice}'}")
     return "\n".join(lines)

@@ -35,8 +35,13 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Around the writing of `path`: a full disk is one line instead of a traceback."""
+    """Around the writing of `path`, by the one process that writes it: a full disk is one line, no traceback.
+
+    What killed runs have left of it is removed first.
+    """
     try:
+        for left in path.parent.glob(f".{path.name}.*.partial"):
+            _remove(left)
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
