@@ -2,9 +2,8 @@
 
 import argparse
 import os
-import shutil
 
-from amp.evaluate.student import build_metric, check_metric
+from amp.evaluate.student import check_metric
 from amp.run.console import run_script, say
 from amp.settings.command_line import parse_args
 from amp.settings.distill import DistillConfig
@@ -24,49 +23,34 @@ def main() -> None:
         return
     check_metric(config)
 
-    from amp.data.augmentation import augmentation
-    from amp.data.batches import Batches
-    from amp.data.listing import list_images
-    from amp.distill.distiller import Distiller
-    from amp.distill.students import load_pair
-    from amp.distill.validation import Validation, hold_out
-    from amp.models.folder import read_folder_config, save_tower
+    from amp.distill import Loop, Trainer, Validation, held_out_images, load_teacher_and_student, training_images
+    from amp.evaluate.student import build_metric
+    from amp.models.folder import save_tower
     from amp.models.open import check_student
-    from amp.run import world as distributed
-    from amp.run.files import file_sha256, prepare_output, room_for
-    from amp.run.identity import check_same, identity, versions
+    from amp.run.files import file_sha256, room_for
+    from amp.run.run import open_run
+    from amp.run.world import world
     from amp.towers import default_frame
 
-    with distributed.start() as world:
-        config = config.with_frame(config.teacher.frame or default_frame(config.teacher.name, "teacher.name"))
-        folder = world.from_main(lambda: prepare_output(config.output.dir))
-        check_student(config.student.pretrained)
-        digest = file_sha256(config.student.pretrained)
-        header = {**identity(config, student_sha256=digest), "versions": versions()}
-        if world.broadcast((folder / "distilled").is_dir()):
-            check_same(folder / "distilled", read_folder_config(folder / "distilled").provenance, header)
-            say(f"already done: {folder / 'distilled'}")
+    config = config.with_frame(config.teacher.frame or default_frame(config.teacher.name, "teacher.name"))
+    check_student(config.student.pretrained)
+    with open_run(config, student_sha256=file_sha256(config.student.pretrained)) as run:
+        if run.done("distilled/config.json", "distilled/model.safetensors"):
             return
-        teacher, student, student_config = load_pair(config)
-        view = teacher.preprocess
-        transform = teacher.transform
-        if config.data.augment != "none":
-            size = teacher.image_size
-            transform = augmentation(config.data.augment, size, view["mean"], view["std"], view["interpolation"])
-        batches = Batches(list_images(config.data, "train"), transform, config.data)
-        validation = Validation(hold_out(config, teacher.transform), build_metric(config, teacher, student))
-        distiller = Distiller(teacher, student, batches, config.optim, config.output, header, validation)
-        last = distiller.run()
+        teacher, student, pruned = load_teacher_and_student(config)
+        batches = training_images(config, teacher)
+        validation = Validation(held_out_images(config, teacher.transform), build_metric(config, teacher, student))
+        trainer = Trainer(teacher, student, config.optim, config.data.batch_size, len(batches))
+        last = Loop(run, trainer, batches, validation).train()
         batches.say_broken()
-        weights = distiller.weights()
-        if world.is_main:
-            for left in folder.glob(".distilled.*.partial"):  # of a killed run
-                shutil.rmtree(left)
-            provenance = {**header, "student": student_config.provenance, "last_step": last}
-            with room_for(folder / "distilled"):
-                save_tower(student, student_config.kept, provenance, folder / "distilled", weights)
-        world.barrier()
-        say(f"wrote {folder / 'distilled'}; log in {folder / 'log.jsonl'} and TensorBoard in {folder / 'tensorboard'}")
+        weights = trainer.weights()
+        provenance = {**run.header, "student": pruned.provenance, "last_step": last}
+        if world().is_main:
+            with room_for(run.path("distilled")):
+                save_tower(student, pruned.kept, provenance, run.path("distilled"), weights)
+        world().barrier()
+        places = [run.path(name) for name in ("distilled", "log.jsonl", "tensorboard")]
+        say("wrote {}; log in {} and TensorBoard in {}".format(*places))
 
 
 if __name__ == "__main__":

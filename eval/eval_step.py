@@ -16,22 +16,16 @@ def main() -> None:
     config = parse_args(DistillConfig, __doc__, more=[options])
     args, _ = options.parse_known_args()
 
-    import tempfile
-
     from studies.step import describe_times, time_steps
 
-    from amp.data.batches import Batches
-    from amp.data.listing import list_images
-    from amp.distill.distiller import Distiller
-    from amp.distill.students import load_pair
-    from amp.run import world as distributed
+    from amp.distill import Trainer, load_teacher_and_student, training_images
+    from amp.run.world import start
 
-    with distributed.start() as world, tempfile.TemporaryDirectory() as folder:
-        teacher, student, _ = load_pair(config)
-        batches = Batches(list_images(config.data, "train"), teacher.transform, config.data)
-        output = config.output.model_copy(update={"dir": world.broadcast(folder)})
-        distiller = Distiller(teacher, student, batches, config.optim, output, {})
-        times = time_steps(distiller, args.num_rounds)
+    with start() as world:
+        teacher, student, _ = load_teacher_and_student(config)
+        steps_per_epoch = len(training_images(config, teacher))
+        trainer = Trainer(teacher, student, config.optim, config.data.batch_size, steps_per_epoch)
+        times = time_steps(trainer, args.num_rounds)
         if world.is_main:
             print(describe_times(times))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.errors import UserError
 from amp.models.folder import save_tower
-from amp.prune.measure.held_out import EntropyMeter
+from amp.prune.measure.held_out import HeldOutEntropy
 from amp.prune.measure.networks import top_neurons
 from amp.run.console import run_script
 from amp.run.world import World, among
@@ -101,6 +102,12 @@ def tower(golden_model: ModelSettings) -> Tower:
 
 
 @pytest.fixture
+def meta(golden_model: ModelSettings) -> Tower:
+    """The golden network without weights."""
+    return build_tower(golden_model, "meta")
+
+
+@pytest.fixture
 def prune_yaml(tmp_path: Path, golden_images: Path) -> Path:
     """Settings of the golden scoring and pruning; output in tmp_path/out."""
     path = tmp_path / "prune.yaml"
@@ -112,6 +119,26 @@ prune: {{entropy_increase: 1e-2, search_steps: 6}}
 output: {{dir: {tmp_path}/out}}
 """)
     return path
+
+
+@pytest.fixture(scope="session")
+def _scores_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first `scored` puts main_score.py's file for the others."""
+    return tmp_path_factory.mktemp("scored") / "scores.safetensors"
+
+
+@pytest.fixture
+def scored(prune_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], _scores_file: Path) -> Path:
+    """tmp_path/out, the folder of `prune_yaml`, with what main_score.py writes there."""
+    out = tmp_path / "out"
+    if _scores_file.exists():
+        out.mkdir()
+        shutil.copy(_scores_file, out)
+    else:
+        code, _, err = call("main_score.py", "--config_file", prune_yaml)
+        assert code == 0, err
+        shutil.copy(out / "scores.safetensors", _scores_file)
+    return out
 
 
 @pytest.fixture(scope="session")
@@ -255,9 +282,9 @@ def scores(golden: dict[str, Any]) -> list[Tensor]:
 
 
 @pytest.fixture
-def meter(tower: Tower, batches: Callable[[str], list[Tensor]]) -> EntropyMeter:
+def held_out(tower: Tower, batches: Callable[[str], list[Tensor]]) -> HeldOutEntropy:
     """The entropy of `tower` on the golden held-out batches."""
-    return EntropyMeter(tower, batches("val"), 15.0)
+    return HeldOutEntropy(tower, batches("val"), 15.0)
 
 
 @pytest.fixture
@@ -267,7 +294,7 @@ def at_once(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     (tmp_path / "no_torch" / "torch.py").write_text("raise AssertionError('torch is imported')")
 
     def run(script: str, *words: object) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "no_torch")}
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}/no_torch{os.pathsep}{ROOT}"}
         command = [sys.executable, script, *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
 

@@ -9,40 +9,35 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from amp.data.augmentation import augmentation
-from amp.data.batches import Batches
-from amp.data.listing import list_images
-from amp.distill.distiller import Distiller
-from amp.distill.students import load_pair
-from amp.distill.validation import Validation
+from amp.distill import Loop, Trainer, Validation, load_teacher_and_student, training_images
 from amp.errors import StoppedError
 from amp.evaluate.student import build_metric
+from amp.run.run import Run
 from amp.run.world import gathered, start, world
 from amp.settings.distill import DistillConfig
 from amp.settings.load import load_config
 
 
-def prepare(config: DistillConfig) -> Distiller:
+def prepare(config: DistillConfig) -> Loop:
     """As distill.py does it."""
-    teacher, student, _ = load_pair(config)
-    view = teacher.preprocess
-    transform = augmentation("clip", teacher.image_size, view["mean"], view["std"], view["interpolation"])
-    batches = Batches(list_images(config.data, "train"), transform, config.data)
+    teacher, student, _ = load_teacher_and_student(config)
+    augmented = config.model_copy(update={"data": config.data.model_copy(update={"augment": "clip"})})
+    batches = training_images(augmented, teacher)
     validation = Validation(metric=build_metric(config, teacher, student))
-    return Distiller(teacher, student, batches, config.optim, config.output, {}, validation)
+    trainer = Trainer(teacher, student, config.optim, config.data.batch_size, len(batches))
+    return Loop(Run(config, Path(config.output.dir), {}), trainer, batches, validation)
 
 
-class Interrupted(Distiller):
+class Interrupted(Trainer):
     """The last process alone is asked to stop, before step 3."""
 
-    def _gradients(self, images_BCHW: torch.Tensor) -> Any:
+    def gradients(self, images_BCHW: torch.Tensor, target_BTD: torch.Tensor | None = None) -> torch.Tensor:
         if self.step == 3 and world().rank == world().size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super()._gradients(images_BCHW)
+        return super().gradients(images_BCHW, target_BTD)
 
 
 def main() -> None:
@@ -52,17 +47,16 @@ def main() -> None:
             name, _, words = run.partition(":")
             folder = Path(yaml).parent / name
             config = load_config(DistillConfig, yaml, [f"output.dir={folder}", *filter(None, words.split(","))])
-            distiller = prepare(config)
+            loop = prepare(config)
             if name.startswith("interrupted"):
-                distiller.__class__ = Interrupted
+                loop.trainer.__class__ = Interrupted
             stopped = None
             try:
-                distiller.run()
+                loop.train()
             except StoppedError as stop:
                 stopped = (stop.code, str(stop))
-            whole = b"".join(gathered(weight).numpy().tobytes() for weight in distiller._weights.values())
-            sharded = sum(own.numel() for own in distiller._own.values())
-            told = among_all.gather_objects((hashlib.sha256(whole).hexdigest(), sharded, stopped))
+            whole = b"".join(gathered(weight).numpy().tobytes() for weight in loop.trainer._weights.values())
+            told = among_all.gather_objects((hashlib.sha256(whole).hexdigest(), loop.trainer.num_own, stopped))
             if among_all.is_main:
                 (folder / "digests.json").write_text(json.dumps(told))
 

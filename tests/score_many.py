@@ -13,8 +13,9 @@ from conftest import GOLDEN
 from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.run.world import start, world
+from amp.score.criteria.cross_entropy import score_classification
 from amp.score.scores_file import save_scores
-from amp.score.scoring import score, score_cross_entropy, score_kl, score_variance
+from amp.score.scoring import Scoring, score
 from amp.settings.data import DataSettings
 from amp.settings.model import ModelSettings
 from amp.settings.score import ScoreSettings
@@ -32,12 +33,11 @@ def score_many(images: str, out: Path) -> None:
     labels = [
         i % 9 for b in range(2) for i in range(b * 32 + world().rank * local, b * 32 + (world().rank + 1) * local)
     ]
+    scoring = Scoring(tower, batches, ScoreSettings())
     found = {
-        "cross_entropy": score_cross_entropy(tower, batches, classifier_EC, None, True),
-        "labels": score_cross_entropy(tower, batches, classifier_EC, labels, True),
-        "kl": score_kl(tower, batches, 15.0, 0),
-        "reconstruction": score(tower, batches, ScoreSettings(criterion="reconstruction")),
-        "variance": score_variance(tower, batches),
+        "cross_entropy": score_classification(scoring, classifier_EC, None),
+        "labels": score_classification(scoring, classifier_EC, labels),
+        **{name: score(tower, batches, ScoreSettings(criterion=name)) for name in ("kl", "reconstruction", "variance")},
     }
     if world().is_main:
         for criterion, scores in found.items():

@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from amp.distill.losses import distillation_loss
 from amp.prune.measure.replay import Replay
-from amp.prune.measure.store import Shelf
-from amp.prune.refit import Compensator
+from amp.prune.measure.store import InputStore
+from amp.prune.refit.mean import MeanShift
 from amp.run.world import World, among
 from amp.score.criteria.cross_entropy import zero_shot_cross_entropy
 from amp.score.criteria.kl import sampled_surprisal
@@ -61,7 +61,7 @@ def test_replay(fake: Tower, place: Any, every: int | None, monkeypatch: pytest.
         torch, "allclose", lambda *_, **__: True
     )  # A comparison of values, which fake tensors have none of.
     batches = [torch.randn(8, 3, fake.image_size, fake.image_size) for _ in range(2)]
-    replay = Replay(fake, batches, Shelf(place, CUDA), every)
+    replay = Replay(fake, batches, InputStore(place, CUDA), every)
     for block in (4, 4, 3):
         assert [feature_BD.device for feature_BD in replay.map(block, range(2), lambda f: f)] == [CUDA, CUDA]
 
@@ -73,7 +73,7 @@ def test_narrowed_and_compensated(fake: Tower, images: Tensor) -> None:
         fake.feature(images)
     covariance_HH = torch.randn(hidden, hidden, dtype=torch.float64, device=CUDA)
     moments = Moments(4 * hidden, covariance_HH[0], covariance_HH)
-    compensator = Compensator(slot, torch.arange(hidden), moments, None)
+    compensator = MeanShift(slot, torch.arange(hidden), moments)
     compensator._factor_HH = covariance_HH  # Whether it is one, only values can tell.
     with slot.narrowed(torch.arange(0, hidden, 2)):
         compensator.apply(slot, hidden // 2)

@@ -7,11 +7,11 @@ TO is the folder to write, and --model names the dense model that was pruned.
 
 import argparse
 from pathlib import Path
-from typing import get_args
 
 from amp.errors import UserError
+from amp.registry import FRAMES
 from amp.run.console import say
-from amp.settings.model import Frame, ModelSettings
+from amp.settings.model import ModelSettings
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     add("source", metavar="FROM", help="a pruned/ or distilled/ folder, or a published checkpoint")
     add("target", metavar="TO", help="the published checkpoint, or the folder, to write")
     add("--model", metavar="NAME|JSON", help="of a published checkpoint: the dense model that was pruned")
-    add("--model_type", choices=get_args(Frame), help="library of it (default: open_clip)")
+    add("--model_type", choices=FRAMES.names, help="library of it (default: open_clip)")
     add("--img_size", type=int, metavar="PIXELS", help="side of its images (default: the model's own)")
     add(
         "--text_pretrained",

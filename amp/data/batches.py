@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from amp.data.listing import Source
+from amp.data.layouts import Source
 from amp.data.shards import Member, shuffle_nearby
 from amp.errors import UserError
 from amp.run.console import say, warn_here

@@ -12,12 +12,11 @@ from torch import Tensor
 from amp.distill.placement import num_recomputed
 from amp.errors import UserError
 from amp.models.folder import read_folder_config
+from amp.models.memory import describe_memory, tensor_bytes, with_total
 from amp.models.published import published_widths
 from amp.run.files import read_json
 from amp.settings.distill import DistillConfig
 from amp.towers import TokenReadout, Tower, after_last_block, build_tower
-
-GB = 1e9
 
 
 def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
@@ -35,7 +34,7 @@ def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
         )
     images = batch // num_gpus // accumulate
     low = config.optim.precision != "fp32"
-    weight_bytes = 2 if config.optim.precision == "pure_bf16" else 4
+    element = 2 if config.optim.precision == "pure_bf16" else 4
     sharded = config.optim.parallel == "fsdp" and num_gpus > 1
     shards = num_gpus if sharded else 1
 
@@ -44,7 +43,6 @@ def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
     head = after_last_block(build_tower(config.teacher.as_model("fp32"), "meta"))
     num_student = sum(p.numel() for p in student.visual.parameters())
     trained = [p.numel() for n, p in student.visual.named_parameters() if n not in head]
-    teacher_bytes = sum(p.numel() * p.element_size() for p in teacher.visual.parameters())
     moments = 3 if config.optim.precision == "pure_bf16" else 2  # and the Kahan compensation
     student.visual.to(torch.bfloat16 if low else torch.float32)
     by_block, before, block_input = _saved_bytes(student)
@@ -52,10 +50,10 @@ def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
     kept = before + sum(by_block[len(recomputed) :]) + len(recomputed) * block_input + max(recomputed, default=0)
     gradients = max(trained) if config.optim.step_in_backward else sum(trained)
     plan = {
-        "teacher weights": teacher_bytes / shards,
-        "student weights": (sum(trained) * weight_bytes + (num_student - sum(trained)) * 4) / shards,
-        "gradients": gradients * weight_bytes / shards,
-        "optimizer": sum(trained) * weight_bytes * moments / shards,
+        "teacher weights": tensor_bytes(teacher.visual.parameters()) / shards,
+        "student weights": (sum(trained) * element + (num_student - sum(trained)) * 4) / shards,
+        "gradients": gradients * element / shards,
+        "optimizer": sum(trained) * element * moments / shards,
         "gathered weights": 0.0,
         "activations": float(images * kept),
     }
@@ -64,7 +62,7 @@ def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
         plan["gathered weights"] = float(2 * _largest(teacher) + 4 * _largest(student))
     elif config.optim.precision == "bf16":
         plan["gathered weights"] = 2.0 * num_student  # the copies that autocast makes
-    return {**plan, "total": sum(plan.values())}
+    return with_total(**plan)
 
 
 def describe_plan(config: DistillConfig, num_gpus: int) -> str:
@@ -72,14 +70,13 @@ def describe_plan(config: DistillConfig, num_gpus: int) -> str:
     plan, optim = plan_memory(config, num_gpus), config.optim
     num_student = sum(p.numel() for p in _student(config).visual.parameters())
     recomputed = str(optim.activation_checkpointing).lower()
-    lines = [
+    title = [
         f"{config.teacher.name} -> {config.student.pretrained}, per GPU of {num_gpus}",
         f"{optim.precision}, {optim.parallel}, activation_checkpointing {recomputed}, micro-batches: "
         f"{optim.accumulate} of {config.data.batch_size // num_gpus // optim.accumulate} images",
         f"student: {num_student:,} parameters, {_source(config)}",
-        *(f"  {name:<18} {size / GB:8.2f} GB" for name, size in plan.items()),
     ]
-    return "\n".join(lines)
+    return describe_memory(title, plan)
 
 
 def _widths(config: DistillConfig) -> list[int] | None:
@@ -106,7 +103,7 @@ def _student(config: DistillConfig) -> Tower:
 
 
 def _largest(tower: Tower) -> int:
-    return max(sum(p.numel() * p.element_size() for p in block.parameters()) for block in tower.blocks.values())
+    return max(tensor_bytes(block.parameters()) for block in tower.blocks.values())
 
 
 def _saved_bytes(tower: Tower) -> tuple[list[int], int, int]:

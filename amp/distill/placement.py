@@ -1,9 +1,11 @@
 """Where a tower's work is done: compiled, recomputed in the backward pass, divided over the processes."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amp.run.world import local_part, recompute_in_backward, world
 from amp.settings.distill import OptimSettings
@@ -47,6 +49,28 @@ def own_part(weight: nn.Parameter) -> nn.Parameter:
     """This process's shard of a weight as a parameter that shares its memory; the weight itself where it is whole."""
     part = local_part(weight)
     return part if isinstance(part, nn.Parameter) else nn.Parameter(part)
+
+
+def as_placed(
+    tower: Tower, readout: nn.Module, dtype: torch.dtype, autocast: Callable[[], AbstractContextManager[object]]
+) -> Tower:
+    """The tower as it can be asked where it is placed: feature and embedding by way of its readout, in `autocast`.
+
+    Args:
+        readout: of `place`. Under fsdp every process must ask equally often.
+        dtype: of its weights.
+    """
+
+    def through(read: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def read_placed(images_BCHW: Tensor) -> Tensor:
+            with autocast():
+                output: Tensor = readout(images_BCHW, read)
+            return output
+
+        return read_placed
+
+    embed = tower.encode_image and through(tower.encode_image)
+    return replace(tower, dtype=dtype, feature=through(tower.feature), encode_image=embed)
 
 
 def _compile(blocks: Collection[nn.Module]) -> None:

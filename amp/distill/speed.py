@@ -10,7 +10,7 @@ import torch
 Item = TypeVar("Item")
 
 
-class Pace:
+class LoopSpeed:
     """Speed, waiting for data and memory of a loop over batches.
 
     Args:
@@ -56,7 +56,7 @@ class Pace:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def in_words(pace: dict[str, float]) -> str:
+def in_words(speed: dict[str, float]) -> str:
     """Short enough for a progress bar; it shows the time that is left by itself."""
-    speed, waiting, memory = (pace[key] for key in ("images_per_second", "data_wait_share", "memory_gb"))
-    return f"{speed:.0f} img/s, {waiting:.0%} waiting for data, {memory:.1f} GB"
+    images, waiting, memory = (speed[key] for key in ("images_per_second", "data_wait_share", "memory_gb"))
+    return f"{images:.0f} img/s, {waiting:.0%} waiting for data, {memory:.1f} GB"

@@ -1,4 +1,4 @@
-"""A teacher and its student: loaded, proved to belong together, and given one head."""
+"""A teacher and its student: loaded, proved to be of one architecture, and given one head."""
 
 from collections.abc import Collection
 
@@ -11,7 +11,7 @@ from amp.settings.distill import DistillConfig
 from amp.towers import Tower, after_last_block, build_tower
 
 
-def load_pair(config: DistillConfig) -> tuple[Tower, Tower, FolderConfig]:
+def load_teacher_and_student(config: DistillConfig) -> tuple[Tower, Tower, FolderConfig]:
     """The teacher and the student in their precisions, the head shared; and what is known of the student.
 
     The head is the fp32 one of the teacher's file, whatever the teacher's precision.
@@ -22,7 +22,7 @@ def load_pair(config: DistillConfig) -> tuple[Tower, Tower, FolderConfig]:
     with under("teacher", instead_of="model"):
         teacher = build_tower(dense)
     student, student_config = load_student(config.student.pretrained, teacher)
-    check_pair(teacher, student)
+    check_architecture(teacher, student)
     share_head(teacher, student, after_last_block(build_tower(dense, "meta")))
     if config.optim.precision == "pure_bf16":
         # Neither the head, nor buffers: rotary frequencies in bf16 would move every patch.
@@ -35,7 +35,7 @@ def load_pair(config: DistillConfig) -> tuple[Tower, Tower, FolderConfig]:
     return teacher, student, student_config
 
 
-def check_pair(teacher: Tower, student: Tower) -> None:
+def check_architecture(teacher: Tower, student: Tower) -> None:
     """Raises UserError unless the student is the teacher's architecture with MLPs as wide or narrower."""
     if not student.same_architecture(teacher):
         raise UserError("student.pretrained", f"a pruned {_in_words(student)}, the teacher is {_in_words(teacher)}")

@@ -4,36 +4,17 @@ B images, C channels, S side in pixels.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from amp.data.batches import Batches, Transform
-from amp.data.listing import list_images
-from amp.errors import UserError
-from amp.run.console import say
+from amp.data.batches import Batches
+from amp.evaluate.student import Metric
 from amp.run.world import world
-from amp.settings.distill import DistillConfig
 from amp.towers import Tower
 
 LOSS = "val_loss"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """An accuracy of a tower; the higher, the better.
-
-    Attributes:
-        name: in log.jsonl and TensorBoard.
-        measure: tower -> the same number on every process. Every process takes its readouts equally often, and not
-            for gradients.
-    """
-
-    name: str
-    measure: Callable[[Tower], float]
 
 
 @dataclass(frozen=True)
@@ -53,7 +34,7 @@ class Validation:
         """`{val_loss, NAME of the metric}`, what there is of them.
 
         Args:
-            student: of `placed`.
+            student: as `Trainer.measurable_student` gives it.
             loss: images (B / processes, C, S, S) on the device -> their loss.
         """
         found = {}
@@ -72,37 +53,3 @@ class Validation:
         if key not in found or key not in best:
             return key in found
         return found[key] < best[key] if self.metric is None else found[key] > best[key]
-
-
-def placed(
-    tower: Tower, readout: nn.Module, dtype: torch.dtype, autocast: Callable[[], AbstractContextManager[Any]]
-) -> Tower:
-    """The tower as it can be asked where it is placed: feature and embedding by way of its readout, in `autocast`.
-
-    Args:
-        readout: of `amp.placement.place`. Under fsdp every process must ask equally often.
-        dtype: of its weights.
-    """
-
-    def through(read: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def read_placed(images_BCHW: Tensor) -> Tensor:
-            with autocast():
-                output: Tensor = readout(images_BCHW, read)
-            return output
-
-        return read_placed
-
-    embed = tower.encode_image and through(tower.encode_image)
-    return replace(tower, dtype=dtype, feature=through(tower.feature), encode_image=embed)
-
-
-def hold_out(config: DistillConfig, transform: Transform) -> Batches | None:
-    """Whole batches of the validation split; None, and a line that says why, where there is none."""
-    if config.output.eval_every == 0:
-        return None
-    num_samples = max(config.output.eval_images, config.data.batch_size)
-    try:
-        return Batches(list_images(config.data, "val"), transform, config.data, num_samples)
-    except UserError as error:
-        say(f"no loss on held-out images: {error}")
-        return None

@@ -10,14 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amp.errors import UserError, nearest, several
-from amp.evaluate.layouts import NEEDS, Task, family, find_missing
+from amp.evaluate.dataset_files import NEEDS, Task, family, find_missing
 from amp.run.console import say
-
-if TYPE_CHECKING:
-    pass
 
 _ENGLISH_ONLY = ("digit_scenes", "mscoco_captions")
 _UNREADABLE = (OSError, RuntimeError, LookupError, TypeError, ValueError, AssertionError)

@@ -7,8 +7,10 @@ Shapes: B images of a batch, N training images, V validation images, Q queries o
 D width of a feature.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +20,9 @@ from torch.utils.data import Dataset, default_collate
 from torchvision.datasets import ImageFolder
 
 from amp.errors import UserError
-from amp.evaluate.sharding import Shares
+from amp.evaluate.options import KnnOptions
+from amp.evaluate.results import Evaluation, digest_model, open_evaluation
+from amp.evaluate.sharding import ShardedBatches
 from amp.run.console import progress, say
 from amp.run.world import world
 from amp.towers import Tower
@@ -38,7 +42,7 @@ class Featurizer:
         batch_size: images in one batch on one process.
         num_workers: loader workers per process, at most one a core.
         option: that named the images' folder, for messages; `{split}` in it is the split.
-        in_step: as of `Shares`.
+        in_step: as of `ShardedBatches`.
     """
 
     tower: Tower
@@ -57,12 +61,12 @@ class Featurizer:
         Raises:
             UserError: an image cannot be read.
         """
-        shares = Shares(self.batch_size, self.num_workers, self.in_step)
+        batches = ShardedBatches(self.batch_size, self.num_workers, self.in_step)
         option = self.option.format(split=split)
         own: dict[int, tuple[Tensor, ...]] = {}
-        for index, (images_BCHW, labels_B) in shares.batches(images, default_collate, option, f"{split} images"):
+        for index, (images_BCHW, labels_B) in batches.batches(images, default_collate, option, f"{split} images"):
             own[index] = (self._feature(images_BCHW), labels_B)
-        return shares.columns(own, option)
+        return batches.columns(own, option)
 
     @torch.no_grad()
     def _feature(self, images_BCHW: Tensor) -> Tensor:
@@ -132,3 +136,27 @@ def open_images(option: str, root: str, transform: Any) -> Dataset[Any]:
         return ImageFolder(root, transform)
     except OSError as error:
         raise UserError(option, f"{root}: {str(error).splitlines()[0].split(' Supported ')[0]}") from None
+
+
+def open_knn(options: KnnOptions) -> Evaluation[KnnOptions]:
+    """The evaluation; nothing is measured. Raises UserError where its file cannot be written."""
+    words = (Path(options.val_root).absolute().parent.name, "knn")
+    return world().from_main(lambda: open_evaluation(options, words, digest_model(options)))
+
+
+def measure_knn(run: Evaluation[KnnOptions], tower: Tower) -> dict[str, Any]:
+    """The record, which is written: `{metrics, num_images, num_train_images, seconds, ...}`."""
+    options = run.config
+    train: Any = open_images("--train_root", options.train_root, tower.transform)
+    val: Any = open_images("--val_root", options.val_root, tower.transform)
+    started = time.monotonic()
+    metrics = Featurizer(tower, options.batch_size, options.num_workers).accuracies(train, val)
+    record = {
+        "model": options.model,
+        "pretrained": options.pretrained,
+        "metrics": metrics,
+        "num_images": len(val),
+        "num_train_images": len(train),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    return run.write(run.name, record)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amp.run.tables import percent
+
 # Zero-shot top-1 in percent: the six, and their mean as published (the six of EVA-CLIP-E distilled give 80.9).
 DATASETS = ("imagenet1k", "imagenet-a", "imagenet-r", "imagenetv2", "imagenet_sketch", "objectnet")
 PUBLISHED = {
@@ -41,8 +43,6 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[lis
     Args:
         records: `{model, pretrained, base, dataset, metrics}` each; `base` is the dense model's name.
     """
-    from amp.run.tables import percent
-
     if not any(_main_metric(record) for record in records):
         rows = [[record["dataset"], *map(percent, record["metrics"].values())] for record in records]
         return ["recall, %", *(name.replace("_retrieval_recall", " ") for name in records[0]["metrics"])], rows

@@ -1,156 +1,116 @@
-"""What the measuring scripts share: options of the model, the header of a result, and the result of an earlier run.
+"""The result of an evaluation: one JSON file, which the next call with the same options and model finds again."""
 
-Light to import: `--help` and mistakes answer before torch is loaded.
-"""
-
-import argparse
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, Generic, TypeVar
 
-from amp.errors import UserError, under
+from amp.errors import under
+from amp.evaluate.options import KnnOptions, ModelOptions, ZeroshotOptions, slug
+from amp.evaluate.paper import summarise
+from amp.models.open import open_tower
 from amp.run.console import say
-from amp.run.files import file_sha256, prepare_output, read_json, write_json
-from amp.run.identity import first_difference
+from amp.run.files import check_writable, file_sha256
+from amp.run.identity import PACKAGES
+from amp.run.run import Run
+from amp.run.tables import percent, table, write_table
 from amp.settings.base import Precision
-from amp.settings.model import Frame
+from amp.towers import Tower
 
-if TYPE_CHECKING:
-    from amp.towers import Tower
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --model_type, --pretrained and --img_size, as `amp.checkpoint.open_tower` takes them."""
-    add = parser.add_argument
-    add("--model", metavar="NAME|JSON|FOLDER", help="library's model name, an open_clip model JSON or a pruned/ folder")
-    add("--model_type", choices=get_args(Frame), help="library of it (default: the folder's own, else open_clip)")
-    add("--pretrained", metavar="CKPT", help="weights: a tag, a file or a pruned/ folder (default: random, seeded)")
-    add("--img_size", type=int, metavar="PIXELS", help="side of a dense model's images (default: the model's own)")
+Options = TypeVar("Options", ZeroshotOptions, KnnOptions)
 
 
-def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, least: Mapping[str, int]) -> None:
-    """Exits with 2 when a number is below its least value, or when no model is named."""
-    for key, minimum in least.items():
-        if getattr(args, key) < minimum:
-            parser.error(f"argument --{key}: {getattr(args, key)} is less than {minimum}")
-    if args.img_size is not None and args.img_size < 1:
-        parser.error(f"argument --img_size: {args.img_size} is less than 1")
-    if not (args.model or args.pretrained):
-        parser.error("the following arguments are required: --model (or a pruned/ folder as --pretrained)")
+@dataclass(frozen=True)
+class Evaluation(Run[Options], Generic[Options]):
+    """A run whose result is one JSON file.
 
-
-def open_model(args: argparse.Namespace, precision: Precision, device: str) -> "Tower":
-    """The tower of `add_model_options`. Raises UserError."""
-    from amp.models.open import open_tower
-
-    text_pretrained = getattr(args, "text_pretrained", None)
-    return open_tower(args.model, args.model_type, args.pretrained, precision, device, text_pretrained, args.img_size)
-
-
-def digest_model(args: argparse.Namespace) -> dict[str, str | None]:
-    """The model's files by digest: `{model_sha256, pretrained_sha256, text_sha256}`."""
-    folder = next((path for path in (args.pretrained, args.model) if path and Path(path).is_dir()), None)
-    weights = str(Path(folder) / "model.safetensors") if folder else args.pretrained
-    digests = {"model_sha256": file_sha256(args.model), "pretrained_sha256": file_sha256(weights)}
-    return {**digests, "text_sha256": file_sha256(getattr(args, "text_pretrained", None))}
-
-
-def describe(
-    args: argparse.Namespace, keys: Sequence[str], digests: Mapping[str, str | None], **more: Any
-) -> dict[str, Any]:
-    """What decides the numbers: the options `keys`, `more` settings, and the model's files of `digest_model`."""
-    settings = {key: getattr(args, key) for key in keys} | {"model_sha256": digests["model_sha256"], **more}
-    if args.img_size is not None:
-        settings["img_size"] = args.img_size
-    return {"settings": settings, "pretrained_sha256": digests["pretrained_sha256"]}
-
-
-def check_writable(option: str, file: str) -> Path:
-    """`file` as a path. Raises UserError when `option` names a file that could not be written."""
-    path = Path(file)
-    if path.is_dir():
-        raise UserError(option, f"{file}: is a folder; give the name of a file")
-    with under(option, instead_of="output.dir"):
-        prepare_output(str(path.parent))
-    return path
-
-
-def root_of(pattern: str, dataset: str, several: bool) -> str:
-    """The folder of a dataset, as in clip_benchmark: `{dataset}` is its name without 'wds/', `{dataset_cleaned}` that
-    with '-' for '/'. A folder without either is the dataset's own, or the parent of several."""
-    name = dataset.removeprefix("wds/")
-    if "{dataset}" in pattern or "{dataset_cleaned}" in pattern:
-        return pattern.replace("{dataset}", name).replace("{dataset_cleaned}", name.replace("/", "-"))
-    return str(Path(pattern) / name) if several else pattern
-
-
-def file_of(option: str, pattern: str, dataset: str, suffix: str, several: bool) -> str:
-    """The file of a dataset: the pattern with `{dataset}`, or of several datasets a file DATASET + suffix in a folder.
-
-    Raises:
-        UserError: one file is named for several datasets.
+    Attributes:
+        name: of the file.
     """
-    name = slug(dataset)
-    if "{dataset}" in pattern or not several:
-        return pattern.replace("{dataset}", name)
-    if Path(pattern).suffix and not Path(pattern).is_dir():
-        raise UserError(
-            option, f"{pattern}: one file for several datasets; write {{dataset}} into it, or give a folder"
-        )
-    return str(Path(pattern) / f"{name}{suffix}")
+
+    name: str = ""
+
+    def show(self, title: str, heading: str, record: Mapping[str, Any]) -> None:
+        """The metrics on the console, in percent, and where they are written."""
+        rows = [[name, percent(value)] for name, value in record["metrics"].items()]
+        say(f"{title}\n{table([heading, '%'], rows)}\n{self.path(self.name)}")
 
 
-def slug(*words: str) -> str:
-    """A file's name of the words."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(words))
-
-
-def short_digest(value: Any) -> str:
-    """Eight hex digits that tell one JSON value from another, for a file's name."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def find_result(
-    args: argparse.Namespace, words: Sequence[str], header: dict[str, Any]
-) -> tuple[Path, dict[str, Any] | None]:
-    """Where the result goes, and the result if it is there.
+def open_evaluation(
+    options: Options,
+    words: Sequence[str],
+    digests: Mapping[str, str | None],
+    packages: tuple[str, ...] = PACKAGES,
+    **settings: object,
+) -> Evaluation[Options]:
+    """The run of an evaluation; its file is that of --output, or out/eval/WORDS_MODEL_DIGEST.json.
 
     Args:
-        args: `--output` is the file; without it, out/eval/WORDS_MODEL_DIGEST.json.
         words: what is measured, for the file's name.
-        header: of `describe`.
+        digests: of `digest_model`.
+        packages: whose versions are recorded.
+        settings: what decides the numbers besides the options.
     Raises:
-        UserError: the file holds another measurement, or cannot be written.
+        UserError: the file cannot be written.
     """
-    name = slug(*words, Path(args.model or args.pretrained).stem, short_digest(header))
-    path = check_writable("--output", args.output or f"out/eval/{name}.json")
-    record = read_json(path) if path.exists() else None
-    if record and (difference := first_difference(record, header)):
-        key, old, new = difference
-        raise UserError(
-            "--output", f"{path}: another measurement: {key} was {old!r}, now {new!r}; name another file or delete it"
+    decisive = {**options.decisive(), "model_sha256": digests["model_sha256"], **settings}
+    identity = {"settings": decisive, "pretrained_sha256": digests["pretrained_sha256"]}
+    name = slug(*words, options.model_stem, _short_digest(identity))
+    path = check_writable("--output", options.output or f"out/eval/{name}.json")
+    return Evaluation(options, path.parent, identity, "--output", packages, path.name)
+
+
+def digest_model(options: ModelOptions) -> dict[str, str | None]:
+    """The model's files by digest: `{model_sha256, pretrained_sha256}`; None where a library or nothing is named."""
+    folder = next((path for path in (options.pretrained, options.model) if path and Path(path).is_dir()), None)
+    weights = str(Path(folder) / "model.safetensors") if folder else options.pretrained
+    return {"model_sha256": file_sha256(options.model), "pretrained_sha256": file_sha256(weights)}
+
+
+def open_model(options: ModelOptions, precision: Precision, device: str, text_pretrained: str | None = None) -> Tower:
+    """The tower that the options name.
+
+    Args:
+        precision: of the weights.
+        text_pretrained: dense weights that the text tower of a published vision checkpoint takes.
+    Raises:
+        UserError: under the option that holds the mistake.
+    """
+    with (
+        under("--model", instead_of="model.name"),
+        under("--pretrained", instead_of="model.pretrained"),
+        under("--img_size", instead_of="model.kwargs"),
+    ):
+        return open_tower(
+            options.model,
+            options.model_type,
+            options.pretrained,
+            precision,
+            device,
+            text_pretrained,
+            options.img_size,
         )
-    return path, record
 
 
-def write_result(path: Path, header: Mapping[str, Any], packages: Sequence[str], **measured: Any) -> dict[str, Any]:
-    """The record of a measurement, written by the main process: what was measured, the header, and versions."""
-    from amp.run.world import world
+def write_summary(options: ZeroshotOptions, records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """The table of all data sets, on the console and in its files; without --table only of several.
 
-    record = {**measured, **header, "versions": {package: version(package) for package in packages}}
-    if world().is_main:
-        write_json(path, record)
-    world().barrier()
-    return record
+    Args:
+        folder: of the files where --table names none.
+    """
+    if len(records) == 1 and not options.table:
+        return
+    headers, rows = summarise(records)
+    identity = [{key: record[key] for key in ("settings", "pretrained_sha256")} for record in records]
+    stem = slug(options.task, options.model_stem, _short_digest(identity))
+    files = [Path(file) for file in options.table or (folder / f"{stem}.md", folder / f"{stem}.csv")]
+    for file in files:
+        write_table(file, headers, rows)
+    say("\n".join(["", table(headers, rows), *map(str, files)]))
 
 
-def show(title: str, heading: str, record: Mapping[str, Any], path: Path) -> None:
-    """The metrics on the console, in percent, and where they are written."""
-    from amp.run.tables import percent, table
-
-    rows = [[name, percent(value)] for name, value in record["metrics"].items()]
-    say(f"{title}\n{table([heading, '%'], rows)}\n{path}")
+def _short_digest(value: object) -> str:
+    """Eight hex digits that tell one JSON value from another, for a file's name."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

@@ -26,7 +26,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Shares:
+class ShardedBatches:
     """The batches of this process.
 
     Attributes:

@@ -3,24 +3,38 @@
 Light to import: what is missing answers before torch is loaded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amp.errors import UserError, under
 from amp.evaluate.benchmarks import Benchmark
-from amp.evaluate.layouts import check_class_folders
+from amp.evaluate.dataset_files import check_class_folders
 from amp.settings.base import Precision
 from amp.settings.distill import DistillConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from amp.distill.validation import Metric
     from amp.towers import Tower
 
 _ROOT = "eval.root"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An accuracy of a tower; the higher, the better.
+
+    Attributes:
+        name: in log.jsonl and TensorBoard.
+        measure: tower -> the same number on every process. Every process takes its readouts equally often, and not
+            for gradients.
+    """
+
+    name: str
+    measure: Callable[["Tower"], float]
 
 
 def check_metric(config: DistillConfig) -> None:
@@ -36,8 +50,8 @@ def check_metric(config: DistillConfig) -> None:
             benchmark.check()
 
 
-def build_metric(config: DistillConfig, teacher: "Tower", student: "Tower") -> "Metric | None":
-    """What `eval.metric` asks for, to be measured on a tower of `amp.validation.placed`; None for the loss.
+def build_metric(config: DistillConfig, teacher: "Tower", student: "Tower") -> Metric | None:
+    """What `eval.metric` asks for, to be measured on a tower as it is placed for its training; None for the loss.
 
     Args:
         teacher, student: before they are placed. For zeroshot, what projects images to embeddings is moved to the
@@ -50,8 +64,7 @@ def build_metric(config: DistillConfig, teacher: "Tower", student: "Tower") -> "
     return (_knn if config.eval.metric == "knn" else _zeroshot)(config, teacher, student)
 
 
-def _knn(config: DistillConfig, teacher: "Tower", student: "Tower") -> "Metric":
-    from amp.distill.validation import Metric
+def _knn(config: DistillConfig, teacher: "Tower", student: "Tower") -> Metric:
     from amp.evaluate.knn import Featurizer, open_images
 
     own = config.eval
@@ -67,8 +80,7 @@ def _knn(config: DistillConfig, teacher: "Tower", student: "Tower") -> "Metric":
     return Metric("val_knn", measure)
 
 
-def _zeroshot(config: DistillConfig, teacher: "Tower", student: "Tower") -> "Metric":
-    from amp.distill.validation import Metric
+def _zeroshot(config: DistillConfig, teacher: "Tower", student: "Tower") -> Metric:
     from amp.evaluate.zeroshot import Evaluator
 
     if teacher.encode_text is None:

@@ -8,10 +8,12 @@ classes.
 Shapes: B images (of a batch, or all), T texts, C classes, D width of an embedding, K highest classes or items.
 """
 
+import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +25,13 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from amp.errors import UserError
-from amp.evaluate.sharding import Shares
-from amp.run.console import progress
+from amp.evaluate.classifiers import classifier_header, load_classifiers, save_classifier
+from amp.evaluate.options import ZeroshotOptions
+from amp.evaluate.results import Evaluation, digest_model, open_evaluation, open_model
+from amp.evaluate.sharding import ShardedBatches
+from amp.run.console import progress, say
+from amp.run.files import check_writable, file_sha256
+from amp.run.identity import PACKAGES
 from amp.run.world import world
 from amp.settings.base import Precision
 from amp.towers import Tower
@@ -44,7 +51,7 @@ class Evaluator:
         num_workers: loader workers per process, at most one a core.
         text_batch_size: prompts of the text classifier in one batch on one process; 80 are a class of ImageNet.
         option: that named the dataset's folder, for messages.
-        in_step: as of `Shares`.
+        in_step: as of `ShardedBatches`.
     """
 
     tower: Tower
@@ -62,8 +69,8 @@ class Evaluator:
         return self.tower.encode_text is not None
 
     @property
-    def _shares(self) -> Shares:
-        return Shares(self.batch_size, self.num_workers, self.in_step)
+    def _own_batches(self) -> ShardedBatches:
+        return ShardedBatches(self.batch_size, self.num_workers, self.in_step)
 
     def embed_width(self) -> int:
         """D of the model's images."""
@@ -92,15 +99,15 @@ class Evaluator:
         distinct = list(dict.fromkeys(prompts))
         texts = [(row, prompt) for row, of_class in enumerate(distinct) for prompt in of_class]
         tokenizer = self.tower.make_tokenizer()
-        shares = Shares(self.text_batch_size, 0)
+        prompt_batches = ShardedBatches(self.text_batch_size, 0)
         own: dict[int, dict[int, Tensor]] = {}
-        for index, span in progress(shares.spans(len(texts)).items(), "text classifier", "batch"):
+        for index, span in progress(prompt_batches.spans(len(texts)).items(), "text classifier", "batch"):
             rows, batch = zip(*(texts[i] for i in span), strict=True)
             counts = Counter(rows)  # in the order of the rows
             parts = self._embed_texts(tokenizer, list(batch)).split(list(counts.values()))
             own[index] = {row: part.sum(dim=0).cpu() for row, part in zip(counts, parts, strict=True)}
         sums_D: dict[int, Any] = defaultdict(float)
-        for of_batch in shares.in_order(own):
+        for of_batch in prompt_batches.in_order(own):
             for row, sum_D in of_batch.items():
                 sums_D[row] = sums_D[row] + sum_D
         means_D = {of_class: sums_D[row] / len(of_class) for row, of_class in enumerate(distinct)}
@@ -114,7 +121,7 @@ class Evaluator:
         """
         classifier_DC = classifier_DC.to(world().device)
         own: dict[int, tuple[Tensor, ...]] = {}
-        for index, (images, labels) in self._shares.batches(dataset, default_collate, self.option):
+        for index, (images, labels) in self._own_batches.batches(dataset, default_collate, self.option):
             logits_BC = (100.0 * self._embed_images(images) @ classifier_DC).cpu()
             if labels.ndim == 2:
                 own[index] = (logits_BC, labels)
@@ -122,7 +129,7 @@ class Evaluator:
                 top_BK = logits_BC.topk(min(5, logits_BC.shape[1])).indices
                 # argmax and topk break ties differently, and clip_benchmark takes both.
                 own[index] = (logits_BC.argmax(dim=1), top_BK, labels)
-        columns = self._shares.columns(own, self.option)
+        columns = self._own_batches.columns(own, self.option)
         measure = _average_precision if len(columns) == 2 else _accuracies
         return world().from_main(lambda: (measure(*columns), len(columns[0])))
 
@@ -134,11 +141,11 @@ class Evaluator:
         self.check_text()
         tokenizer = self.tower.make_tokenizer()
         own: dict[int, tuple[Tensor, ...]] = {}
-        for index, (images, captions) in self._shares.batches(dataset, image_captions_collate_fn, self.option):
+        for index, (images, captions) in self._own_batches.batches(dataset, image_captions_collate_fn, self.option):
             counts_B = torch.tensor([len(of_image) for of_image in captions])
             texts_TD = self._embed_texts(tokenizer, [text for of_image in captions for text in of_image])
             own[index] = (self._embed_images(images).cpu(), texts_TD.cpu(), counts_B)
-        columns = self._shares.columns(own, self.option)
+        columns = self._own_batches.columns(own, self.option)
         return world().from_main(lambda: (self._recalls(*columns), len(columns[0])))
 
     def _recalls(self, images_BD: Tensor, texts_TD: Tensor, counts_B: Tensor) -> Metrics:
@@ -196,3 +203,82 @@ def _accuracies(pred_B: Tensor, top_BK: Tensor, label_B: Tensor) -> Metrics:
 
 def _average_precision(logits_BC: Tensor, labels_BC: Tensor) -> Metrics:
     return {"mean_average_precision": average_precision_per_class(logits_BC, labels_BC).mean().item()}
+
+
+def open_evaluations(each: Sequence[ZeroshotOptions]) -> list[Evaluation[ZeroshotOptions]]:
+    """The evaluation of each data set, by the options of `amp.evaluate.options.parse_zeroshot`; nothing is measured.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    model = each[0]
+    precision = model.precision or ("bf16" if world().device.type == "cuda" else "fp32")
+
+    def open_all() -> list[Evaluation[ZeroshotOptions]]:
+        digests, of_texts = digest_model(model), {"text_sha256": file_sha256(model.text_pretrained)}
+        for key, file in [("--table", file) for file in model.table] + [("--save_clf", own.save_clf) for own in each]:
+            if file:
+                check_writable(key, file)
+        return [
+            open_evaluation(
+                replace(own, precision=precision),
+                (own.dataset, own.task),
+                digests,
+                (*PACKAGES, "clip_benchmark"),
+                load_clfs_sha256=[*map(file_sha256, own.load_clfs)],
+                **(of_texts if own.builds_classifier else {}),
+            )
+            for own in each
+        ]
+
+    return world().from_main(open_all)
+
+
+def find_record(run: Evaluation[ZeroshotOptions]) -> dict[str, Any] | None:
+    """The record, if it and the classifier that is asked for are there. Raises UserError where it is of another run."""
+    record, classifier = run.found(run.name), run.config.save_clf
+    return record if world().from_main(lambda: classifier is None or Path(classifier).exists()) else None
+
+
+def open_evaluator(options: ZeroshotOptions) -> Evaluator:
+    """The model, on the device of this process.
+
+    Args:
+        options: of any of the data sets, of an evaluation that is open.
+    Raises:
+        UserError: there is no such model, or it lacks the text encoder that is needed.
+    """
+    assert options.precision is not None
+    tower = open_model(options, "fp32", str(world().device), options.text_pretrained)
+    evaluator = Evaluator(tower, options.batch_size, options.precision, options.num_workers, options.text_batch_size)
+    if not options.load_clfs:
+        evaluator.check_text()
+    return evaluator
+
+
+def measure_zeroshot(run: Evaluation[ZeroshotOptions], evaluator: Evaluator) -> dict[str, Any]:
+    """The record of one data set, which is written: `{metrics, num_images, seconds, ...}`."""
+    options, tower = run.config, evaluator.tower
+    dataset = options.benchmark.build(tower.transform)
+    started = time.monotonic()
+    if options.task == "zeroshot_retrieval":
+        metrics, num_images = evaluator.retrieve(dataset)
+    else:
+        metrics, num_images = evaluator.classify(dataset, _open_classifier(options, evaluator, dataset))
+    record = {key: getattr(options, key) for key in ("model", "pretrained", "task", "dataset")}
+    record |= {"base": tower.base["name"], "metrics": metrics, "num_images": num_images}
+    return run.write(run.name, {**record, "seconds": round(time.monotonic() - started, 2)})
+
+
+def _open_classifier(options: ZeroshotOptions, evaluator: Evaluator, dataset: Any) -> Tensor:
+    """The (D, C) text classifier, from --load_clfs or from the class names; written to --save_clf."""
+    header = classifier_header(evaluator.tower, options.dataset, options.language, dataset)
+    if options.load_clfs:
+        width, any_model = evaluator.embed_width(), not evaluator.has_text
+        classifier_DC = world().from_main(lambda: load_classifiers(options.load_clfs, header, width, any_model))
+    else:
+        classifier_DC = evaluator.text_classifier(dataset.classes, dataset.templates)
+    if options.save_clf and world().is_main:
+        save_classifier(Path(options.save_clf), classifier_DC, header)
+        say(f"wrote {options.save_clf}")
+    return classifier_DC

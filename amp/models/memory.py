@@ -1,8 +1,8 @@
-"""What a tower takes in memory, counted on meta tensors."""
+"""What a tower takes in memory, counted on meta tensors before anything is loaded, and how a plan of it reads."""
 
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from amp.towers import Tower
 from amp.towers.inputs import input_bytes
 
 GB = 1e9
+
+Bytes = TypeVar("Bytes", int, float)
 
 
 class PeakMemory(TorchDispatchMode):
@@ -46,17 +48,55 @@ class PeakMemory(TorchDispatchMode):
         self._now -= size
 
 
-def with_total(**parts: int) -> dict[str, int]:
+def with_total(**parts: Bytes) -> dict[str, Bytes]:
+    """The parts of a plan in bytes, and their sum as `total`."""
     return {**parts, "total": sum(parts.values())}
 
 
 def weight_bytes(tower: Tower) -> int:
-    return sum(p.numel() * p.element_size() for p in [*tower.model.parameters(), *tower.model.buffers()])
+    """Bytes of the whole model's parameters and buffers, text tower included."""
+    return tensor_bytes([*tower.model.parameters(), *tower.model.buffers()])
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of all of them."""
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def peak_bytes(tower: Tower, batch_size: int, run: Callable[[Tensor], object]) -> int:
+    """The most bytes that live at once while `run` is given images (batch_size, C, S, S); these count too.
+
+    Args:
+        tower: on the meta device, in the dtype that it will have.
+    """
     images_BCSS = torch.empty(batch_size, 3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta")
     num_tokens = input_bytes(tower) // max(1, tower.slots[0].out_projection.out_features) // images_BCSS.element_size()
     with PeakMemory(num_tokens) as memory:
         run(images_BCSS)
     return memory.peak + images_BCSS.nbytes
+
+
+def describe_memory(
+    title: Sequence[str],
+    plan: Mapping[str, float],
+    gpu_gb: float | None = None,
+    advice: str = "",
+    notes: Mapping[str, str] | None = None,
+) -> str:
+    """A plan as lines, and whether its total fits a GPU, where one is given.
+
+    Args:
+        title: lines above the table.
+        plan: bytes by name, `total` among them.
+        advice: the settings that would make it fit, said where it does not.
+        notes: of some of the names, in brackets behind the size.
+    """
+    lines = [*title]
+    for name, size in plan.items():
+        note = f" ({notes[name]})" if notes and name in notes else ""
+        lines.append(f"  {name.replace('_', ' '):<17}{size / GB:9.2f} GB{note}")
+    if gpu_gb is None:
+        return "\n".join(lines)
+    verdict = "fits" if plan["total"] <= gpu_gb * GB else "does not fit"
+    lines.append(f"{verdict} a GPU of {gpu_gb:g} GB{'' if verdict == 'fits' else f'; {advice}'}")
+    return "\n".join(lines)

@@ -1,39 +1,16 @@
-"""Models from files: our self-describing folders, published checkpoints, and whatever a user names."""
+"""Models from what a user names: a library's name, a folder of ours, a published checkpoint."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from amp.errors import UserError, under
-from amp.models.folder import (
-    FORMAT,
-    FolderConfig,
-    is_model_folder,
-    load_tower,
-    read_folder_config,
-    save_tower,
-    write_tensors,
-)
-from amp.models.published import is_published, load_published, outside_tower, write_published
+from amp.models.folder import FORMAT, FolderConfig, is_model_folder, load_tower, read_folder_config
+from amp.models.published import is_published, load_published, outside_tower
+from amp.registry import FRAMES
 from amp.run.files import file_sha256
 from amp.settings.base import Precision
 from amp.settings.model import Frame, ModelSettings
 from amp.towers import Tower, build_tower, default_frame, knows
-
-__all__ = [
-    "FolderConfig",
-    "check_student",
-    "describe_published",
-    "is_model_folder",
-    "load_pruned",
-    "load_student",
-    "load_tower",
-    "open_published",
-    "open_tower",
-    "read_folder_config",
-    "save_tower",
-    "write_published",
-    "write_tensors",
-]
 
 
 def open_tower(
@@ -57,7 +34,7 @@ def open_tower(
     if folder is None:
         if name is None:
             raise UserError("--model", "missing; give a model name, an open_clip model JSON or a pruned/ folder")
-        candidates = [frame] if frame else get_args(Frame)
+        candidates = [frame] if frame else FRAMES.names
         if Path(name).is_dir() and not any(knows(candidate, name) for candidate in candidates):
             read_folder_config(name)
         frame = frame or default_frame(name, option="--model_type")

@@ -1,4 +1,7 @@
-"""Published AMP checkpoints: read as towers, written from our folders. See `amp.towers.published` for their names."""
+"""Published AMP checkpoints: the bare state dict of a pruned vision tower, in the names of the model's original code.
+
+Read as towers, written from our folders. `original_names` has the names.
+"""
 
 import pickle
 from collections.abc import Mapping
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from amp.errors import UserError, under
 from amp.models.folder import prefix_of, write_tensors
-from amp.models.published_names import State, from_original, read_widths, rename, strip_prefixes, to_original
+from amp.models.original_names import State, from_original, read_widths, rename, strip_prefixes, to_original
 from amp.run.files import atomic
 from amp.towers import Tower, rebuild_dense
 

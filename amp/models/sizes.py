@@ -1,6 +1,10 @@
-"""Parameters and FLOPs of a tower, in the paper's convention and in full.
+"""Parameters and FLOPs of a vision tower, in the convention of the paper (AMP, arXiv 2603.08100) and in full.
 
-B images, S side in pixels.
+A FLOP is an addition or a multiplication: 2 a multiply-accumulate. The paper counts the products of weights with
+tokens; those of attention, QK^T and AV, are counted on demand. Everything is counted for one image, on meta tensors:
+no weights are needed, and a tower of billions of parameters takes a second.
+
+S side of the image in pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 
-# Products of weights with tokens. The paper's FLOPs leave the attention products QK^T and AV out.
+# Products of weights with tokens.
 WEIGHT_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
 
 
@@ -28,7 +32,7 @@ def count_mlp_params(tower: Tower) -> int:
 
 
 def count_flops(tower: Tower, attention_products: bool = False) -> int:
-    """FLOPs of one image through the vision tower: 2 * MACs.
+    """FLOPs of one image through the vision tower.
 
     Args:
         tower: on the meta device, where attention takes no fused path that would hide from the count.
@@ -38,6 +42,7 @@ def count_flops(tower: Tower, attention_products: bool = False) -> int:
 
 
 def _flops_by_op(tower: Tower) -> dict[Any, int]:
+    """FLOPs of one image by torch's operator."""
     assert next(tower.visual.parameters()).device.type == "meta"
     image_1CSS = torch.empty(1, 3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta")
     # Under no_grad, attention takes a fused path whose products the counter misses.
@@ -51,10 +56,11 @@ def _sum_flops(counts: Mapping[Any, int], attention_products: bool) -> int:
 
 
 def measure_sizes(settings: ModelSettings, kept: list[list[int]]) -> dict[str, dict[str, int]]:
-    """`{params, flops}` of the tower `{dense, pruned}`, counted on meta tensors.
+    """`{params: {dense, pruned}, flops: {dense, pruned}}` of the vision tower.
 
     Args:
-        kept: kept neurons' indices by block.
+        settings: of the dense model.
+        kept: indices of the neurons that stay, one list a block.
     """
     tower = build_tower(settings, "meta")
     sizes: dict[str, Any] = {"params": {"dense": count_params(tower)}, "flops": {"dense": count_flops(tower)}}
@@ -69,6 +75,7 @@ def measure_widths(tower: Tower, widths: Sequence[int]) -> dict[str, int]:
 
     Args:
         tower: dense, on the meta device.
+        widths: hidden widths, one a block.
     """
     with ExitStack() as narrowed:
         for slot, width in zip(tower.slots, widths, strict=True):

@@ -1,6 +1,6 @@
-"""Images a second of a tower.
+"""Images a second of a vision tower, measured on random weights and random images.
 
-B images, S side in pixels.
+B images of a batch, S side in pixels.
 """
 
 import platform
@@ -18,10 +18,10 @@ from amp.towers.weights import fill_randomly
 
 
 def rebuild(base: Mapping[str, Any], device: str, widths: Sequence[int] | None = None) -> Tower:
-    """A model with random weights, whose sizes and speed are those of the trained one.
+    """A model of the same shapes with random weights: its sizes and its speed are those of the trained one.
 
     Args:
-        base: of a Tower.
+        base: `Tower.base` of the model.
         device: 'cpu', 'cuda' or 'meta'.
         widths: to slice its MLPs to, one a block; None leaves it dense.
     """
@@ -35,7 +35,7 @@ def rebuild(base: Mapping[str, Any], device: str, widths: Sequence[int] | None =
 
 
 def describe_device(device: torch.device) -> str:
-    """The device as people name it."""
+    """The device as people name it: the GPU's product name, or the CPU's kind and threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
@@ -50,10 +50,11 @@ def measure_throughput(
 
     Args:
         towers: on one device, in the precision that is to be measured.
+        batch_size: images in one batch.
         num_rounds: measured ones, at least 2.
         num_warm_up: rounds before them.
     Raises:
-        UserError: the batch does not fit the device's memory.
+        UserError: under `batch_size`; the batch does not fit the device's memory.
     """
     rates: dict[str, list[float]] = {name: [] for name in towers}
     try:
@@ -63,7 +64,7 @@ def measure_throughput(
                 if number >= num_warm_up:
                     rates[name].append(batch_size / seconds)
     except torch.OutOfMemoryError:
-        raise UserError("--batch_size", f"{batch_size} images do not fit the device's memory") from None
+        raise UserError("batch_size", f"{batch_size} images do not fit the device's memory") from None
     quartiles = {name: statistics.quantiles(of_tower, n=4, method="inclusive") for name, of_tower in rates.items()}
     return {
         name: {"median": median, "lower_quartile": lower, "upper_quartile": upper}

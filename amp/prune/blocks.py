@@ -1,21 +1,18 @@
-"""Adaptive widths: from the last block to the first, each searched under one threshold."""
+"""The search of the widths: from the last block to the first, each under one threshold."""
 
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from amp.prune.bisection import Limits, search_width
-from amp.prune.measure.networks import Candidates
-from amp.prune.search.racing import Race, Series
+from amp.prune.measure.networks import NarrowedNetworks
+from amp.prune.search import Judge, Series, search_of
 from amp.run.console import progress
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
 
 Probe = tuple[int, int, float]
-# Of `Race`: confidence, tolerance as a share of entropy_increase, steps, sure, most.
-PRESETS = {"strict": (3.0, 0.0, 1.0, 2.5, 1.0), "fast": (2.5, 0.2, 0.0, 0.0, 0.25)}
-
 NEAR = 4  # steps of the widths
 
 
@@ -56,10 +53,10 @@ class BlockSearch:
     """
 
     def __init__(
-        self, candidates: Candidates, block: int, race: Race, limits: Limits, beside: Sequence[Series] = ()
+        self, networks: NarrowedNetworks, block: int, judge: Judge, limits: Limits, beside: Sequence[Series] = ()
     ) -> None:
-        whole = candidates.tower.widths[block]
-        self._candidates, self._block, self._race, self._limits = candidates, block, race, limits
+        whole = networks.tower.widths[block]
+        self._networks, self._block, self._judge, self._limits = networks, block, judge, limits
         self._grid = max(limits.multiple, whole / 2**limits.steps)
         self.reference = self._series(whole)
         self._beside = beside
@@ -80,18 +77,18 @@ class BlockSearch:
         wider = min(known for known in self._found if known > width)
         near = wider - width <= NEAR * self._grid
         step = max(0.0, self._limits.high - self._found[wider]) * self._grid / (wider - width) if near else 0.0
-        value = self._race.run(one, self.reference, others, self._limits.low, self._limits.high, step)
+        value = self._judge.decide(one, self.reference, others, self._limits.low, self._limits.high, step)
         self._found[width] = value
         return value
 
     def _series(self, width: int) -> Series:
-        return Series(width, lambda count: self._candidates.entropies(self._block, width, count))
+        return Series(width, lambda count: self._networks.entropies(self._block, width, count))
 
 
-def find_widths(
-    candidates: Candidates, settings: SearchSettings, entropy_increase: float, num_batches: int | None = None
+def search_blocks(
+    networks: NarrowedNetworks, settings: SearchSettings, entropy_increase: float, num_batches: int | None = None
 ) -> WidthsFound:
-    """Adaptive widths by binary search (AMP, arXiv 2603.08100, section 3); the tower is left as it was.
+    """A width for each block by binary search (AMP, arXiv 2603.08100, section 3); the tower is left as it was.
 
     A probe is accepted when it adds at most `entropy_increase` nats to the entropy of the network after the previous
     block was settled. That reference is the accepted probe's own value; a block that keeps all leaves it as it was.
@@ -99,8 +96,8 @@ def find_widths(
     Args:
         num_batches: the first ones alone decide; None: all.
     """
-    tower, dense = candidates.tower, candidates.tower.widths
-    race = _race(settings, num_batches or candidates.meter.num_batches, entropy_increase)
+    tower, dense = networks.tower, networks.tower.widths
+    num_batches = num_batches or networks.held_out.num_batches
     found = WidthsFound(list(dense), entropy_increase)
     drift, bound = 0.0, settings.total_increase or math.inf
     blocks = searched_blocks(tower, settings)
@@ -110,7 +107,8 @@ def find_widths(
             high = min(entropy_increase, bound - drift)
             low = -min(entropy_increase, bound + drift) if settings.two_sided else -math.inf
             limits = Limits(high, low, settings.search_steps, settings.width_multiple, settings.min_width)
-            search = BlockSearch(candidates, block, _for_block(race, block, len(dense)), limits, beside)
+            judge = search_of(settings).judge(settings, num_batches, entropy_increase, block, len(dense))
+            search = BlockSearch(networks, block, judge, limits, beside)
 
             def probe(width: int, search: BlockSearch = search, name: str = tower.slots[block].name) -> float:
                 value = search.probe(width)
@@ -127,23 +125,8 @@ def find_widths(
                 beside = beside or [search.reference.frozen()]
                 found.widths[block], found.final_entropy = one.width, drift + one.value
                 drift = found.final_entropy
-                settled.enter_context(candidates.narrowed(block, one.width))
-    return _above_dense(found, candidates)
-
-
-def _race(settings: SearchSettings, population: int, entropy_increase: float) -> Race:
-    if settings.search != "racing":
-        return Race(population)
-    confidence, share, steps, sure, most = PRESETS[settings.preset]
-    share = share if settings.tolerance is None else settings.tolerance
-    return Race(population, settings.confidence or confidence, share * entropy_increase, steps, sure, most)
-
-
-def _for_block(race: Race, block: int, num_blocks: int) -> Race:
-    """More batches at most where one is cheap: it passes the blocks from this one on, and the error of the whole size
-    is least for its cost where accuracy goes with the root of that number."""
-    passed = 2 * (num_blocks - block) / (num_blocks + 1)
-    return replace(race, most=race.most ** math.sqrt(passed))
+                settled.enter_context(networks.narrowed(block, one.width))
+    return _above_dense(found, networks)
 
 
 def searched_blocks(tower: Tower, settings: SearchSettings) -> list[int]:
@@ -152,11 +135,11 @@ def searched_blocks(tower: Tower, settings: SearchSettings) -> list[int]:
     return sorted(set(blocks), reverse=True)
 
 
-def _above_dense(found: WidthsFound, candidates: Candidates) -> WidthsFound:
+def _above_dense(found: WidthsFound, networks: NarrowedNetworks) -> WidthsFound:
     """Entropies in the place of differences to the dense network's."""
-    last = len(candidates.tower.slots) - 1
-    found.dense_batches = found.dense_batches or candidates.meter.num_batches
-    values = candidates.entropies(last, candidates.tower.widths[last], found.dense_batches)
+    last = len(networks.tower.slots) - 1
+    found.dense_batches = found.dense_batches or networks.held_out.num_batches
+    values = networks.entropies(last, networks.tower.widths[last], found.dense_batches)
     found.dense_entropy = math.fsum(values) / len(values)
     found.final_entropy += found.dense_entropy
     found.probes = [(block, width, found.dense_entropy + value) for block, width, value in found.probes]

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from amp.data.listing import list_images
 from amp.errors import UserError
-from amp.models.memory import GB, peak_bytes, weight_bytes, with_total
-from amp.score.memory import plan_scoring
+from amp.models.memory import describe_memory, peak_bytes, weight_bytes, with_total
+from amp.prune.search import inputs_every
 from amp.settings.prune import PruneConfig
 from amp.statistics.moments import group_bytes, groups
 from amp.towers import Tower, build_tower
@@ -54,38 +54,25 @@ def _compensation(tower: Tower, num_images: int) -> int:
     return most
 
 
-def describe_plan(config: PruneConfig, verb: str, gpu_gb: float) -> str:
-    """The plan of 'scoring' or 'search' on one process as lines, and whether it fits a GPU.
+def describe_plan(config: PruneConfig, gpu_gb: float) -> str:
+    """The plan of a search on one process as lines, and whether it fits a GPU.
 
     Raises:
         UserError: the model is unknown.
     """
-    tower, local = build_tower(config.model, "meta"), config.data.batch_size
-    if verb == "scoring":
-        local = min(local, config.score.micro_batch or local)
-    lines = [f"{verb} of {config.model.name} in {config.model.precision} on one process, {local} images at a time"]
-    if verb == "scoring":
-        plan = plan_scoring(tower, local, config.score.criterion)
-    else:
-        num_images = config.data.num_val_samples
-        if num_images is None:
-            try:
-                num_images = len(list_images(config.data, "val"))
-            except UserError:
-                num_images = GUESSED_IMAGES
-                lines.append(f"{config.data.root} is not here: {num_images} held-out images are assumed")
-        own = config.prune
-        calibration = 0 if own.compensation == "none" else own.num_calibration_samples
-        plan = plan_search(tower, local, num_images // config.data.batch_size, own.store, own.inputs_every, calibration)
-    lines += [f"  {name.replace('_', ' '):<17}{size / GB:9.2f} GB" for name, size in plan.items()]
-    if plan.get("stored_elsewhere"):
-        lines[-1] += f" ({config.prune.store})"
-    fits = "fits" if plan["total"] <= gpu_gb * GB else "does not fit"
-    advice = (
-        ""
-        if fits == "fits"
-        else "; " + ("score.micro_batch" if verb == "scoring" else "more processes") + ", or model.precision: bf16"
-    )
-    if fits != "fits" and plan.get("stored"):
-        advice = "; prune.store: host or disk, or a larger prune.store_every"
-    return "\n".join([*lines, f"{fits} a GPU of {gpu_gb:g} GB{advice}"])
+    tower, own, batch_size = build_tower(config.model, "meta"), config.prune, config.data.batch_size
+    title = [f"search of {config.model.name} in {config.model.precision} on one process, {batch_size} images at a time"]
+    num_images = config.data.num_val_samples
+    if num_images is None:
+        try:
+            num_images = len(list_images(config.data, "val"))
+        except UserError:
+            num_images = GUESSED_IMAGES
+            title.append(f"{config.data.root} is not here: {num_images} held-out images are assumed")
+    calibration = 0 if own.compensation == "none" else own.num_calibration_samples
+    plan = plan_search(tower, batch_size, num_images // batch_size, own.store, inputs_every(own), calibration)
+    advice = "more processes, or model.precision: bf16"
+    if plan["stored"]:
+        advice = "prune.store: host or disk, or a larger prune.store_every"
+    notes = {"stored_elsewhere": own.store} if plan["stored_elsewhere"] else None
+    return describe_memory(title, plan, gpu_gb, advice, notes)

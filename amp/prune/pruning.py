@@ -1,15 +1,13 @@
 """The tower sliced to widths that are given, allocated to a size, or searched."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from amp.errors import UserError
-from amp.prune.allocation import global_widths, uniform_widths, widths_of_size
-from amp.prune.blocks import WidthsFound, find_widths
-from amp.prune.measure.networks import Candidates
-from amp.prune.size import find_size
+from amp.prune.blocks import WidthsFound
+from amp.prune.measure.networks import NarrowedNetworks
+from amp.prune.size import RelativeSize, Widths
+from amp.registry import ALLOCATIONS
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
 
@@ -19,6 +17,7 @@ class Pruned:
     """What a pruning did: kept neurons by block, and what was measured for it; entropies in nats."""
 
     kept: list[list[int]]
+    dense_widths: list[int]
     dense_entropy: float
     final_entropy: float
     found: WidthsFound | None = None
@@ -49,44 +48,34 @@ def check_widths(tower: Tower, settings: SearchSettings) -> None:
             raise UserError("prune.widths", f"{width} at block {block}, which has {slot.hidden_width} neurons")
 
 
-def prune(
-    candidates: Candidates, settings: SearchSettings, share: Callable[[Sequence[int]], float] | None = None
-) -> Pruned:
+def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize | None = None) -> Pruned:
     """Slices the tower to the widths that `settings` give, allocate or search.
 
     Args:
-        share: what the tower with these widths has of the dense one's size; needed where `settings.target` is given.
+        size_of: what the tower with these widths has of the dense one's size; needed where `settings.target` is given.
+    Raises:
+        UserError: the widths do not fit the tower, or no widths have the size.
     """
-    check_widths(candidates.tower, settings)
-    widths, found = choose_widths(candidates, settings, share)
-    dense = candidates.mean() if found is None else found.dense_entropy
-    kept, errors = candidates.keep(widths)
+    check_widths(networks.tower, settings)
+    widths, found = choose_widths(networks, settings, size_of)
+    dense = networks.mean() if found is None else found.dense_entropy
+    dense_widths = networks.tower.widths
+    kept, errors = networks.keep(widths)
     # No probe saw widths that are given, nor a compensation or a scale that comes after the search.
-    unseen = found is None or found.scale != 1 or (errors and not candidates.in_search)
-    final = found.final_entropy if found and not unseen else candidates.mean()
-    return Pruned(kept, dense, final, found, errors)
+    unseen = found is None or found.scale != 1 or (errors and not networks.in_search)
+    final = found.final_entropy if found and not unseen else networks.mean()
+    return Pruned(kept, dense_widths, dense, final, found, errors)
 
 
 def choose_widths(
-    candidates: Candidates, settings: SearchSettings, share: Callable[[Sequence[int]], float] | None = None
-) -> tuple[list[int], WidthsFound | None]:
+    networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize | None = None
+) -> tuple[Widths, WidthsFound | None]:
     """The widths that are given, allocated to a size or searched, and what a search found; the tower stays dense.
 
-    Args and errors: as of `prune` and `find_size`.
+    Args and errors: as of `prune`.
     """
-    asked = settings.target.asked
     if settings.widths is not None:
         return list(settings.widths), None
-    if asked is None:
-        found = find_widths(candidates, settings, settings.entropy_increase)
-        return found.widths, found
-    key, size = asked
-    assert share is not None
-    target = 1 / size if key == "throughput" else size
-    if settings.allocation == "search":
-        found = find_size(candidates, settings, share, target)
-        return found.widths, found
-    slots = candidates.tower.slots
-    by_threshold = partial(global_widths, slots, candidates.scores)
-    widths_of = by_threshold if settings.allocation == "global" else partial(uniform_widths, slots)
-    return widths_of_size(widths_of, share, target), None
+    allocation = ALLOCATIONS.load(settings.allocation)
+    widths, found = allocation.allocate(networks, settings, size_of)
+    return widths, found

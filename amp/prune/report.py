@@ -1,4 +1,4 @@
-"""Tables and pictures of a pruning."""
+"""What a pruning writes and says: prune.json, prune.png and pruned/, tables and pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +8,50 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from amp.models.folder import save_tower
+from amp.models.sizes import measure_sizes
+from amp.prune.pruning import Pruned
+from amp.run.console import say
 from amp.run.figures import BLUE, GREY, save_figure
+from amp.run.run import Run
 from amp.run.tables import human, table
+from amp.run.world import world
+from amp.settings.prune import PruneConfig
+from amp.towers import Tower
+
+
+def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Mapping[str, float]) -> None:
+    """Writes prune.png, pruned/ and, as the sign that all is there, prune.json.
+
+    Args:
+        tower: sliced.
+        cost: `{block_forwards, images, seconds}`.
+    """
+    record: dict[str, Any] = {
+        "widths": tower.widths,
+        "dense_widths": pruned.dense_widths,
+        **pruned.entropies,
+        **measure_sizes(run.config.model, pruned.kept),
+        "cost": dict(cost),
+    }
+    if pruned.errors:
+        record["compensation"] = pruned.errors
+        say(describe_errors(pruned.errors))
+    if world().is_main:
+        plot_pruning(record, run.path("prune.png"))
+        save_tower(tower, pruned.kept, run.header, run.path("pruned"))
+    run.write("prune.json", record, "main_prune.py")
+    say(describe_sizes(record["params"], record["flops"]))
+    if pruned.found and pruned.final_entropy < pruned.dense_entropy:
+        say("note: the entropy fell, which the signed criterion allows; compare the features before you trust it")
+    say(f"widths {tower.widths}; entropy {pruned.dense_entropy:.4f} -> {pruned.final_entropy:.4f} nats")
+    say(f"wrote {run.folder}/prune.json, prune.png and pruned/ in {cost['seconds']:.0f} s")
+
+
+def describe_errors(errors: Sequence[Mapping[str, float]]) -> str:
+    """One line: what compensation did to the MLPs' outputs, all blocks alike."""
+    means = [sum(error[key] for error in errors) / len(errors) for key in ("without", "with")]
+    return f"compensation: error of the MLPs' outputs {means[0]:.1%} -> {means[1]:.1%} of their variance"
 
 
 def describe_sizes(params: Mapping[str, int], flops: Mapping[str, int]) -> str:

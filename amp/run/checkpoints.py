@@ -1,4 +1,4 @@
-"""The last states of a run, from which it goes on: `checkpoints/step_0000500/`, whole or not there."""
+"""The store of a run's resumable states: `checkpoints/step_0000500/`, each whole or not there."""
 
 import json
 import os
@@ -11,23 +11,28 @@ from torch import Tensor
 
 from amp.errors import StoppedError, UserError
 from amp.run.files import read_json
+from amp.run.identity import check_same
+from amp.run.run import Run
 from amp.run.world import world
 
 RECORD = "state.json"
 
 
 class Checkpoints:
-    """The checkpoints of a run's folder, by step.
+    """The states of a run after some of its steps, in `checkpoints/` of its folder.
+
+    A state is tensors (safetensors, in shards of the processes) and a JSON record, with the header of its run.
 
     Args:
-        folder: `checkpoints/` in the run's output.
         keep: how many stay, the last ones.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, run: Run[Any], keep: int) -> None:
+        self.run, self.keep = run, keep
+        self.folder = run.path("checkpoints")
 
     def path(self, step: int) -> Path:
+        """Of a checkpoint, a folder, whether it is there or not."""
         return self.folder / f"step_{step:07d}"
 
     def steps(self) -> list[int]:
@@ -47,7 +52,7 @@ class Checkpoints:
 
         Args:
             tensors: each process its shards.
-            record: JSON-able; `step` is added.
+            record: JSON-able; the run's header and `step` are added.
             best: a step whose checkpoint stays whatever its age; 0: none.
         Raises:
             StoppedError: it cannot be written; the checkpoints before it are untouched.
@@ -82,7 +87,8 @@ class Checkpoints:
         )
 
     def _finish(self, step: int, partial: Path, record: Mapping[str, Any], best: int) -> None:
-        (partial / RECORD).write_text(json.dumps({**record, "step": step}, indent=1) + "\n", encoding="utf-8")
+        whole = {"header": self.run.header, **record, "step": step}
+        (partial / RECORD).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         for path in (partial / RECORD, partial):
             _sync(path)
         _discard(self.path(step))
@@ -92,8 +98,17 @@ class Checkpoints:
             _discard(self.path(old))
 
     def record(self, step: int) -> dict[str, Any]:
-        """What was recorded beside a checkpoint's tensors. Raises UserError when it cannot be read."""
-        return world().from_main(lambda: read_json(self.path(step) / RECORD))
+        """What was recorded beside a checkpoint's tensors.
+
+        Raises:
+            UserError: it cannot be read, or is another run's.
+        """
+        return world().from_main(lambda: self._record(step))
+
+    def _record(self, step: int) -> dict[str, Any]:
+        record = read_json(self.path(step) / RECORD)
+        check_same(self.path(step), record.pop("header", {}), self.run.identity, self.run.key)
+        return record
 
     def load(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Fills `tensors`, on any number of processes. Raises UserError when the checkpoint cannot be read."""

@@ -5,14 +5,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from amp.errors import StoppedError, UserError
+from amp.errors import StoppedError, UserError, under
 
 
 @contextmanager
@@ -35,8 +35,13 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Around the writing of `path`: a full disk is one line instead of a traceback."""
+    """Around the writing of `path`, by the one process that writes it: a full disk is one line, no traceback.
+
+    What killed runs have left of it is removed first.
+    """
     try:
+        for left in path.parent.glob(f".{path.name}.*.partial"):
+            _remove(left)
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -56,6 +61,34 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
+def append_line(path: Path, value: Any) -> None:
+    """A line of JSON, on the disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path, take: Callable[[int, Any], None], advice: str) -> None:
+    """Hands the lines of a file of JSON to `take`, numbered from 0; drops a last one that was not written to its end.
+
+    Args:
+        take: raises ValueError, KeyError, TypeError or AttributeError where a line is not as it should be.
+        advice: what to do about a damaged file.
+    Raises:
+        UserError: a line before the last one is damaged, or there is none.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = text[: text.rfind("\n") + 1]
+    for number, line in enumerate(whole.splitlines() or [""]):
+        try:
+            take(number, json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(path, f"line {number + 1} is damaged ({error}); {advice}") from None
+    if len(whole) < len(text):
+        os.truncate(path, len(whole.encode()))
+
+
 def prepare_output(folder: str) -> Path:
     """The run's folder, not left behind where it is new. Raises UserError when it cannot be written to."""
     path = Path(folder)
@@ -70,6 +103,16 @@ def prepare_output(folder: str) -> Path:
         for parent in missing:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
+    return path
+
+
+def check_writable(key: str, file: str) -> Path:
+    """`file` as a path. Raises UserError when `key` names a file that could not be written."""
+    path = Path(file)
+    if path.is_dir():
+        raise UserError(key, f"{file}: is a folder; give the name of a file")
+    with under(key, instead_of="output.dir"):
+        prepare_output(str(path.parent))
     return path
 
 

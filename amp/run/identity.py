@@ -37,19 +37,20 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     return {"amp": __version__, **{name: version(name) for name in packages}}
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path, advice: str = "") -> dict[str, Any]:
     """The header that an artifact holds: a JSON record, a model folder's config.json, or a file of tensors.
 
+    Args:
+        advice: ends the message where a file of tensors cannot be read.
     Raises:
         UserError: it cannot be read, or holds none.
     """
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                header: Any = json.loads((file.metadata() or {})["amp"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise UserError(path, f"cannot be read ({error})") from None
-        return dict(header)
+                return dict(json.loads((file.metadata() or {})["amp"]))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(path, f"cannot be read ({error}){advice and f'; {advice}'}") from None
     record = read_json(path)
     if path.name == "config.json":
         record = record.get("provenance", {})

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from amp.run.console import reproduce, say
 from amp.run.files import prepare_output, read_json, write_json
-from amp.run.identity import check_same, identity, read_header, versions
+from amp.run.identity import PACKAGES, check_same, identity, read_header, recorded_frame, versions
 from amp.run.world import start, world
+from amp.settings.model import Frame
 from amp.settings.run import RunConfig
 
 Config = TypeVar("Config")
+RunSettings = TypeVar("RunSettings", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,31 @@ class Run(Generic[Config]):
         folder: of the files.
         identity: what decides the result, as of `amp.run.identity`.
         key: the setting or option that chose the folder, for messages.
+        packages: whose versions are recorded.
     """
 
     config: Config
     folder: Path
     identity: Mapping[str, Any]
     key: str = "output.dir"
+    packages: tuple[str, ...] = PACKAGES
 
     @property
     def header(self) -> dict[str, Any]:
         """The identity with the versions of the software: what every artifact records."""
-        return {**self.identity, "versions": versions()}
+        return {**self.identity, "versions": versions(self.packages)}
+
+    def with_frame(self: "Run[RunSettings]", frame: Frame | None) -> "Run[RunSettings]":
+        """The same run, of a model of that frame where the settings leave it open."""
+        config = self.config.with_frame(frame)
+        decisive = config.decisive()
+        settings = {key: decisive.get(key, value) for key, value in self.identity["settings"].items()}
+        return replace(self, config=config, identity={**self.identity, "settings": settings})
+
+    def with_frame_of(self: "Run[RunSettings]", name: str) -> "Run[RunSettings]":
+        """The same run, of a model of the frame that an artifact records, if it is there."""
+        there = world().from_main(self.path(name).exists)
+        return self.with_frame(recorded_frame(read_header(self.path(name)))) if there else self
 
     def path(self, name: str) -> Path:
         """Of a file or folder of this run."""
@@ -49,7 +65,8 @@ class Run(Generic[Config]):
         there = world().from_main(lambda: all(self.path(name).exists() for name in (first, *others)))
         if there:
             world().from_main(lambda: self.check(first))
-            say(f"already done: {self.path(first)}")
+            names = dict.fromkeys([first, *(name.split("/")[0] for name in others)])
+            say(f"already done: {' and '.join(str(self.path(name)) for name in names)}")
         return there
 
     def check(self, name: str) -> None:
@@ -57,25 +74,29 @@ class Run(Generic[Config]):
         check_same(self.path(name), read_header(self.path(name)), self.identity, self.key)
 
     def found(self, name: str) -> dict[str, Any] | None:
-        """The JSON record of this run, if it is there. Raises UserError where it is of another run."""
-        path = self.path(name)
+        """The JSON record of this run, if it is there; as the main process reads it.
+
+        Raises:
+            UserError: it is of another run.
+        """
+        return world().from_main(lambda: self._read(self.path(name)))
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
         if not path.exists():
             return None
-        self.check(name)
-        return read_json(path)
+        record = read_json(path)
+        check_same(path, record, self.identity, self.key)
+        return record
 
-    def write(self, name: str, record: Mapping[str, Any], script: str) -> dict[str, Any]:
-        """Writes a JSON record with the header and how to reproduce it, by the main process; returns it.
+    def write(self, name: str, record: Mapping[str, Any], script: str | None = None) -> dict[str, Any]:
+        """Writes a JSON record with the header, by the main process; returns it.
 
         Args:
-            script: that was called, for the command line that reproduces the run.
+            script: that was called, for the command line that reproduces the run; None records none.
         """
-        whole = {**record, **self.header, "reproduce": reproduce(script)}
+        whole = {**record, **self.header} | ({"reproduce": reproduce(script)} if script else {})
         world().from_main(lambda: write_json(self.path(name), whole))
         return whole
-
-
-RunSettings = TypeVar("RunSettings", bound=RunConfig)
 
 
 @contextmanager

@@ -1,0 +1,28 @@
+"""Scores of every hidden neuron: how much the network would lose with it.
+
+In the order of a reader's questions: `score` gives the scores, by the one of `criteria/` that the settings name, of
+which each file holds the equation and the way to compute it over many images; `Scoring` is what a criterion is handed;
+`TaylorScorer` is the backward pass that several of them share (AMP, arXiv 2603.08100, section 2); `SavedSums` lets a
+killed run go on; `save_scores`, `load_scores` and `check_scores` are of `scores.safetensors`; `plan_scoring` tells what
+memory it takes.
+"""
+
+from amp.score.memory import describe_plan, plan_scoring
+from amp.score.resume import SavedSums
+from amp.score.scores_file import check_scores, load_scores, save_scores
+from amp.score.scoring import Criterion, Scoring, reads_images, score
+from amp.score.taylor import TaylorScorer
+
+__all__ = [
+    "Criterion",
+    "SavedSums",
+    "Scoring",
+    "TaylorScorer",
+    "check_scores",
+    "describe_plan",
+    "load_scores",
+    "plan_scoring",
+    "reads_images",
+    "save_scores",
+    "score",
+]

@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from amp.errors import UserError
 from amp.models.folder import write_tensors
 from amp.run.files import atomic
-from amp.run.identity import first_difference
+from amp.run.identity import first_difference, read_header
+
+FOREIGN = "not a scores file of main_score.py"
 
 
 def save_scores(scores: Sequence[Tensor], header: Mapping[str, Any], path: Path) -> None:
@@ -22,27 +24,24 @@ def save_scores(scores: Sequence[Tensor], header: Mapping[str, Any], path: Path)
 
 
 def load_scores(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
-    """Scores by block, and their header. Raises UserError when the file holds none."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = dict(json.loads((file.metadata() or {})["amp"]))
-            scores = [file.get_tensor(f"score.{block}") for block in range(len(file.keys()))]
-    except FileNotFoundError:
-        raise UserError(path, "no such file; run main_score.py with the same --config_file first") from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(path, f"not a scores file of main_score.py ({error})") from None
-    return scores, header
+    """(H,) fp32 scores by block, on the CPU, and their header. Raises UserError when the file holds none."""
+    if not path.exists():
+        raise UserError(path, "no such file; run main_score.py with the same --config_file first")
+    header, tensors = read_header(path, FOREIGN), load_file(path)
+    missing = next((name for block in range(len(tensors)) if (name := f"score.{block}") not in tensors), None)
+    if missing:
+        raise UserError(path, f"holds no {missing}; {FOREIGN}")
+    return [tensors[f"score.{block}"] for block in range(len(tensors))], header
 
 
 def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises UserError naming what differs when scores were made for another model, data or criterion.
 
     Args:
-        scored, wanted: headers as `amp.runs.describe` makes them; only what decides the scores is compared.
+        scored, wanted: headers or identities of runs; only what decides the scores is compared.
     """
-    keys = ("model", "data", "score")
-    trimmed = {**wanted, "settings": {key: wanted["settings"][key] for key in keys}}
-    difference = first_difference(scored, trimmed)
+    decisive = {key: wanted["settings"][key] for key in ("model", "data", "score")}
+    difference = first_difference(scored, {**wanted, "settings": decisive})
     if difference:
         key, old, new = difference
         raise UserError(

@@ -11,13 +11,19 @@ from torch import Tensor, nn
 
 from amp.errors import UserError
 from amp.run.world import world
-from amp.statistics.hooks import Watcher
+from amp.score.scoring import checked
+from amp.statistics.hooks import MlpHooks
 from amp.towers.slots import MlpSlot
 
 Fold = Callable[[Tensor], Tensor]
 
 
-class TaylorScorer(Watcher):
+def signed_or_absolute(absolute: bool) -> Fold:
+    """What `score.absolute` asks for: the absolute value of each image's sum over tokens, or the sum itself."""
+    return torch.abs if absolute else torch.positive
+
+
+class TaylorScorer(MlpHooks):
     """Sums fold(sum over tokens of a * dE/da) per neuron, while inside `with` (AMP, arXiv 2603.08100, section 2).
 
     a is the input of an MLP's out-projection, (B, T, H). `fold` works on the (B, H) sums over tokens, one row an image,
@@ -52,7 +58,7 @@ class TaylorScorer(Watcher):
         finally:
             self._paused = False
 
-    def _watch(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         def before_out_projection(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             if self._paused:
                 return inputs
@@ -98,17 +104,3 @@ class TaylorScorer(Watcher):
         """One (H,) fp32 tensor a block: the mean over the images of all processes. Raises UserError as `checked`."""
         total = world().sum(self.sums[-1].to(self.sums[0].device)).item()
         return checked(self._slots, [world().sum(s) / total for s in self.sums[:-1]])
-
-
-def checked(slots: Sequence[MlpSlot], scores: list[Tensor]) -> list[Tensor]:
-    """The scores. Raises UserError when one is not finite, or when all of a block are zero."""
-    for slot, score_H in zip(slots, scores, strict=True):
-        if not torch.isfinite(score_H).all():
-            raise UserError(
-                "score.criterion",
-                f"block {slot.name}: a score is not finite, as an activation or a gradient is not; "
-                "try model.precision: fp32",
-            )
-        if not score_H.any():
-            raise UserError("score.criterion", f"block {slot.name}: all scores are zero; are all images the same?")
-    return scores

@@ -6,13 +6,15 @@ Light on purpose: `--help` and mistakes in the settings must answer before torch
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import dataclass
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from amp.settings.distill import DistillConfig
+from amp.errors import UserError
+from amp.registry import FRAMES
 from amp.settings.load import CONFIGS, Config, load_config
-from amp.settings.model import Frame
+from amp.settings.prune import PruneConfig
 
 PAGE = """# Settings
 
@@ -39,14 +41,14 @@ def parse_args(
     )
     parser.add_argument("--config_file", required=True, metavar="YAML", help="settings of the run (required)")
     parser.add_argument(
-        "--frame", choices=get_args(Frame), help="library of the model (default: the YAML's, else open_clip)"
+        "--frame", choices=FRAMES.names, help="library of the model (default: the YAML's, else open_clip)"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, repeatable"
     )
     args: argparse.Namespace = parser.parse_args(argv)
-    base = "teacher" if config_class is DistillConfig else "model"
-    frame: list[str] = [f"{base}.frame={args.frame}"] if args.frame else []
+    dense = "teacher" if "teacher" in config_class.model_fields else "model"
+    frame: list[str] = [f"{dense}.frame={args.frame}"] if args.frame else []
     return load_config(config_class, args.config_file, [*args.set, *frame])
 
 
@@ -56,6 +58,45 @@ def plan_options() -> argparse.ArgumentParser:
     options.add_argument("--dry_run", action="store_true", help="print what a process's memory must hold, and end")
     options.add_argument("--gpu_memory", type=float, default=80.0, metavar="GB", help="of --dry_run (default: 80)")
     return options
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """Options of main_prune.py besides its settings.
+
+    Attributes:
+        sweep: thresholds to compare, in nats, ascending; none: prune to the settings'.
+        compensate_only: refit a folder that is pruned already.
+        dry_run: print what a process's memory must hold.
+        gpu_memory: of a dry run, in GB.
+    """
+
+    sweep: tuple[float, ...]
+    compensate_only: bool
+    dry_run: bool
+    gpu_memory: float
+
+
+def parse_prune(description: str, argv: Sequence[str] | None = None) -> tuple[PruneConfig, PruneOptions]:
+    """The command line of main_prune.py. Raises UserError; --help exits with 0."""
+    parser = plan_options()
+    add = parser.add_argument
+    several_sizes = "size and entropy at several entropy_increases"
+    add("--sweep", nargs="+", type=float, default=[], metavar="NATS", help=several_sizes)
+    refit = "refit the out-projections of output.dir/pruned as prune.compensation says; writes output.dir/compensated"
+    add("--compensate_only", action="store_true", help=refit)
+    config = parse_args(PruneConfig, description, argv, [parser])
+    args, _ = parser.parse_known_args(argv)
+    options = PruneOptions(tuple(sorted(set(args.sweep))), args.compensate_only, args.dry_run, args.gpu_memory)
+    own = config.prune
+    if options.compensate_only and own.compensation == "none":
+        raise UserError("--compensate_only", "prune.compensation is none; say --set prune.compensation=ridge, or mean")
+    if options.sweep and options.sweep[0] < 0:
+        raise UserError("--sweep", f"{options.sweep[0]}: thresholds are at least 0")
+    for key, given in (("widths", own.widths), ("target", own.target.asked)):
+        if options.sweep and given:
+            raise UserError("--sweep", f"prune.{key} must be null; the thresholds alone decide")
+    return config, options
 
 
 def settings_of(config_class: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -95,7 +136,7 @@ def settings_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _choices(kind: Any) -> list[str]:
+def _choices(kind: object) -> list[str]:
     """The words that a setting allows, if it is one of few."""
     if get_origin(kind) is Literal:
         return list(get_args(kind))

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from amp.settings.base import Count, Settings
+from amp.settings.base import ASIDE, Count, Settings
 from amp.settings.distill import OptimSettings
 from amp.settings.model import ModelSettings
 from amp.settings.prune import PruneDataSettings, SearchSettings
-from amp.settings.run import RunConfig
+from amp.settings.run import OutputSettings, RunConfig
 from amp.settings.score import Criterion, ScoreSettings
 
 
@@ -49,6 +49,7 @@ class CompareConfig(RunConfig):
         min_length=1, description="what is compared: a name, its criterion, and any of prune.* but widths and target"
     )
     distil: CompareDistilSettings
+    output: OutputSettings = Field(**ASIDE)
 
     @property
     def dense(self) -> ModelSettings:

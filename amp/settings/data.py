@@ -1,12 +1,16 @@
 """Settings of the images: layout on disk, batches, order."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from amp.settings.base import ASIDE, Settings
+from amp.registry import LAYOUTS
+from amp.settings.base import ASIDE, Settings, names_of
 
-DatasetName = Literal["coco", "imagenet1k", "imagefolder", "digit_scenes", "webdataset"]
+if TYPE_CHECKING:
+    DatasetName = str
+else:
+    DatasetName = names_of(LAYOUTS)
 
 
 class DataSettings(Settings):

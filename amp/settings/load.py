@@ -2,21 +2,22 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from amp.errors import UserError, nearest, several
 from amp.settings.compare import CompareConfig
 from amp.settings.distill import DistillConfig
 from amp.settings.prune import PruneConfig
 
+# A YAML file as it is read.
+Raw = dict[str, object]
 Config = TypeVar("Config", PruneConfig, DistillConfig, CompareConfig)
-
-
 CONFIGS: dict[str, type[BaseModel]] = {
     "main_score.py and main_prune.py": PruneConfig,
     "distill.py": DistillConfig,
@@ -27,7 +28,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-2 as a string and keeps the last of two equal keys; users mean neither."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen: set[str] = set()
         for key_node, _ in node.value:
             if str(key_node.value) in seen:
@@ -60,7 +61,7 @@ def load_config(config_class: type[Config], config_file: str | Path, overrides: 
         raise _explain(error, config_class, str(config_file), overridden) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> Raw:
     if path.is_dir():
         raise UserError(path, "is a folder; give one of its YAML files")
     if not path.is_file():
@@ -80,21 +81,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _parse_value(override: str, text: str) -> Any:
+def _parse_value(override: str, text: str) -> object:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UserError(f"--set {override}", "the value is not YAML") from None
 
 
-def _set_path(raw: dict[str, Any], key: str, value: Any) -> None:
+def _set_path(raw: Raw, key: str, value: object) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         if raw.get(parent) is None:
             raw[parent] = {}
-        raw = raw[parent]
-        if not isinstance(raw, dict):
+        group = raw[parent]
+        if not isinstance(group, dict):
             raise UserError(f"--set {key}", f"{parent!r} is a value, not a group of settings")
+        raw = group
     raw[last] = value
 
 
@@ -108,16 +110,13 @@ def _explain(error: ValidationError, config_class: type[BaseModel], file: str, o
     return UserError(found.key, f"{found.text}{rest}{other}")
 
 
-def _explain_one(problem: Any, config_class: type[BaseModel], file: str, overridden: set[str]) -> UserError:
+def _explain_one(problem: ErrorDetails, config_class: type[BaseModel], file: str, overridden: set[str]) -> UserError:
     key = ".".join(str(part) for part in problem["loc"])
     own = [o for o in overridden if f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.")]
     source = f"--set {key}" if own else f"{file}: {key}" if key else file
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        group: Any = config_class
-        for part in problem["loc"][:-1]:
-            group = group.model_fields[part].annotation
-        known = list(group.model_fields)
+        known = list(_group(config_class, problem["loc"][:-1]).model_fields)
         text = f"unknown key{nearest(str(problem['loc'][-1]), known)} (known: {', '.join(known)})"
     elif problem["type"] == "missing":
         text = "missing, and it has no default"
@@ -127,3 +126,12 @@ def _explain_one(problem: Any, config_class: type[BaseModel], file: str, overrid
         message = message.replace("a valid array", "a list, for example [1, 2]")
         text = f"{json.dumps(problem['input'], default=str)} is not allowed: {message[0].lower() + message[1:]}"
     return UserError(source, text)
+
+
+def _group(config_class: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """The class of the settings below `path`."""
+    for part in path:
+        kind = config_class.model_fields[str(part)].annotation
+        assert isinstance(kind, type)
+        config_class = kind
+    return config_class

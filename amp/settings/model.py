@@ -1,18 +1,19 @@
 """Settings of a model: library, name, weights, preprocessing."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from amp.settings.base import Count, Positive, Precision, Settings
+from amp.registry import FRAMES
+from amp.settings.base import Count, Positive, Precision, Settings, names_of
 
-Frame = Literal["open_clip", "eva_clip", "dinov2", "timm", "hf"]
-
+if TYPE_CHECKING:
+    Frame = str
+else:
+    Frame = names_of(FRAMES)
 
 MODEL_NAME = "the library's model name, an open_clip model JSON, or for hf a folder or hub id"
-
-
 MODEL_WEIGHTS = "weights: a tag of the library or a file; null: random, for hf those of the name"
 
 

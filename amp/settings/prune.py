@@ -1,14 +1,24 @@
 """Settings of main_score.py and main_prune.py."""
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from amp.settings.base import ASIDE, Count, Fraction, NonNegative, Positive, Settings
+from amp.registry import ALLOCATIONS, COMPENSATIONS, SEARCHES
+from amp.settings.base import ASIDE, Count, Fraction, NonNegative, Positive, Settings, names_of
 from amp.settings.data import DataSettings
 from amp.settings.model import Frame, ModelSettings
-from amp.settings.run import RunConfig
+from amp.settings.run import OutputSettings, RunConfig
 from amp.settings.score import ScoreSettings
+
+if TYPE_CHECKING:
+    Allocation = str
+    Compensation = str
+    Search = str
+else:
+    Allocation = names_of(ALLOCATIONS)
+    Compensation = names_of(COMPENSATIONS, "none")
+    Search = names_of(SEARCHES)
 
 
 class PruneDataSettings(DataSettings):
@@ -34,6 +44,14 @@ class TargetSettings(Settings):
         """What is to be met, and how much of it."""
         return next(((key, value) for key, value in self.model_dump().items() if value is not None), None)
 
+    @property
+    def left(self) -> float | None:
+        """What is to be left of the dense tower's size; of its seconds an image where a throughput is asked for."""
+        if self.asked is None:
+            return None
+        key, value = self.asked
+        return 1 / value if key == "throughput" else value
+
     @model_validator(mode="after")
     def _one(self) -> "TargetSettings":
         given = [key for key, value in self.model_dump().items() if value is not None]
@@ -43,14 +61,14 @@ class TargetSettings(Settings):
 
 
 class SearchSettings(Settings):
-    allocation: Literal["search", "uniform", "global"] = Field(
+    allocation: Allocation = Field(
         "search",
         description="what gives each block its width. uniform: one share for all; global: one threshold of the scores",
     )
     entropy_increase: NonNegative = Field(1.0e-2, description="entropy a block may add, in nats")
     search_steps: Annotated[int, Field(ge=1, le=32)] = Field(6, description="probes per block")
     widths: tuple[Count, ...] | None = Field(None, description="one width a block; skips the search")
-    search: Literal["plain", "exact", "racing"] = Field(
+    search: Search = Field(
         "exact", description="exact: blocks before the one searched are not run again; racing: also few batches a probe"
     )
     preset: Literal["strict", "fast"] = Field(
@@ -74,7 +92,7 @@ class SearchSettings(Settings):
     )
     two_sided: bool = Field(False, description="refuse also a probe whose entropy falls by more than entropy_increase")
     total_increase: Positive | None = Field(None, description="entropy all blocks together may add, in nats; null: any")
-    compensation: Literal["none", "mean", "ridge"] = Field(
+    compensation: Compensation = Field(
         "none", description="refit of each out-projection, so that kept neurons stand in for removed ones"
     )
     compensate_in_search: bool = Field(True, description="judge each probe with its compensation")
@@ -82,12 +100,6 @@ class SearchSettings(Settings):
         1e-3, description="of ridge: added to the activations' covariance, as a share of its mean"
     )
     num_calibration_samples: Count = Field(2048, description="images of the training split that compensation sees")
-
-    @property
-    def inputs_every(self) -> int | None:
-        """Of every how many blocks a search keeps the inputs; None: of none."""
-        searches = self.search != "plain" and self.widths is None and self.allocation == "search"
-        return self.store_every if searches else None
 
     @model_validator(mode="after")
     def _one_way_to_widths(self) -> "SearchSettings":
@@ -110,6 +122,7 @@ class PruneConfig(RunConfig):
     data: PruneDataSettings
     score: ScoreSettings = ScoreSettings()
     prune: SearchSettings = SearchSettings()
+    output: OutputSettings = Field(**ASIDE)
 
     @model_validator(mode="after")
     def _allocation_has_a_size(self) -> "PruneConfig":

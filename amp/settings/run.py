@@ -1,10 +1,10 @@
 """What the settings of every script have: a dense model, and a folder for what is made of it."""
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field
 
-from amp.settings.base import ASIDE, Settings
+from amp.settings.base import Settings
 from amp.settings.model import Frame, ModelSettings
 
 
@@ -15,7 +15,8 @@ class OutputSettings(Settings):
 class RunConfig(Settings):
     """Settings of a script that works in a folder."""
 
-    output: OutputSettings = Field(**ASIDE)
+    if TYPE_CHECKING:  # Each declares its own, as the last of its groups.
+        output: OutputSettings
 
     @property
     def dense(self) -> ModelSettings:

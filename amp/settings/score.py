@@ -1,12 +1,16 @@
 """Settings of a scoring."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from amp.settings.base import ASIDE, Count, Positive, Settings
+from amp.registry import CRITERIA
+from amp.settings.base import ASIDE, Count, Positive, Settings, names_of
 
-Criterion = Literal["entropy", "cross_entropy", "kl", "reconstruction", "variance", "magnitude", "diversity", "random"]
+if TYPE_CHECKING:
+    Criterion = str
+else:
+    Criterion = names_of(CRITERIA)
 
 
 class ScoreSettings(Settings):

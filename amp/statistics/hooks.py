@@ -10,8 +10,11 @@ from torch.utils.hooks import RemovableHandle
 from amp.towers.slots import MlpSlot
 
 
-class Watcher:
-    """Hooks on what enters the out-projection, or another Linear, of some MLPs; they live inside a `with`."""
+class MlpHooks:
+    """Hooks on what enters the out-projection, or another Linear, of some MLPs; they live inside a `with`.
+
+    A subclass says in `_hook` what is done with it, and in `_module` which Linear it enters.
+    """
 
     def __init__(self, slots: Sequence[MlpSlot]) -> None:
         self._slots = slots
@@ -19,7 +22,7 @@ class Watcher:
 
     def __enter__(self) -> Self:
         for index, slot in enumerate(self._slots):
-            self._handles.append(self._watched(slot).register_forward_pre_hook(self._watch(index)))
+            self._handles.append(self._module(slot).register_forward_pre_hook(self._hook(index)))
         return self
 
     def __exit__(
@@ -29,8 +32,8 @@ class Watcher:
             handle.remove()
         self._handles.clear()
 
-    def _watched(self, slot: MlpSlot) -> nn.Linear:
+    def _module(self, slot: MlpSlot) -> nn.Linear:
         return slot.out_projection
 
-    def _watch(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
+    def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What compensation knows of the activations: their moments, or some of the tokens themselves.
+"""Moments of the activations of some MLPs, or some of the tokens themselves; for compensation and reconstruction.
 
 N tokens, H hidden neurons, D width of the tower.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amp.errors import UserError
 from amp.run.world import world
-from amp.statistics.hooks import Watcher
+from amp.statistics.hooks import MlpHooks
 from amp.towers.slots import MlpSlot
 
 GIGABYTES = 16.0  # for the moments of several blocks at once, and what is made of them
@@ -32,13 +32,13 @@ class Moments:
     covariance_HH: Tensor
 
 
-class _TokenWatcher(Watcher):
+class _TokenHooks(MlpHooks):
     """Sees what enters a Linear of some MLPs token by token."""
 
     def __init__(self, slots: Sequence[MlpSlot]) -> None:
         super().__init__(slots)
 
-    def _watch(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         name = self._slots[index].name
         return lambda module, inputs: self._see(name, inputs[0].detach().flatten(0, -2))
 
@@ -46,7 +46,7 @@ class _TokenWatcher(Watcher):
         raise NotImplementedError
 
 
-class MomentCollector(_TokenWatcher):
+class MomentCollector(_TokenHooks):
     """Sums first and second moments of the activations of some blocks; its hooks live inside a `with`.
 
     Memory: 8 (H² + H) bytes a block, on the device: 0.3 GB at H = 6144, 3.4 GB at 20480.
@@ -90,7 +90,7 @@ class MomentCollector(_TokenWatcher):
         return Moments(num_tokens, mean_H, total[:-1, :-1] - torch.outer(mean_H, mean_H))
 
 
-class TokenCollector(_TokenWatcher):
+class TokenCollector(_TokenHooks):
     """Keeps some of the tokens that enter some MLPs, evenly from all batches; its hooks live inside a `with`.
 
     As many as four times the hidden width, over all processes.
@@ -100,7 +100,7 @@ class TokenCollector(_TokenWatcher):
         super().__init__(slots)
         self._kept: dict[str, list[Tensor]] = {slot.name: [] for slot in slots}
 
-    def _watched(self, slot: MlpSlot) -> nn.Linear:
+    def _module(self, slot: MlpSlot) -> nn.Linear:
         return slot.in_projections[0]
 
     def _see(self, name: str, tokens_NH: Tensor) -> None:

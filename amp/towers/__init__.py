@@ -1,8 +1,7 @@
-"""Vision towers, one file a library. `build_tower` is the one way to a model."""
+"""Vision towers, one file a library in `frames/`. `build_tower` is the one way to a model."""
 
 import json
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -10,13 +9,23 @@ import torch
 from amp.errors import UserError
 from amp.settings.model import ModelSettings
 from amp.towers.base import TokenReadout, Tower, after_last_block
+from amp.towers.library import Library, library
 from amp.towers.names import default_frame, knows, other_reader
+from amp.towers.slots import MlpSlot
 from amp.towers.weights import check_complete
 
-# Imported when asked for: nobody waits for a library that they do not use.
-BUILDERS = {"open_clip": "open_clip", "eva_clip": "eva_clip", "dinov2": "timm", "timm": "timm", "hf": "hf"}
-
-__all__ = ["TokenReadout", "Tower", "after_last_block", "build_tower", "default_frame", "knows", "rebuild_dense"]
+__all__ = [
+    "Library",
+    "MlpSlot",
+    "TokenReadout",
+    "Tower",
+    "after_last_block",
+    "build_tower",
+    "default_frame",
+    "knows",
+    "library",
+    "rebuild_dense",
+]
 
 
 def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, Any] | None = None) -> Tower:
@@ -34,14 +43,13 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
         # Without weights every process and every script must draw the same ones.
         torch.manual_seed(0)
         frame = settings.frame or default_frame(settings.name)
-        library = import_module(f"amp.towers.frames.{BUILDERS[frame]}")
         try:
-            tower: Tower = library.build(settings, device, saved)
+            tower = library(frame).build(settings, device, saved)
         except UserError as error:
             more = other_reader(frame, settings) if error.key == "model.pretrained" else ""
             raise (UserError(error.key, f"{error.text}{more}") if more else error) from None
     if saved is None and device != "meta":
-        check_complete(tower.model, f"model.pretrained: {settings.pretrained}")
+        check_complete(tower.model, str(settings.pretrained))
         tower.model.to(device)
     return tower
 

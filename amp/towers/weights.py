@@ -78,10 +78,10 @@ def _take_over(module: nn.Module, state: dict[str, Any], prefix: str, metadata: 
 
 
 def check_complete(model: nn.Module, source: str) -> None:
-    """Raises UserError when a parameter got no tensor from `source`."""
+    """Raises UserError when a parameter got no tensor from the weights file `source`."""
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:
-        raise UserError(source, f"{len(missing)} tensors are missing, {missing[0]} first")
+        raise UserError("model.pretrained", f"{source}: {len(missing)} tensors are missing, {missing[0]} first")
 
 
 @torch.no_grad()

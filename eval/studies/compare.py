@@ -1,6 +1,6 @@
-"""One dense model pruned in many ways to the same sizes, measured before and after the same short distillation.
+"""One dense model pruned in many ways to the same sizes, and what each is after the same short distillation.
 
-B images, C classes, N texts, E width of an embedding, D width of a feature, K kept neurons.
+B images, C channels, S side in pixels, T tokens, D width, H hidden width.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,19 +9,19 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from amp.data.batches import Batches
 from amp.data.listing import list_images
-from amp.distill.losses import distillation_loss
-from amp.distill.optimizer import make_optimizer, rates
-from amp.distill.students import share_head
-from amp.prune.allocation import neuron_params
-from amp.prune.measure.held_out import EntropyMeter
+from amp.distill import Trainer, share_head
+from amp.errors import under
+from amp.prune.measure.held_out import HeldOutEntropy
 from amp.prune.measure.journal import Journal
-from amp.prune.measure.networks import Candidates, open_compensation
+from amp.prune.measure.networks import NarrowedNetworks, rank
 from amp.prune.pruning import choose_widths
+from amp.prune.refit import open_compensation
+from amp.prune.search import inputs_every
+from amp.prune.size import params_of_widths
 from amp.run.world import world
 from amp.score.scoring import score
 from amp.settings.compare import CompareConfig, CompareRowSettings
@@ -30,75 +30,10 @@ from amp.settings.prune import TargetSettings
 from amp.towers import TokenReadout, Tower, after_last_block, build_tower
 
 Widths = list[int]
-Quality = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Exam:
-    """Measures a tower on images held in memory; its text tower is the dense one's.
-
-    Attributes:
-        dense: the tower whose features are the target.
-        classifier_EC: text embeddings of the classes.
-        labelled: (image, class) of every test image.
-        captioned: (image, captions) of every scene.
-    """
-
-    dense: Tower
-    classifier_EC: Tensor
-    labelled: Sequence[tuple[Tensor, int]]
-    captioned: Sequence[tuple[Tensor, Sequence[str]]]
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.dense.visual.parameters()).device
-
-    @cached_property
-    def _images(self) -> tuple[Tensor, Tensor]:
-        labelled_BCHW, captioned_BCHW = (
-            torch.stack([image for image, _ in items]).to(self.device, self.dense.dtype)
-            for items in (self.labelled, self.captioned)
-        )
-        return labelled_BCHW, captioned_BCHW
-
-    @cached_property
-    @torch.no_grad()
-    def _texts(self) -> Tensor:
-        assert self.dense.encode_text is not None
-        texts = [text for _, captions in self.captioned for text in captions]
-        return F.normalize(self.dense.encode_text(self.dense.make_tokenizer()(texts).to(self.device)).float(), dim=-1)
-
-    @cached_property
-    @torch.no_grad()
-    def _features(self) -> Tensor:
-        return self.dense.feature(self._images[1])
-
-    @torch.no_grad()
-    def __call__(self, tower: Tower) -> Quality:
-        """`{top1, recall1, cosine}`: zero-shot, text to image, and mean cosine of the features to the dense ones."""
-        assert tower.encode_image is not None
-        _, captioned_BCHW = self._images
-        owners = [i for i, (_, captions) in enumerate(self.captioned) for _ in captions]
-        embeddings_BE = F.normalize(tower.encode_image(captioned_BCHW).float(), dim=-1)
-        found_N = (self._texts @ embeddings_BE.T).argmax(dim=1).cpu()
-        cosine_B = F.cosine_similarity(tower.feature(captioned_BCHW), self._features)
-        return {
-            "top1": self.top1(tower),
-            "recall1": (found_N == torch.tensor(owners)).double().mean().item(),
-            "cosine": cosine_B.mean().item(),
-        }
-
-    @torch.no_grad()
-    def top1(self, tower: Tower) -> float:
-        """Zero-shot accuracy alone."""
-        assert tower.encode_image is not None
-        classes_B = torch.tensor([label for _, label in self.labelled])
-        found_B = (tower.encode_image(self._images[0]).float().cpu() @ self.classifier_EC).argmax(dim=1)
-        return (found_B == classes_B).double().mean().item()
 
 
 @dataclass
-class Seed:
+class Trial:
     """What one choice of images gives: scores, widths, towers, images to distil on, each made when first needed.
 
     Attributes:
@@ -108,7 +43,7 @@ class Seed:
     config: CompareConfig
     seed: int
     _scores: dict[str, list[Tensor]] = field(default_factory=dict)
-    _searches: dict[CompareRowSettings, Candidates] = field(default_factory=dict)
+    _searches: dict[CompareRowSettings, NarrowedNetworks] = field(default_factory=dict)
 
     @cached_property
     def dense(self) -> Tower:
@@ -162,8 +97,7 @@ class Seed:
 
     def share(self, widths: Sequence[int]) -> float:
         """Of the tower's parameters left at these widths."""
-        removed = sum((s.hidden_width - w) * neuron_params(s) for s, w in zip(self.dense.slots, widths, strict=True))
-        return 1 - removed / self.num_params
+        return params_of_widths(self.dense, widths) / self.num_params
 
     def prune(self, row: CompareRowSettings, widths: Sequence[int]) -> Tower:
         """A new tower at these widths, compensated as the row says."""
@@ -171,42 +105,35 @@ class Seed:
         candidates.keep(widths)
         return candidates.tower
 
-    def _candidates(self, row: CompareRowSettings) -> Candidates:
+    def _candidates(self, row: CompareRowSettings) -> NarrowedNetworks:
         """Those of a row's searches; one size's measurements serve the others."""
         if row not in self._searches:
             self._searches = {row: self._dense_candidates(row)}  # Rows come one after another.
         return self._searches[row]
 
-    def _dense_candidates(self, row: CompareRowSettings) -> Candidates:
+    def _dense_candidates(self, row: CompareRowSettings) -> NarrowedNetworks:
         tower, scores = self.build(), self.scores(row.criterion)
         scale = self.config.score.inverse_temperature
-        meter = EntropyMeter(tower, self.held_out_images, scale, every=row.inputs_every)
+        meter = HeldOutEntropy(tower, self.held_out_images, scale, every=inputs_every(row))
         compensation = open_compensation(
             tower,
-            scores,
+            [rank(score_H) for score_H in scores],
             row,
             lambda: self.images("train", self.config.data.batch_size, row.num_calibration_samples),
         )
-        journal = Journal(None, {}, [])
-        return Candidates(tower, scores, meter, journal, compensation, row.compensate_in_search)
+        journal = Journal()
+        return NarrowedNetworks(tower, scores, meter, journal, compensation, row.compensate_in_search)
 
     def distil(self, student: Tower, top1: Callable[[Tower], float]) -> list[tuple[int, float]]:
         """The method's distillation of `student`, in memory. Returns (steps done, top-1), every `measure_every`."""
-        settings, head = self.config.distil, after_last_block(build_tower(self.config.model, "meta"))
-        share_head(self.dense, student, head)
-        trained = [parameter for parameter in student.visual.parameters() if parameter.requires_grad]
-        optimizer, readout = make_optimizer(trained, settings.optim), TokenReadout(student)
-        per_epoch = len(self.distil_images)
-        total = settings.optim.epochs * per_epoch
+        own, images, targets = self.config.distil, self.distil_images, self.target_tokens
+        share_head(self.dense, student, after_last_block(build_tower(self.config.model, "meta")))
         curve = []
-        for step in range(total):
-            lr, weight_decay = rates(step, settings.optim, settings.batch_size, per_epoch)
-            optimizer.param_groups[0].update(lr=lr, weight_decay=weight_decay)
-            images_BCHW, target_BTD = self.distil_images[step % per_epoch], self.target_tokens[step % per_epoch]
-            loss, _, _ = distillation_loss(readout(images_BCHW), target_BTD, student.num_prefix_tokens)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if (step + 1) % settings.measure_every == 0 or step + 1 == total:
-                curve.append((step + 1, top1(student)))
+        with under("distil.optim", instead_of="optim"), under("distil.batch_size", instead_of="data.batch_size"):
+            trainer = Trainer(None, student, own.optim, own.batch_size, len(images))
+            while trainer.step < trainer.total_steps:
+                batch = trainer.step % len(images)
+                trainer.train_step(images[batch], targets[batch])
+                if trainer.step % own.measure_every == 0 or trainer.step == trainer.total_steps:
+                    curve.append((trainer.step, top1(student)))
         return curve

@@ -9,8 +9,8 @@ from matplotlib import pyplot as plt
 
 from amp.run.figures import BLUE, GREY, save_figure
 from amp.run.tables import table
+from studies.compare_cells import Cell
 
-Cell = tuple[int, str, float]  # seed, row, size
 METRICS = {"top1": "top-1", "recall1": "recall@1", "cosine": "cosine"}
 NEARLY = 0.99  # of the dense model's top-1
 

@@ -9,32 +9,38 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from amp.distill.distiller import Distiller
+from amp.distill import Trainer
 from amp.run.console import progress
-from amp.run.signals import StopRequest
+from amp.run.world import world
 
 PARTS = ("teacher forward", "student forward and backward", "optimizer")
 
 
-def time_steps(distiller: Distiller, num_rounds: int, num_warm_up: int = 3) -> dict[str, list[float]]:
+def time_steps(trainer: Trainer, num_rounds: int, num_warm_up: int = 3) -> dict[str, list[float]]:
     """Seconds of every round: `{step, teacher forward, student forward and backward, optimizer}`, each in turn.
 
     A clock that drifts meets all of them alike. The student is trained by it.
     """
-    size = distiller.teacher.image_size
-    share = distiller.batches.settings.batch_size // distiller.world.size
-    images_BCSS = torch.randn(share, 3, size, size).to(distiller.world.device)
+    size = trainer.student.image_size
+    images_BCSS = torch.randn(trainer.batch_size // world().size, 3, size, size).to(world().device)
+    target_BTD = trainer.target(images_BCSS)
+
+    def learn() -> None:
+        trainer.forget_gradients()
+        trainer.gradients(images_BCSS, target_BTD)
+
+    parts = (lambda: trainer.target(images_BCSS), learn, trainer.update)
     work: dict[str, Callable[[], object]] = {
-        "step": lambda: distiller.train_step(images_BCSS, StopRequest()),
-        **dict(zip(PARTS, distiller.parts(images_BCSS), strict=True)),
+        "step": lambda: trainer.train_step(images_BCSS),
+        **dict(zip(PARTS, parts, strict=True)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for number in progress(range(num_warm_up + num_rounds), "time", "round"):
         for name, run in work.items():
-            _wait(distiller)
+            _wait()
             started = time.perf_counter()
             run()
-            _wait(distiller)
+            _wait()
             if number >= num_warm_up:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
@@ -52,6 +58,6 @@ def describe_times(seconds: Mapping[str, list[float]]) -> str:
     return "\n".join([*lines, f"a step takes {ratio(seconds):.3f} of its parts alone"])
 
 
-def _wait(distiller: Distiller) -> None:
-    if distiller.world.device.type == "cuda":
-        torch.cuda.synchronize(distiller.world.device)
+def _wait() -> None:
+    if world().device.type == "cuda":
+        torch.cuda.synchronize(world().device)

@@ -9,7 +9,7 @@ import torch
 
 from amp.distill.memory import plan_memory
 from amp.distill.optimizer import make_optimizer, moments, prime
-from amp.distill.students import load_pair
+from amp.distill.students import load_teacher_and_student
 from amp.models.folder import load_tower
 from amp.settings.distill import DistillConfig
 from amp.settings.load import load_config
@@ -22,7 +22,7 @@ def _plan(yaml: Path, num_gpus: int, *words: str) -> dict[str, float]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
 def test_weights_gradients_and_moments_are_counted_to_the_byte(distill_yaml: Path, precision: str) -> None:
     config = load_config(DistillConfig, distill_yaml, [f"optim.precision={precision}"])
-    teacher, student, _ = load_pair(config)
+    teacher, student, _ = load_teacher_and_student(config)
     trained = [p for p in student.visual.parameters() if p.requires_grad]
     optimizer = make_optimizer(trained, config.optim)
     prime(optimizer, 1)

@@ -11,16 +11,14 @@ import pytest
 import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
-from torch import Tensor
 
 from amp.data.batches import Batches
 from amp.data.listing import list_images
-from amp.distill.distiller import Distiller
-from amp.distill.losses import distillation_loss
-from amp.distill.optimizer import rates
-from amp.distill.students import check_pair, share_head
+from amp.distill import Loop, Trainer, distillation_loss, rates, share_head
+from amp.distill.students import check_architecture
 from amp.errors import StoppedError, UserError
 from amp.models.folder import load_tower
+from amp.run.run import Run
 from amp.settings.distill import DistillConfig, OptimSettings
 from amp.settings.load import load_config
 from amp.settings.model import ModelSettings
@@ -86,17 +84,17 @@ def test_resumed_equals_uninterrupted(
     words += ["--set", "data.augment=dinov2"]
     assert call("distill.py", *words, "--set", f"output.dir={tmp_path}/whole")[0] == 0
 
-    step = Distiller.train_step
+    step = Trainer.train_step
 
-    def killed(self: Distiller, images: Tensor, asked: Any) -> tuple[dict[str, float], int]:
+    def killed(self: Trainer, *given: Any, **named: Any) -> tuple[dict[str, float], int]:
         if self.step == killed_after:
             raise KeyboardInterrupt
-        return step(self, images, asked)
+        return step(self, *given, **named)
 
-    monkeypatch.setattr(Distiller, "train_step", killed)
+    monkeypatch.setattr(Trainer, "train_step", killed)
     assert call("distill.py", *words)[0] == 130
     assert not (tmp_path / "out" / "distilled").exists()
-    monkeypatch.setattr(Distiller, "train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     code, out, _ = call("distill.py", *words)
     assert code == 0
     assert (f"resuming after step {killed_after // 3 * 3} of 20" in out) == (killed_after > 2)
@@ -109,7 +107,7 @@ def test_checkpoint_of_other_settings_is_refused(
 ) -> None:
     words = ["--config_file", distill_yaml, "--set", "output.save_every=2"]
     with monkeypatch.context() as patched:
-        patched.setattr(Distiller, "_remaining", _first(Distiller._remaining, 3))
+        patched.setattr(Loop, "_remaining", _first(Loop._remaining, 3))
         patched.setattr("amp.models.folder.save_tower", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call("distill.py", *words)[0] == 130
     assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == ["step_0000002"]
@@ -118,7 +116,7 @@ def test_checkpoint_of_other_settings_is_refused(
     assert "step_0000002 was made with optim.base_lr = 0.02, asked for 0.01" in err
 
 
-def _first(remaining: Callable[[Distiller], Any], count: int) -> Callable[[Distiller], Any]:
+def _first(remaining: Callable[[Loop], Any], count: int) -> Callable[[Loop], Any]:
     return lambda self: (images for images, _ in zip(remaining(self), range(count), strict=False))
 
 
@@ -188,15 +186,17 @@ def test_pair_of_two_architectures_is_refused(distill_yaml: Path, tmp_path: Path
     (tmp_path / "other.json").write_text(json.dumps(other))
     teacher = build_tower(ModelSettings(frame="open_clip", name=str(tmp_path / "other.json")))
     with pytest.raises(UserError, match=r"student.pretrained: .*tiny-clip.json.* the teacher is .*other.json"):
-        check_pair(teacher, student)
+        check_architecture(teacher, student)
 
 
 def test_nan_stops_the_run_and_says_where(distill_yaml: Path) -> None:
     config, teacher, student = _pair(distill_yaml)
     share_head(teacher, student, HEAD)
     batches = Batches(list_images(config.data, "train"), lambda _: torch.full((3, 32, 32), torch.nan), config.data)
+    trainer = Trainer(teacher, student, config.optim, 16, len(batches))
+    loop = Loop(Run(config, Path(config.output.dir), {}), trainer, batches)
     with pytest.raises(StoppedError, match=r"loss is nan at step 0; last good checkpoint: none") as caught:
-        Distiller(teacher, student, batches, config.optim, config.output, {}).run()
+        loop.train()
     assert caught.value.code == 1
     listed = distill_yaml.parent / "out" / "batch_of_step_0.txt"
     assert str(listed) in str(caught.value)
@@ -257,7 +257,7 @@ def test_wider_student_and_another_library_are_refused(distill_yaml: Path) -> No
     narrow = build_tower(config.teacher.as_model("fp32"))
     narrow.slots[3].keep(torch.arange(2))
     with pytest.raises(UserError, match=r"student.pretrained: transformer.resblocks.3: \d+ hidden neurons, .* has 2$"):
-        check_pair(narrow, student)
+        check_architecture(narrow, student)
     other = replace(student, base={**student.base, "frame": "timm"})
     with pytest.raises(UserError, match=r"a pruned '.*' of open_clip \(5 blocks, .* the teacher is '.*' of timm"):
-        check_pair(other, student)
+        check_architecture(other, student)

@@ -16,11 +16,11 @@ import pytest
 import torch
 from conftest import ROOT, refusal
 from safetensors.torch import load_file
-from torch import Tensor
 
-from amp.distill.distiller import Distiller
+from amp.distill import Trainer
 from amp.errors import StoppedError
 from amp.run.checkpoints import Checkpoints
+from amp.run.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -35,14 +35,14 @@ def _same_files(home: Path) -> None:
 
 
 def _before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
-    step = Distiller.train_step
+    step = Trainer.train_step
 
-    def acted_before(self: Distiller, images_BCHW: Tensor, asked: Any) -> Any:
+    def acted_before(self: Trainer, *given: Any, **named: Any) -> Any:
         if self.step == number:
             act()
-        return step(self, images_BCHW, asked)
+        return step(self, *given, **named)
 
-    monkeypatch.setattr(Distiller, "train_step", acted_before)
+    monkeypatch.setattr(Trainer, "train_step", acted_before)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -101,7 +101,7 @@ def test_killed_while_it_writes_the_result_only_the_writing_is_done_again(
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "out" / "distilled").exists()
-    monkeypatch.setattr(Distiller, "train_step", pytest.fail)
+    monkeypatch.setattr(Trainer, "train_step", pytest.fail)
     code, out, err = _run(call, distill_yaml)
     assert (code, "resuming after step 20 of 20" in out) == (0, True), err
     _same_files(tmp_path)
@@ -140,14 +140,14 @@ def test_a_full_disk_at_the_last_write_is_one_line(
     distill_yaml: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    weights = Distiller.weights
+    weights = Trainer.weights
 
-    def then_full(self: Distiller) -> Any:
+    def then_full(self: Trainer) -> Any:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
         return weights(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Distiller, "weights", then_full)
+        patched.setattr(Trainer, "weights", then_full)
         code, _, err = _run(call, distill_yaml)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert code == 1
@@ -158,7 +158,7 @@ def test_a_full_disk_at_the_last_write_is_one_line(
 
 
 def _checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
-    return Checkpoints(folder / "checkpoints", keep)
+    return Checkpoints(Run(None, folder, {}), keep)
 
 
 def test_the_last_checkpoints_and_the_best_one_stay(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from amp.distill.distiller import Distiller
+from amp.distill.loop import Loop
 from amp.distill.optimizer import check_division, make_optimizer
 from amp.errors import UserError
 from amp.models.folder import load_tower
@@ -21,7 +21,7 @@ def log_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def first_of(remaining: Callable[[Distiller], Iterator[Tensor]], count: int) -> Callable[[Distiller], Iterator[Tensor]]:
+def first_of(remaining: Callable[[Loop], Iterator[Tensor]], count: int) -> Callable[[Loop], Iterator[Tensor]]:
     return lambda self: (images for images, _ in zip(remaining(self), range(count), strict=False))
 
 
@@ -59,7 +59,7 @@ def test_a_step_in_backward_is_the_same_step(
     assert call("distill.py", *words, "--set", f"output.dir={tmp_path}/whole")[0] == 0
     words += ["--set", "optim.step_in_backward=true"]
     with monkeypatch.context() as patched:
-        patched.setattr(Distiller, "_remaining", first_of(Distiller._remaining, 9))
+        patched.setattr(Loop, "_remaining", first_of(Loop._remaining, 9))
         patched.setattr("amp.models.folder.save_tower", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call("distill.py", *words)[0] == 130
     assert call("distill.py", *words)[0] == 0

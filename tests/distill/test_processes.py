@@ -29,7 +29,7 @@ def one(distill_yaml: Path) -> list[float]:
     """The losses of one process, whose checkpoint of step 25 is in one/."""
     folder = distill_yaml.parent / "one"
     config = load_config(DistillConfig, distill_yaml, [*BATCHES, f"output.dir={folder}"])
-    prepare(config).run()
+    prepare(config).train()
     losses = _losses(folder)
     assert len(losses) == STEPS
     return losses
@@ -83,10 +83,10 @@ def test_dividing_a_step_on_one_process_changes_rounding_alone(
     monkeypatch.setattr(torch, "compile", lambda *a, **more: compiled(*a, **more, backend="eager"))
     folder = distill_yaml.parent / "divided"
     config = load_config(DistillConfig, distill_yaml, [*BATCHES, *words, f"output.dir={folder}"])
-    distiller = prepare(config)
-    names = list(distiller.student.visual.state_dict())
+    loop = prepare(config)
+    names = list(loop.trainer.student.visual.state_dict())
     assert not any("wrapped" in name or "orig_mod" in name for name in names)
-    distiller.run()
+    loop.train()
     assert _losses(folder) == pytest.approx(one, rel=1e-5)
 
 

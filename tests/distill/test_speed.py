@@ -1,17 +1,17 @@
-"""How a run's pace is told: images a second, the share spent waiting, what is left."""
+"""How a run's speed is told: images a second, the share spent waiting, what is left."""
 
 import time
 
 import pytest
 import torch
 
-from amp.distill.speed import Pace, in_words
+from amp.distill.speed import LoopSpeed, in_words
 
 
 def test_speed_waiting_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    pace = Pace(64, torch.device("cpu"))
+    speed = LoopSpeed(64, torch.device("cpu"))
 
     def batches() -> object:
         for number in range(4):
@@ -19,10 +19,10 @@ def test_speed_waiting_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None
             yield number
 
     seen = []
-    for number in pace.watch(batches()):
+    for number in speed.watch(batches()):
         now[0] += 3  # to learn from it
         seen.append(number)
-    told = pace.read(steps_left=900)
+    told = speed.read(steps_left=900)
     assert seen == [0, 1, 2, 3]
     assert told["images_per_second"] == 64 * 4 / 16
     assert told["data_wait_share"] == 0.25
@@ -31,4 +31,4 @@ def test_speed_waiting_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None
     assert in_words(told).startswith("16 img/s, 25% waiting for data, ")
 
     now[0] += 1
-    assert pace.read(1)["images_per_second"] == 0, "each reading is of the time since the last one"
+    assert speed.read(1)["images_per_second"] == 0, "each reading is of the time since the last one"

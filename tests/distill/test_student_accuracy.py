@@ -16,13 +16,12 @@ from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder
 
 from amp.data.scenes import CLASS_NAMES, build_scenes
-from amp.distill.distiller import Distiller
-from amp.distill.validation import Metric, Validation
+from amp.distill import Trainer, Validation
 from amp.errors import UserError
 from amp.evaluate.benchmarks import Benchmark
 from amp.evaluate.knn import Featurizer, open_images
-from amp.evaluate.sharding import Shares
-from amp.evaluate.student import build_metric, check_metric, outside_projection
+from amp.evaluate.sharding import ShardedBatches
+from amp.evaluate.student import Metric, build_metric, check_metric, outside_projection
 from amp.evaluate.zeroshot import Evaluator
 from amp.models.folder import load_tower, read_folder_config, save_tower, write_tensors
 from amp.run.world import World, among
@@ -136,15 +135,15 @@ def test_resumed_equals_uninterrupted(
 ) -> None:
     settings = [*words("zeroshot"), "output.save_every=3", "output.eval_every=4"]
     assert _run(call, clip_yaml, *settings, f"output.dir={tmp_path}/whole")[0] == 0
-    step = Distiller.train_step
+    step = Trainer.train_step
 
-    def killed(self: Distiller, images: torch.Tensor, asked: Any) -> Any:
+    def killed(self: Trainer, *given: Any, **named: Any) -> Any:
         if self.step == 14:
             raise KeyboardInterrupt
-        return step(self, images, asked)
+        return step(self, *given, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Distiller, "train_step", killed)
+        patched.setattr(Trainer, "train_step", killed)
         assert _run(call, clip_yaml, *settings)[0] == 130
     code, out, _ = _run(call, clip_yaml, *settings)
     assert (code, "resuming after step 12 of 20" in out, "before its first step" in out) == (0, True, False)
@@ -157,7 +156,7 @@ def test_two_processes_measure_what_one_measures(clip_yaml: Path, tmp_path: Path
     runs = {}
     for metric in NAMES:
         settings = [*words(metric), "optim.epochs=2", "eval.batch_size=20"]  # 3 or 5 batches, for 2 processes
-        prepare(load_config(DistillConfig, clip_yaml, [*settings, f"output.dir={tmp_path}/{metric}"])).run()
+        prepare(load_config(DistillConfig, clip_yaml, [*settings, f"output.dir={tmp_path}/{metric}"])).train()
         runs |= {f"{metric}_{kind}": ",".join([*settings, f"optim.parallel={kind}"]) for kind in ("ddp", "fsdp")}
     done = launch(2, "tests/distil_many.py", clip_yaml, *(f"{name}:{settings}" for name, settings in runs.items()))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -174,10 +173,10 @@ def test_in_step_every_process_gets_as_many_batches_and_all_of_them_once(size: i
         spans = []
         for rank in range(size):
             with among(World(rank, size, torch.device("cpu"))):
-                spans.append(Shares(5, 0, in_step=True).spans(count))
+                spans.append(ShardedBatches(5, 0, in_step=True).spans(count))
         assert len({len(own) for own in spans}) == 1
         merged = {index: span for own in spans for index, span in own.items()}
-        assert merged == Shares(5, 0).spans(count)
+        assert merged == ShardedBatches(5, 0).spans(count)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from amp.errors import UserError
-from amp.evaluate import layouts
+from amp.evaluate import dataset_files
 from amp.evaluate.benchmarks import Benchmark
 
 
@@ -93,13 +93,13 @@ def test_mistakes_are_found_before_torch_is_loaded(tmp_path: Path) -> None:
     ("dataset", "folder", "count"), [("imagenet-a", ".", 200), ("imagenet1k-unverified", "val", 1000)]
 )
 def test_class_folders_that_are_missing_are_named(tmp_path: Path, dataset: str, folder: str, count: int) -> None:
-    names = layouts._class_names(dataset)
+    names = dataset_files._class_names(dataset)
     assert len(names) == count
     for name in names:
         (tmp_path / folder / name).mkdir(parents=True)
 
     def missing() -> str:
-        return layouts.find_missing("zeroshot_classification", dataset, tmp_path, "en") or ""
+        return dataset_files.find_missing("zeroshot_classification", dataset, tmp_path, "en") or ""
 
     assert missing() == ""
     gone = sorted(names)[5:9]

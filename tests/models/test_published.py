@@ -68,7 +68,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
         (tmp_path / name).write_text(json.dumps(config))
         settings["name"] = str(tmp_path / name)
     elif frame == "eva_clip":
-        trunk = {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"}
+        trunk = {"image_size": 32, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"}
         config = {"embed_dim": 24, "vision_cfg": trunk, "text_cfg": TEXT, "custom_text": True}
         (tmp_path / name).write_text(json.dumps(config))
         settings["name"] = str(tmp_path / name)

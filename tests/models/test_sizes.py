@@ -82,5 +82,5 @@ def test_a_batch_too_large_is_the_users_mistake(tower: Tower, monkeypatch: pytes
         raise torch.OutOfMemoryError("of many lines")
 
     monkeypatch.setattr(efficiency, "_time_batch", time_batch)
-    with pytest.raises(UserError, match="--batch_size: 8 images do not fit"):
+    with pytest.raises(UserError, match=r"^batch_size: 8 images do not fit"):
         measure_throughput({"dense": tower}, batch_size=8, num_rounds=2)

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from scripted_meter import INCREASE, ScriptedMeter, search
+from scripted_entropy import INCREASE, ScriptedEntropy, search
 from torch import Tensor, nn
 
-from amp.prune.measure.held_out import EntropyMeter
-from amp.score.scoring import score_entropy
+from amp.prune.measure.held_out import HeldOutEntropy
+from amp.score.scoring import score
 from amp.settings.model import ModelSettings
+from amp.settings.score import ScoreSettings
 from amp.towers import Tower, build_tower
 
 
@@ -26,30 +27,30 @@ def zero_dropped(tower: Tower, kept: Sequence[Sequence[int]]) -> None:
         slot.out_projection.register_forward_pre_hook(zero(mask_H))
 
 
-def test_golden_search(tower: Tower, golden: dict[str, Any], scores: list[Tensor], meter: EntropyMeter) -> None:
+def test_golden_search(tower: Tower, golden: dict[str, Any], scores: list[Tensor], held_out: HeldOutEntropy) -> None:
     expected = golden["runs"][0]
-    found = search(tower, scores, meter)
+    found = search(tower, scores, held_out)
     assert [probe[:2] for probe in found.found.probes] == [tuple(probe[:2]) for probe in expected["probes"]]
     for (*_, entropy), (*_, expected_entropy) in zip(found.found.probes, expected["probes"], strict=True):
         assert entropy == pytest.approx(expected_entropy, abs=1e-5)
     assert found.dense_entropy == pytest.approx(expected["dense_entropy"], abs=1e-5)
     assert tower.widths == expected["widths"] == [len(kept) for kept in found.kept]
     # The last accepted probe stands for the finished network.
-    assert found.final_entropy == pytest.approx(meter(), abs=1e-6)
+    assert found.final_entropy == pytest.approx(held_out(), abs=1e-6)
 
 
 def test_golden_widths_from_our_own_scores(
-    tower: Tower, golden: dict[str, Any], batches: Callable[[str], list[Tensor]], meter: EntropyMeter
+    tower: Tower, golden: dict[str, Any], batches: Callable[[str], list[Tensor]], held_out: HeldOutEntropy
 ) -> None:
-    own = score_entropy(tower, batches("train"), 15.0, True)
-    search(tower, own, meter)
+    own = score(tower, batches("train"), ScoreSettings())
+    search(tower, own, held_out)
     assert tower.widths == golden["runs"][0]["widths"]
 
 
 def test_every_accepted_step_adds_at_most_entropy_increase(
-    tower: Tower, scores: list[Tensor], meter: EntropyMeter
+    tower: Tower, scores: list[Tensor], held_out: HeldOutEntropy
 ) -> None:
-    found = search(tower, scores, meter)
+    found = search(tower, scores, held_out)
     # Replay the decisions from the record alone.
     reference, widths = found.dense_entropy, [256] * 5
     for block in reversed(range(5)):
@@ -80,7 +81,7 @@ def test_the_accepted_probe_becomes_the_reference(tower: Tower, scores: list[Ten
             cost += (0.0 if width == 256 else 0.9 if width >= free[block] else 100.0) * INCREASE
         return 1.0 + cost
 
-    found = search(tower, scores, ScriptedMeter(tower, entropy))
+    found = search(tower, scores, ScriptedEntropy(tower, entropy))
     assert tower.widths == [128] * 5
     assert found.final_entropy == pytest.approx(1.0 + 4.5 * INCREASE)
 
@@ -91,7 +92,7 @@ def test_a_probe_that_lowers_the_entropy_lowers_the_reference(tower: Tower, scor
         return 1.0 + last_gains + 0.1 * sum(width < 256 for width in widths[:4])
 
     # Each other block adds 0.1: within 0.2 of the dense 1.0 it would pass many times, of the reference 0.5 it does not.
-    found = search(tower, scores, ScriptedMeter(tower, entropy), increase=0.05)
+    found = search(tower, scores, ScriptedEntropy(tower, entropy), increase=0.05)
     assert tower.widths == [256, 256, 256, 256, 4]
     assert found.final_entropy == 0.5
 
@@ -101,7 +102,7 @@ def test_a_block_that_keeps_all_leaves_the_reference(tower: Tower, scores: list[
         # Block 3 cannot be pruned; the blocks after it may add 0.6 of the increase each.
         return (100.0 if widths[3] < 256 else 0.0) + 0.6 * INCREASE * sum(width < 256 for width in widths)
 
-    found = search(tower, scores, ScriptedMeter(tower, entropy))
+    found = search(tower, scores, ScriptedEntropy(tower, entropy))
     assert tower.widths == [4, 4, 4, 256, 4]
     assert found.kept[3] == list(range(256))
     assert found.final_entropy == pytest.approx(4 * 0.6 * INCREASE)
@@ -109,7 +110,7 @@ def test_a_block_that_keeps_all_leaves_the_reference(tower: Tower, scores: list[
 
 def test_no_block_can_be_pruned(tower: Tower, scores: list[Tensor]) -> None:
     values = {key: value.clone() for key, value in tower.model.state_dict().items()}
-    found = search(tower, scores, ScriptedMeter(tower, lambda widths: float(widths != [256] * 5)))
+    found = search(tower, scores, ScriptedEntropy(tower, lambda widths: float(widths != [256] * 5)))
     assert tower.widths == [256] * 5
     assert found.final_entropy == found.dense_entropy == 0.0
     assert len(found.found.probes) == 30
@@ -117,25 +118,25 @@ def test_no_block_can_be_pruned(tower: Tower, scores: list[Tensor]) -> None:
 
 
 def test_a_probe_at_the_budget_is_accepted(tower: Tower, scores: list[Tensor]) -> None:
-    found = search(tower, scores, ScriptedMeter(tower, lambda widths: 0.25 * (widths[4] < 256)), increase=0.25)
+    found = search(tower, scores, ScriptedEntropy(tower, lambda widths: 0.25 * (widths[4] < 256)), increase=0.25)
     assert tower.widths[4] == 4
     assert found.final_entropy == 0.25
 
 
 def test_each_probe_narrows_one_block_of_the_network_so_far(tower: Tower, scores: list[Tensor]) -> None:
-    meter = ScriptedMeter(tower, lambda widths: sum(0.01 * 256 / width for width in widths))
-    found = search(tower, scores, meter, increase=0.05)
-    dense, *asked = meter.asked
+    held_out = ScriptedEntropy(tower, lambda widths: sum(0.01 * 256 / width for width in widths))
+    found = search(tower, scores, held_out, increase=0.05)
+    dense, *asked = held_out.asked
     assert dense == [256] * 5
     assert [probe[0] for probe in found.found.probes] == sorted(
         (probe[0] for probe in found.found.probes), reverse=True
     )
     for (block, width, entropy), widths in zip(found.found.probes, asked, strict=True):
         assert widths == [*[256] * block, width, *tower.widths[block + 1 :]]
-        assert entropy == pytest.approx(meter.entropy(widths), abs=1e-12)
+        assert entropy == pytest.approx(held_out.entropy(widths), abs=1e-12)
 
 
-def test_an_exception_of_the_meter_leaves_the_searched_block_whole(tower: Tower, scores: list[Tensor]) -> None:
+def test_an_exception_of_a_measurement_leaves_the_searched_block_whole(tower: Tower, scores: list[Tensor]) -> None:
     def entropy(widths: list[int]) -> float:
         if widths[4] == 64:
             raise KeyboardInterrupt
@@ -143,7 +144,7 @@ def test_an_exception_of_the_meter_leaves_the_searched_block_whole(tower: Tower,
 
     values = {key: value.clone() for key, value in tower.model.state_dict().items()}
     with pytest.raises(KeyboardInterrupt):
-        search(tower, scores, ScriptedMeter(tower, entropy))
+        search(tower, scores, ScriptedEntropy(tower, entropy))
     assert tower.widths == [256] * 5
     assert all(torch.equal(value, values[key]) for key, value in tower.model.state_dict().items())
 
@@ -152,10 +153,10 @@ def test_the_pruned_tower_equals_the_dense_one_with_its_dropped_neurons_zeroed(
     tower: Tower,
     golden_model: ModelSettings,
     scores: list[Tensor],
-    meter: EntropyMeter,
+    held_out: HeldOutEntropy,
     batches: Callable[[str], list[Tensor]],
 ) -> None:
-    found = search(tower, scores, meter)
+    found = search(tower, scores, held_out)
     masked = build_tower(golden_model)
     zero_dropped(masked, found.kept)
     for images_BCHW in batches("val"):
@@ -163,10 +164,10 @@ def test_the_pruned_tower_equals_the_dense_one_with_its_dropped_neurons_zeroed(
 
 
 def test_the_pruned_tower_has_sliced_linears_of_the_dense_weights(
-    tower: Tower, golden_model: ModelSettings, scores: list[Tensor], meter: EntropyMeter
+    tower: Tower, golden_model: ModelSettings, scores: list[Tensor], held_out: HeldOutEntropy
 ) -> None:
     dense = build_tower(golden_model)
-    found = search(tower, scores, meter)
+    found = search(tower, scores, held_out)
     for block, (slot, old) in enumerate(zip(tower.slots, dense.slots, strict=True)):
         kept = found.kept[block]
         assert kept == sorted(set(kept)), "kept neurons stay in the dense order"
@@ -188,20 +189,20 @@ def test_the_pruned_tower_has_sliced_linears_of_the_dense_weights(
 
 
 def test_the_search_costs_one_pass_for_the_dense_network_and_one_a_probe(
-    tower: Tower, scores: list[Tensor], meter: EntropyMeter
+    tower: Tower, scores: list[Tensor], held_out: HeldOutEntropy
 ) -> None:
     calls: list[int] = []
     for block in tower.blocks.values():
         block.register_forward_hook(lambda *_: calls.append(1))
-    found = search(tower, scores, meter)
+    found = search(tower, scores, held_out)
     assert len(found.found.probes) == 30
-    assert meter.cost == {"block_forwards": 31 * 2 * 5, "images": 31 * 64}
+    assert held_out.cost == {"block_forwards": 31 * 2 * 5, "images": 31 * 64}
     assert len(calls) == 31 * 2 * 5
 
 
 def test_an_entropy_that_is_not_a_number_is_no_silent_success(tower: Tower, scores: list[Tensor]) -> None:
     """Weights that overflow give NaN everywhere; keeping every neuron would look like a cautious search."""
     tower.slots[0].out_projection.bias.fill_(torch.nan)
-    meter = EntropyMeter(tower, [torch.zeros(4, 3, 32, 32)], 15.0)
+    held_out = HeldOutEntropy(tower, [torch.zeros(4, 3, 32, 32)], 15.0)
     with pytest.raises(RuntimeError):
-        search(tower, scores, meter)
+        search(tower, scores, held_out)

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import refusal
-from scripted_meter import INCREASE, ScriptedMeter, candidates, search
+from scripted_entropy import INCREASE, ScriptedEntropy, networks_of, search
 from torch import Tensor
 
-from amp.prune.blocks import find_widths
+from amp.prune.allocation.search import NEAR, next_threshold
+from amp.prune.blocks import search_blocks
 from amp.prune.pruning import check_widths, prune
-from amp.prune.size import NEAR, next_threshold
 from amp.settings.prune import SearchSettings, TargetSettings
 from amp.towers import Tower
 
@@ -23,7 +23,7 @@ def share(widths: Any) -> float:
     return (sum(widths) + DENSE / 2) / (DENSE * 1.5)
 
 
-class Slope(ScriptedMeter):
+class Slope(ScriptedEntropy):
     """An entropy that grows as widths fall, not alike in all blocks nor in all batches; counts blocks run."""
 
     def __init__(self, tower: Tower) -> None:
@@ -42,19 +42,19 @@ def test_a_size_is_met_within_a_hundredth_at_twice_the_cost(
     tower: Tower, scores: list[Tensor], target: float, mode: Any
 ) -> None:
     one = Slope(tower)
-    find_widths(candidates(tower, scores, one), SearchSettings(), INCREASE)
-    meter = Slope(tower)
+    search_blocks(networks_of(tower, scores, one), SearchSettings(), INCREASE)
+    held_out = Slope(tower)
     settings = SearchSettings(search=mode, target=TargetSettings(params=target))
-    result = prune(candidates(tower, scores, meter), settings, share)
+    result = prune(networks_of(tower, scores, held_out), settings, share)
     assert abs(share(tower.widths) / target - 1) <= NEAR
     assert result.found is not None
     assert result.found.widths == tower.widths
     assert result.entropies["entropy_increase"] == result.found.entropy_increase != settings.entropy_increase
     assert result.entropies["share"] == share(tower.widths)
-    assert meter.cost <= 2 * one.cost
+    assert held_out.cost <= 2 * one.cost
 
 
-class Doubtful(ScriptedMeter):
+class Doubtful(ScriptedEntropy):
     """Adds the threshold on average, whatever the widths, and much noise."""
 
     def __init__(self, tower: Tower) -> None:
@@ -70,7 +70,7 @@ class Doubtful(ScriptedMeter):
 
 def test_a_fast_race_takes_more_batches_where_a_batch_passes_fewer_blocks(tower: Tower, scores: list[Tensor]) -> None:
     settings = SearchSettings(search="racing", preset="fast")
-    found = find_widths(candidates(tower, scores, Doubtful(tower)), settings, INCREASE)
+    found = search_blocks(networks_of(tower, scores, Doubtful(tower)), settings, INCREASE)
     most = [
         max(count for (block, *_), count in zip(found.probes, found.probe_batches, strict=True) if block == one)
         for one in range(5)
@@ -81,13 +81,13 @@ def test_a_fast_race_takes_more_batches_where_a_batch_passes_fewer_blocks(tower:
 
 def test_a_throughput_is_a_share_of_the_seconds(tower: Tower, scores: list[Tensor]) -> None:
     settings = SearchSettings(target=TargetSettings(throughput=1.25))
-    prune(candidates(tower, scores, Slope(tower)), settings, share)
+    prune(networks_of(tower, scores, Slope(tower)), settings, share)
     assert abs(share(tower.widths) * 1.25 - 1) <= NEAR
 
 
 def test_a_size_out_of_reach_is_refused(tower: Tower, scores: list[Tensor]) -> None:
     settings = SearchSettings(target=TargetSettings(params=0.2))
-    says = refusal(lambda: prune(candidates(tower, scores, Slope(tower)), settings, share))
+    says = refusal(lambda: prune(networks_of(tower, scores, Slope(tower)), settings, share))
     assert "prune.target: 0.200 of the size is out of reach; the closest found has 0.3" in says
     assert tower.widths == [256] * 5
 
@@ -95,18 +95,18 @@ def test_a_size_out_of_reach_is_refused(tower: Tower, scores: list[Tensor]) -> N
 @pytest.mark.parametrize("target", [0.5, 0.6])
 def test_a_size_between_two_steps_is_met_by_one_factor(tower: Tower, scores: list[Tensor], target: float) -> None:
     # 128 neurons cost nothing, 32 what any threshold from 0.1 on allows: 2/3 of the size, or 0.42.
-    meter = ScriptedMeter(tower, lambda widths: sum(0.0 if w >= 128 else 0.1 if w >= 32 else 1e9 for w in widths))
-    result = prune(candidates(tower, scores, meter), SearchSettings(target=TargetSettings(params=target)), share)
+    held_out = ScriptedEntropy(tower, lambda widths: sum(0.0 if w >= 128 else 0.1 if w >= 32 else 1e9 for w in widths))
+    result = prune(networks_of(tower, scores, held_out), SearchSettings(target=TargetSettings(params=target)), share)
     assert abs(share(tower.widths) / target - 1) <= NEAR
     assert len(set(tower.widths)) == 1
     assert result.entropies["scale"] != 1
-    assert result.final_entropy == pytest.approx(meter.entropy(tower.widths))
+    assert result.final_entropy == pytest.approx(held_out.entropy(tower.widths))
 
 
 def test_a_size_above_that_of_the_smallest_threshold_is_met_by_one_factor(tower: Tower, scores: list[Tensor]) -> None:
     # An entropy that falls with the first 64 neurons of each block: a signed criterion never keeps more than 192.
-    meter = ScriptedMeter(tower, lambda widths: sum(0.0 if w > 192 else -0.1 if w == 192 else 1e9 for w in widths))
-    result = prune(candidates(tower, scores, meter), SearchSettings(target=TargetSettings(params=0.9)), share)
+    held_out = ScriptedEntropy(tower, lambda widths: sum(0.0 if w > 192 else -0.1 if w == 192 else 1e9 for w in widths))
+    result = prune(networks_of(tower, scores, held_out), SearchSettings(target=TargetSettings(params=0.9)), share)
     assert abs(share(tower.widths) / 0.9 - 1) <= NEAR
     assert result.entropies["scale"] > 1
 
@@ -146,15 +146,17 @@ def test_a_fall_counts_too_if_asked(tower: Tower, scores: list[Tensor]) -> None:
     def entropy(widths: list[int]) -> float:
         return 1.0 - (0.5 if widths[4] < 64 else 0.005) * (widths[4] < 256)
 
-    search(tower, scores, ScriptedMeter(tower, entropy), blocks=(4,), two_sided=True)
+    search(tower, scores, ScriptedEntropy(tower, entropy), blocks=(4,), two_sided=True)
     assert tower.widths[4] == 64
 
 
 @pytest.mark.parametrize("two_sided", [False, True])
 def test_all_blocks_together_stay_within_the_total(tower: Tower, scores: list[Tensor], two_sided: bool) -> None:
     sign = -1 if two_sided else 1
-    meter = ScriptedMeter(tower, lambda widths: 1.0 + sign * sum(0.9 * INCREASE * (width < 256) for width in widths))
-    result = search(tower, scores, meter, total_increase=2 * INCREASE, two_sided=two_sided)
+    held_out = ScriptedEntropy(
+        tower, lambda widths: 1.0 + sign * sum(0.9 * INCREASE * (width < 256) for width in widths)
+    )
+    result = search(tower, scores, held_out, total_increase=2 * INCREASE, two_sided=two_sided)
     assert tower.widths == [256, 256, 256, 4, 4]
     assert math.isclose(abs(result.final_entropy - result.dense_entropy), 1.8 * INCREASE)
 

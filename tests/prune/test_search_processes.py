@@ -41,7 +41,14 @@ def test_two_processes_race_as_one_and_go_on_when_one_is_killed(
     assert [probe[:2] for probe in one["probes"]] == [probe[:2] for probe in two["probes"]]
     assert [probe[2] for probe in one["probes"]] == pytest.approx([probe[2] for probe in two["probes"]], abs=1e-5)
 
-    killed = launch(2, "tests/killed_at.py", "amp.meter.EntropyMeter.measure", 20, "main_prune.py", *into["killed"])
+    killed = launch(
+        2,
+        "tests/killed_at.py",
+        "amp.prune.measure.held_out.HeldOutEntropy.measure",
+        20,
+        "main_prune.py",
+        *into["killed"],
+    )
     assert killed.returncode == 1
     lines = [(folder / "prune_journal.jsonl").read_text().splitlines() for folder in folders.values()]
     assert 15 <= len(lines[2]) <= 20 < len(lines[1])

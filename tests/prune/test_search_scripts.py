@@ -8,18 +8,16 @@ from typing import Any
 import pytest
 
 from amp.models.folder import load_tower
-from amp.prune.measure.held_out import EntropyMeter
+from amp.prune.measure.held_out import HeldOutEntropy
 
 Call = Callable[..., tuple[int, str, str]]
 FEW = ("--set", "prune.search_steps=3")
 
 
 @pytest.fixture
-def scored(prune_yaml: Path, call: Call) -> tuple[str, str]:
-    """The words of a run whose neurons are scored."""
-    words = ("--config_file", str(prune_yaml))
-    assert call("main_score.py", *words)[0] == 0
-    return words
+def words(prune_yaml: Path, scored: Path) -> tuple[str, str]:
+    """Of a run whose neurons are scored."""
+    return ("--config_file", str(prune_yaml))
 
 
 def without_times(folder: Path) -> dict[str, Any]:
@@ -30,59 +28,59 @@ def without_times(folder: Path) -> dict[str, Any]:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     """Ctrl-C at the `last` measurement."""
-    measure, made = EntropyMeter.measure, []
+    measure, made = HeldOutEntropy.measure, []
 
-    def measure_or_stop(self: EntropyMeter, block: int, batches: range) -> list[float]:
+    def measure_or_stop(self: HeldOutEntropy, block: int, batches: range) -> list[float]:
         made.append(block)
         if len(made) > last:
             raise KeyboardInterrupt
         return measure(self, block, batches)
 
-    monkeypatch.setattr(EntropyMeter, "measure", measure_or_stop)
+    monkeypatch.setattr(HeldOutEntropy, "measure", measure_or_stop)
 
 
 def test_an_interrupted_search_goes_on_and_ends_in_the_same_bytes(
-    scored: tuple[str, str], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, str], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, words = tmp_path / "out", [*scored, *FEW, "--set", "prune.store=disk"]
+    out, whole = tmp_path / "out", [*words, *FEW, "--set", "prune.store=disk"]
     with monkeypatch.context() as patch:
         stop_at(patch, 7)
-        assert call("main_prune.py", *words)[0] == 130
+        assert call("main_prune.py", *whole)[0] == 130
     journal = out / "prune_journal.jsonl"
     assert len(journal.read_text().splitlines()) == 1 + 7
     assert not (out / "prune.json").exists()
-    code, _, err = call("main_prune.py", *words, "--set", "prune.two_sided=true")
+    code, _, err = call("main_prune.py", *whole, "--set", "prune.two_sided=true")
     assert code == 2
     assert f"{journal.name} was made with prune.two_sided = False, asked for True" in err
-    assert call("main_prune.py", *words)[0] == 0
+    assert call("main_prune.py", *whole)[0] == 0
     resumed = without_times(out), (out / "pruned" / "model.safetensors").read_bytes()
     for name in ("prune.json", "prune_journal.jsonl"):
         (out / name).unlink()
-    assert call("main_prune.py", *words)[0] == 0
+    assert call("main_prune.py", *whole)[0] == 0
     assert (without_times(out), (out / "pruned" / "model.safetensors").read_bytes()) == resumed
     assert not list(out.glob(".inputs*"))
 
 
 def test_changed_scores_are_noticed(
-    scored: tuple[str, str], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, str], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         stop_at(patch, 2)
-        assert call("main_prune.py", *scored)[0] == 130
+        assert call("main_prune.py", *words)[0] == 130
     scores = tmp_path / "out" / "scores.safetensors"
     content = bytearray(scores.read_bytes())
     content[-4] ^= 1
     scores.write_bytes(content)
-    code, _, err = call("main_prune.py", *scored)
+    code, _, err = call("main_prune.py", *words)
     assert code == 2
     assert "prune_journal.jsonl was made with scores_sha256 = " in err
 
 
 def test_a_sweep_shows_size_against_entropy_and_its_points_are_written_without_measuring(
-    scored: tuple[str, str], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, str], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    code, console, _ = call("main_prune.py", *scored, *FEW, "--sweep", "1e-2", "1e-3")
+    code, console, _ = call("main_prune.py", *words, *FEW, "--sweep", "1e-2", "1e-3")
     assert code == 0
     record = json.loads((out / "prune_sweep.json").read_text())
     assert (out / "prune_sweep.md").read_text().strip() in console
@@ -91,7 +89,7 @@ def test_a_sweep_shows_size_against_entropy_and_its_points_are_written_without_m
     assert (small["entropy_increase"], large["entropy_increase"]) == (1e-3, 1e-2)
     assert large["params"] < small["params"] < record["dense"]["params"]
     stop_at(monkeypatch, 0)
-    assert call("main_prune.py", *scored, *FEW, "--set", "prune.entropy_increase=1e-2")[0] == 0
+    assert call("main_prune.py", *words, *FEW, "--set", "prune.entropy_increase=1e-2")[0] == 0
     pruned = json.loads((out / "prune.json").read_text())
     assert pruned["widths"] == large["widths"]
     assert pruned["params"] == {"dense": record["dense"]["params"], "pruned": large["params"]}
@@ -112,9 +110,9 @@ def test_a_size_is_met_by_racing(prune_yaml: Path, tmp_path: Path, call: Call) -
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_a_size_is_met_without_a_search(scored: tuple[str, str], tmp_path: Path, call: Call, allocation: str) -> None:
-    words = ["--set", "prune.target.flops=0.7", "--set", f"prune.allocation={allocation}"]
-    code, console, _ = call("main_prune.py", *scored, *words)
+def test_a_size_is_met_without_a_search(words: tuple[str, str], tmp_path: Path, call: Call, allocation: str) -> None:
+    target = ["--set", "prune.target.flops=0.7", "--set", f"prune.allocation={allocation}"]
+    code, console, _ = call("main_prune.py", *words, *target)
     assert code == 0, console
     record = json.loads((tmp_path / "out" / "prune.json").read_text())
     assert record["settings"]["prune"]["allocation"] == allocation

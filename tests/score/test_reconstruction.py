@@ -3,21 +3,26 @@
 B images, N tokens, D width, H hidden neurons.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import refusal
+from gates import random_batches
 from mlp_layouts import ALL, D, H, make_block, some_neurons
-from test_taylor import random_batches
 from torch import Tensor
 from toy_blocks import Toy, toy_input
 
-from amp.prune.refit import Compensator
-from amp.score.criteria.reconstruction import SensitivityCollector, forward_gains, reconstruction_scores
-from amp.score.scoring import score
+from amp.prune.refit.ridge import Ridge
+from amp.score.criteria.reconstruction import SensitivityCollector, forward_gains
+from amp.score.criteria.reconstruction import score as reconstruction_scores
+from amp.score.scoring import Scoring, score
 from amp.settings.score import ScoreSettings
 from amp.statistics.moments import MomentCollector
 from amp.towers import Tower
+
+RECONSTRUCTION = ScoreSettings(criterion="reconstruction")
 
 
 def _problem(num_neurons: int = 9) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,19 +114,17 @@ def test_the_first_neurons_by_reconstruction_repair_more_than_others() -> None:
     weight_DH = slot.out_projection.weight.detach().double()
     score_H = forward_gains(moments.covariance_HH, weight_DH, torch.eye(D).double())
     orders = score_H.argsort(descending=True), some_neurons(H)
-    greedy, other = (Compensator(slot, order_H, moments, 1e-3).errors(7)["with"] for order_H in orders)
+    greedy, other = (Ridge(slot, order_H, moments, 1e-3).errors(7)["with"] for order_H in orders)
     assert greedy < 0.9 * other
 
 
 def test_scores_do_not_depend_on_how_the_work_is_divided(tower: Tower) -> None:
     batches = [torch.cat(random_batches(2, 6)), torch.cat(random_batches(2, 6)).flip(0)]
 
-    def scores(**divided: object) -> list[Tensor]:
-        return reconstruction_scores(tower.slots, tower.feature, lambda: batches, 0, **divided)  # type: ignore[arg-type]
-
-    whole = scores()
+    whole = reconstruction_scores(Scoring(tower, batches, RECONSTRUCTION))
     assert [(score_H.shape, score_H.dtype) for score_H in whole] == [((256,), torch.float32)] * 5
-    for other in (scores(micro_batch=5), scores(gigabytes=0.0)):
+    in_parts = reconstruction_scores(Scoring(tower, batches, RECONSTRUCTION.model_copy(update={"micro_batch": 5})))
+    for other in (in_parts, reconstruction_scores(Scoring(tower, batches, RECONSTRUCTION), gigabytes=0.0)):
         for other_H, whole_H in zip(other, whole, strict=True):
             torch.testing.assert_close(other_H, whole_H, rtol=2e-2, atol=1e-4 * whole_H.max().item())
     settings = ScoreSettings(criterion="reconstruction", micro_batch=12)
@@ -131,7 +134,7 @@ def test_scores_do_not_depend_on_how_the_work_is_divided(tower: Tower) -> None:
 def test_the_scores_of_all_blocks_foretell_the_feature(tower: Tower) -> None:
     """In one unit, |f - f'|^2 of unit features: all neurons of a block gone, but for a constant, costs their sum."""
     batches = random_batches(8, 32)
-    scores = reconstruction_scores(tower.slots, tower.feature, lambda: batches, 0)
+    scores = reconstruction_scores(Scoring(tower, batches, RECONSTRUCTION))
     for block, slot in enumerate(tower.slots):
         with torch.no_grad(), MomentCollector([slot]) as collector:
             dense = [F.normalize(tower.feature(images), dim=-1) for images in batches]
@@ -146,8 +149,9 @@ def test_the_scores_of_all_blocks_foretell_the_feature(tower: Tower) -> None:
         assert 1 / 3 < scores[block].sum().item() / moved < 3
 
 
-def test_too_few_tokens_are_refused() -> None:
+def test_too_few_tokens_are_refused(tower: Tower) -> None:
     toy = Toy(0, 1, 2)
     few = toy_input()[:1, :1]
-    says = refusal(lambda: reconstruction_scores(toy.slots, lambda x: toy(x)[:, 0], lambda: [few], 0))
+    toy_tower = replace(tower, slots=toy.slots, feature=lambda x_BTD: toy(x_BTD)[:, 0])
+    says = refusal(lambda: reconstruction_scores(Scoring(toy_tower, [few], RECONSTRUCTION)))
     assert says.startswith("data.num_samples: ")

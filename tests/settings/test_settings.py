@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from meta_towers import meta_tower
 
 from amp.errors import UserError
+from amp.registry import FRAMES
 from amp.settings.command_line import parse_args, settings_help, settings_page
 from amp.settings.compare import CompareConfig
 from amp.settings.distill import DistillConfig
 from amp.settings.load import load_config
 from amp.settings.prune import PruneConfig
-from amp.towers import build_tower
 
 PRUNE_CONFIGS = sorted((ROOT / "configs" / "prune_entropy").glob("*.yaml"))
 DISTILL_CONFIGS = sorted((ROOT / "configs" / "distill").glob("*.yaml"))
@@ -22,14 +23,14 @@ CONFIG = "configs/prune_entropy/open_clip_g_coco_entropy.yaml"
 @pytest.mark.parametrize("path", PRUNE_CONFIGS, ids=lambda p: p.stem)
 def test_prune_config_builds_its_tower(path: Path) -> None:
     config = load_config(PruneConfig, path)
-    tower = build_tower(config.model, "meta")
+    tower = meta_tower(config.model)
     assert len(tower.slots) == len(tower.blocks) > 0
 
 
 @pytest.mark.parametrize("path", DISTILL_CONFIGS, ids=lambda p: p.stem)
 def test_distill_config_builds_its_teacher(path: Path) -> None:
     config = load_config(DistillConfig, path)
-    assert build_tower(config.teacher.as_model("fp32"), "meta").widths
+    assert meta_tower(config.teacher.as_model("fp32")).widths
 
 
 @pytest.mark.parametrize("path", [*PRUNE_CONFIGS, *DISTILL_CONFIGS], ids=lambda p: p.stem)
@@ -76,7 +77,10 @@ def test_settings_are_frozen() -> None:
         ("data.batch_size=1", ["data.batch_size", "1", "greater than or equal to 2"]),
         ("data.shuffle=1", ["data.shuffle", "boolean"]),
         ("model.precision=bf17", ["model.precision", '"bf17"', "'fp32' or 'bf16'"]),
-        ("model.frame=tim", ["model.frame", '"tim"', "'open_clip', 'eva_clip', 'dinov2', 'timm' or 'hf'"]),
+        (
+            "model.frame=tim",
+            ["model.frame", '"tim"', *map(repr, FRAMES.names), f" or {FRAMES.names[-1]!r}"],
+        ),
         ("score.criterion=entropi", ["score.criterion", '"entropi"', "'entropy'"]),
         ("score.inverse_temperature=0", ["score.inverse_temperature", "greater than 0"]),
         ("prune.entropy_increase=-1", ["prune.entropy_increase", "-1", "greater than or equal to 0"]),

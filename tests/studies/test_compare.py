@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from studies.compare import Exam, Seed
+from studies.compare import Trial
 from studies.compare_table import steps_to, tabulate
+from studies.quality import InMemoryQuality
 
 from amp.data.scenes import build_scenes
 from amp.evaluate.benchmarks import Benchmark
@@ -106,48 +107,48 @@ def test_mistakes_are_one_line(words: list[str], override: str, says: str, call:
 
 
 @pytest.fixture
-def seed(words: list[str]) -> Seed:
-    return Seed(load_config(CompareConfig, ROOT / CONFIG, words), 0)
+def trial(words: list[str]) -> Trial:
+    return Trial(load_config(CompareConfig, ROOT / CONFIG, words), 0)
 
 
-def test_what_is_measured_equals_the_zero_shot_evaluation(seed: Seed, scenes: Path) -> None:
-    dense = seed.dense
+def test_what_is_measured_equals_the_zero_shot_evaluation(trial: Trial, scenes: Path) -> None:
+    dense = trial.dense
     labelled, captioned = (
         Benchmark(task, "digit_scenes", str(scenes)).build(dense.transform)
         for task in ("zeroshot_classification", "zeroshot_retrieval")
     )
     evaluator = Evaluator(dense, num_workers=0)
     classifier = evaluator.text_classifier(labelled.classes, labelled.templates)
-    found = Exam(dense, classifier, list(labelled), list(captioned))(dense)
+    found = InMemoryQuality(dense, classifier, list(labelled), list(captioned)).measure(dense)
     assert found["top1"] == pytest.approx(evaluator.classify(labelled, classifier)[0]["acc1"])
     assert found["recall1"] == pytest.approx(evaluator.retrieve(captioned)[0]["image_retrieval_recall@1"])
     assert found["cosine"] == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("allocation", ["search", "uniform", "global"])
-def test_a_row_is_what_the_pruning_of_a_user_writes(seed: Seed, allocation: str) -> None:
+def test_a_row_is_what_the_pruning_of_a_user_writes(trial: Trial, allocation: str) -> None:
     """The same settings, through the verb itself."""
     row = CompareRowSettings.model_validate(
         {"criterion": "magnitude", "compensation": "ridge", "num_calibration_samples": 64, "allocation": allocation}
     )
-    widths = seed.widths(row, 0.6)
-    assert seed.share(widths) == pytest.approx(0.6, rel=0.01)
-    again = seed.widths(row, 0.7)
-    assert seed.share(again) == pytest.approx(0.7, rel=0.01)
-    measured = seed.prune(row, widths)
-    user = seed._dense_candidates(row)
-    prune(user, row.model_copy(update={"target": TargetSettings(params=0.6)}), seed.share)
+    widths = trial.widths(row, 0.6)
+    assert trial.share(widths) == pytest.approx(0.6, rel=0.01)
+    again = trial.widths(row, 0.7)
+    assert trial.share(again) == pytest.approx(0.7, rel=0.01)
+    measured = trial.prune(row, widths)
+    user = trial._dense_candidates(row)
+    prune(user, row.model_copy(update={"target": TargetSettings(params=0.6)}), trial.share)
     assert measured.widths == user.tower.widths == widths
     for name, tensor in user.tower.visual.state_dict().items():
         assert torch.equal(tensor, measured.visual.state_dict()[name])
 
 
-def test_seeds_choose_other_images_and_other_random_neurons(seed: Seed) -> None:
-    other, again = Seed(seed.config, 1), Seed(seed.config, 0)
-    assert not torch.equal(seed.scoring_images[0], other.scoring_images[0])
-    assert torch.equal(seed.scoring_images[0], again.scoring_images[0])
-    assert not torch.equal(seed.scores("random")[0], other.scores("random")[0])
-    assert torch.equal(seed.scores("entropy")[0], again.scores("entropy")[0])
+def test_seeds_choose_other_images_and_other_random_neurons(trial: Trial) -> None:
+    other, again = Trial(trial.config, 1), Trial(trial.config, 0)
+    assert not torch.equal(trial.scoring_images[0], other.scoring_images[0])
+    assert torch.equal(trial.scoring_images[0], again.scoring_images[0])
+    assert not torch.equal(trial.scores("random")[0], other.scores("random")[0])
+    assert torch.equal(trial.scores("entropy")[0], again.scores("entropy")[0])
 
 
 def test_steps_count_from_where_top1_stays() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, refusal
-from studies.search_cost import Bench, compare, pair, run_table, scale_to, summarise, summary_table
+from studies.search_cost import SearchBenchmark, scale_to
+from studies.search_cost_table import compare, compare_batches, run_table, summarise, summary_table
 from torch import Tensor
 
-from amp.models.sizes import count_params
 from amp.settings.prune import PruneConfig
 from amp.towers import Tower
 
@@ -35,9 +35,9 @@ def test_what_has_the_size_stays_as_it_is() -> None:
 
 def test_differences_are_those_of_the_same_batches() -> None:
     values = [1.0, 2.0, 4.0]
-    same = pair(values, values)
+    same = compare_batches(values, values)
     assert (same["difference"], same["difference_error"]) == (0.0, 0.0)
-    more = pair([value + 0.5 for value in values], values)
+    more = compare_batches([value + 0.5 for value in values], values)
     assert (more["difference"], more["difference_error"]) == (0.5, 0.0)
     assert more["error"] == pytest.approx(torch.tensor(values).std().item() / math.sqrt(3))
 
@@ -72,7 +72,7 @@ def test_seconds_of_a_plain_search_that_did_not_run_are_not_known() -> None:
 
 
 @pytest.fixture
-def bench(tower: Tower, scores: list[Tensor], golden_images: Path, tmp_path: Path) -> Bench:
+def benchmark(tower: Tower, scores: list[Tensor], golden_images: Path, tmp_path: Path) -> SearchBenchmark:
     config = PruneConfig.model_validate(
         {
             "model": {"name": "tiny"},
@@ -87,28 +87,20 @@ def bench(tower: Tower, scores: list[Tensor], golden_images: Path, tmp_path: Pat
             "output": {"dir": str(tmp_path)},
         }
     )
-    return Bench(config, tower, scores)
+    return SearchBenchmark(config, tower, scores)
 
 
-def test_fresh_images_are_others_than_the_searches(bench: Bench) -> None:
-    bench.read(3, 24, True)
-    assert (len(bench.held_out), len(bench.fresh), len(bench.calibration)) == (10, 6, 8)
-    seen, fresh = (torch.cat(batches).flatten(1) for batches in (bench.held_out, bench.fresh))
+def test_fresh_images_are_others_than_the_searches(benchmark: SearchBenchmark) -> None:
+    benchmark.read(3, 24, True)
+    assert (len(benchmark.held_out), len(benchmark.fresh), len(benchmark.calibration)) == (10, 6, 8)
+    seen, fresh = (torch.cat(batches).flatten(1) for batches in (benchmark.held_out, benchmark.fresh))
     assert torch.cdist(seen, fresh).min() > 0
-    before = bench.held_out
-    bench.read(3, 0, False)
-    assert bench.fresh == []
-    assert all(torch.equal(a, b) for a, b in zip(before, bench.held_out, strict=True))
-    says = refusal(lambda: bench.read(3, 25, False))
+    before = benchmark.held_out
+    benchmark.read(3, 0, False)
+    assert benchmark.fresh == []
+    assert all(torch.equal(a, b) for a, b in zip(before, benchmark.held_out, strict=True))
+    says = refusal(lambda: benchmark.read(3, 25, False))
     assert says == "--fresh: 25 images besides the data.num_val_samples 40 of the search; the split has 64"
-
-
-def test_parameters_are_those_of_the_sliced_tower(bench: Bench) -> None:
-    widths = [200, 100, 50, 7, 256]
-    counted = bench.num_params(widths)
-    for slot, width in zip(bench.tower.slots, widths, strict=True):
-        slot.keep(torch.arange(width))
-    assert counted == count_params(bench.tower)
 
 
 def test_the_searches_are_measured_side_by_side(prune_yaml: Path, tmp_path: Path, call: Call) -> None:

@@ -53,9 +53,9 @@ def _options(script: str, name: Any, golden_images: Path, tmp_path: Path) -> lis
 SCRIPTS = {
     "main_score.py": ("model.name", "--frame"),
     "distill.py": ("teacher.name", "--frame"),
-    "eval/eval_knn.py": ("model.name", "--model_type"),
-    "eval/eval_efficiency.py": ("model.name", "--model_type"),
-    "eval/eval_zsc.py": ("model.name", "--model_type"),
+    "eval/eval_knn.py": ("--model", "--model_type"),
+    "eval/eval_efficiency.py": ("--model", "--model_type"),
+    "eval/eval_zsc.py": ("--model", "--model_type"),
     "amp/towers/__main__.py": ("model.name", "--frame"),
     "amp/checkpoint.py": ("model.name", "--model_type"),
 }

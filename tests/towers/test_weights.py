@@ -67,7 +67,7 @@ def test_a_missing_tensor_is_named() -> None:
     with without_weights():
         block = Block()
     block.load_state_dict(state, strict=False)
-    assert refusal(lambda: check_complete(block, "model.pretrained: a.pt")) == (
+    assert refusal(lambda: check_complete(block, "a.pt")) == (
         "model.pretrained: a.pt: 1 tensors are missing, scale first"
     )
     fill_randomly(block)

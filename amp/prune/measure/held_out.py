@@ -8,20 +8,20 @@ from torch import Tensor
 
 from amp.data.batches import Batches
 from amp.prune.measure.replay import Replay
-from amp.prune.measure.store import Shelf
+from amp.prune.measure.store import InputStore
 from amp.run.world import world
 from amp.statistics.entropy import information_entropy
 from amp.towers import Tower
 
 
-class EntropyMeter:
+class HeldOutEntropy:
     """Entropy of a tower, as it is at the moment, on each of the same batches in the same order; counts what it costs.
 
     `cost`: `block_forwards` (one block run on one entropy batch counts 1) and `images`, both so far.
 
     Args:
         batches: local shares of the global batches; each is read once, when it is first needed.
-        shelf: where images and blocks' inputs are kept; None: in host memory.
+        store: where images and blocks' inputs are kept; None: in host memory.
         every: the inputs of every n-th block are kept; None: none, every run starts from the images.
     """
 
@@ -30,13 +30,13 @@ class EntropyMeter:
         tower: Tower,
         batches: Batches | Sequence[Tensor],
         inverse_temperature: float,
-        shelf: Shelf | None = None,
+        store: InputStore | None = None,
         every: int | None = None,
     ) -> None:
         self.num_batches = len(batches)
         self._inverse_temperature = inverse_temperature
-        self._replay = Replay(tower, batches, shelf or Shelf("host", world().device), every)
-        self._bill = Bill(len(tower.blocks), every)
+        self._replay = Replay(tower, batches, store or InputStore("host", world().device), every)
+        self._forwards = ForwardCounter(len(tower.blocks), every)
         self.cost = {"block_forwards": 0, "images": 0}
 
     def __call__(self) -> float:
@@ -69,14 +69,14 @@ class EntropyMeter:
 
     def charge(self, block: int, batches: range) -> None:
         """Counts a measurement, also one that an earlier run of the same search paid."""
-        self.cost["block_forwards"] += self._bill.block_forwards(block, batches)
+        self.cost["block_forwards"] += self._forwards.block_forwards(block, batches)
         self.cost["images"] += len(batches) * self._replay.batch_size * world().size
 
     def _entropy(self, feature_BD: Tensor) -> Tensor:
         return information_entropy(world().gather(feature_BD), self._inverse_temperature).double()
 
 
-class Bill:
+class ForwardCounter:
     """Block forwards of a search's measurements, as one that is never interrupted pays them.
 
     A batch's first run passes every block; later ones pass the blocks from the searched one on, after those between it

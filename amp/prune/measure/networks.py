@@ -4,7 +4,7 @@ H hidden width, K kept neurons.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
@@ -12,15 +12,14 @@ from torch import Tensor
 
 from amp.prune.measure.journal import Journal
 from amp.prune.refit import Compensation
-from amp.run.world import world
-from amp.settings.prune import SearchSettings
 from amp.towers import Tower
 
 
-class Meter(Protocol):
-    """What a search asks of `amp.meter.EntropyMeter`."""
+class Entropy(Protocol):
+    """What a search asks of `HeldOutEntropy`."""
 
     num_batches: int
+    cost: dict[str, int]
 
     def measure(self, block: int, batches: range) -> list[float]: ...
 
@@ -37,36 +36,14 @@ def top_neurons(score_H: Tensor, width: int) -> Tensor:
     return rank(score_H)[:width].sort().values
 
 
-def open_compensation(
-    tower: Tower,
-    scores: Sequence[Tensor],
-    settings: SearchSettings,
-    images: Callable[[], Collection[Tensor]],
-) -> Compensation | None:
-    """What refits the out-projections of a dense tower as `settings` say; None where they say not to.
-
-    Args:
-        scores: (H,) a block.
-        images: -> calibration batches (B, C, S, S), this process's share; asked for where they are needed.
-    """
-    if settings.compensation == "none":
-        return None
-
-    def run(images_BCHW: Tensor) -> None:
-        tower.feature(images_BCHW.to(world().device, tower.dtype))
-
-    damping = settings.damping if settings.compensation == "ridge" else None
-    return Compensation(tower.slots, [rank(score_H) for score_H in scores], run, images(), damping)
-
-
-class Candidates:
+class NarrowedNetworks:
     """The networks that searches look at: a dense tower, and its blocks narrowed from the last on.
 
     Each batch of each network is measured once.
 
     Args:
         scores: (H,) a block, of this tower.
-        meter: measures `tower` as it is at the moment.
+        held_out: measures `tower` as it is at the moment.
         journal: what is measured is written there, and what stands there is not measured again.
         compensation: refits what is sliced for good; with `in_search` also every network that is measured.
     """
@@ -75,12 +52,12 @@ class Candidates:
         self,
         tower: Tower,
         scores: Sequence[Tensor],
-        meter: Meter,
+        held_out: Entropy,
         journal: Journal,
         compensation: Compensation | None = None,
         in_search: bool = True,
     ) -> None:
-        self.tower, self.meter = tower, meter
+        self.tower, self.held_out = tower, held_out
         self._compensation, self.in_search = compensation, in_search
         self.scores, self.journal = scores, journal
         self._seen: dict[tuple[int, ...], int] = {}
@@ -103,32 +80,39 @@ class Candidates:
         missing = range(self._seen.get(network, 0), count)
         known = min(count, len(self.journal[network]))
         if missing.start < known:
-            self.meter.charge(block, range(missing.start, known))
+            self.held_out.charge(block, range(missing.start, known))
         if known < count:
             with self.narrowed(block, width) if width != whole else nullcontext():
-                self.journal.add(network, self.meter.measure(block, range(known, count)))
+                self.journal.add(network, self.held_out.measure(block, range(known, count)))
         self._seen[network] = max(count, missing.start)
         return self.journal[network][:count]
 
     def mean(self) -> float:
         """Entropy of the tower as it is, over all batches."""
-        values = self.meter.measure(0, range(self.meter.num_batches))
+        values = self.held_out.measure(0, range(self.held_out.num_batches))
         return math.fsum(values) / len(values)
 
     def keep(self, widths: Sequence[int]) -> tuple[list[list[int]], list[dict[str, float]]]:
-        """Slices the tower for good, last block first.
+        """Slices the tower for good: `keep_neurons`."""
+        return keep_neurons(self.tower, self.scores, widths, self._compensation)
 
-        Returns:
-            the kept neurons of every block, and with compensation the errors of every block's output.
-        """
-        kept, errors = [], []
-        for block in reversed(range(len(widths))):
-            slot, width = self.tower.slots[block], widths[block]
-            compensator = self._compensation.of(block) if self._compensation else None
-            indices_K = top_neurons(self.scores[block], width)
-            slot.keep(indices_K)
-            if compensator is not None:
-                errors.append(compensator.errors(width))
-                compensator.apply(slot, width)
-            kept.append([int(index) for index in indices_K])
-        return kept[::-1], errors[::-1]
+
+def keep_neurons(
+    tower: Tower, scores: Sequence[Tensor], widths: Sequence[int], compensation: Compensation | None
+) -> tuple[list[list[int]], list[dict[str, float]]]:
+    """Slices a dense tower for good, last block first.
+
+    Returns:
+        the kept neurons of every block, and with compensation the errors of every block's output.
+    """
+    kept, errors = [], []
+    for block in reversed(range(len(widths))):
+        slot, width = tower.slots[block], widths[block]
+        compensator = compensation.of(block) if compensation else None
+        indices_K = top_neurons(scores[block], width)
+        slot.keep(indices_K)
+        if compensator is not None:
+            errors.append(compensator.errors(width))
+            compensator.apply(slot, width)
+        kept.append([int(index) for index in indices_K])
+    return kept[::-1], errors[::-1]

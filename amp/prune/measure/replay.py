@@ -6,7 +6,7 @@ they hand to it never changes.
 B images, C channels, S side in pixels, L blocks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from amp.data.batches import Batches
-from amp.prune.measure.store import Shelf
+from amp.prune.measure.store import InputStore
 from amp.run.console import progress
 from amp.towers import Tower
+from amp.towers.inputs import first_input
 
 Value = TypeVar("Value")
 
@@ -39,7 +40,7 @@ class Skipped(nn.Module):
             return getattr(self.block, name)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        first = _first(inputs, named)
+        first = first_input(inputs, named)
         return (first,) if self._gives_tuple else first
 
 
@@ -54,8 +55,8 @@ class Replay:
         every: None keeps images alone, and runs every block each time.
     """
 
-    def __init__(self, tower: Tower, batches: Batches | Sequence[Tensor], shelf: Shelf, every: int | None) -> None:
-        self._tower, self._shelf, self._every = tower, shelf, every
+    def __init__(self, tower: Tower, batches: Batches | Sequence[Tensor], store: InputStore, every: int | None) -> None:
+        self._tower, self._store, self._every = tower, store, every
         self._unread = iter(batches)
         self._num_batches = len(batches)
         self._num_read = 0
@@ -71,9 +72,9 @@ class Replay:
     def images(self, batch: int) -> Tensor:
         """(B, C, S, S) on the device, in the tower's precision."""
         while self._num_read <= batch:
-            self._shelf.put((0, self._num_read), next(self._unread).to(self._tower.dtype))
+            self._store.put((0, self._num_read), next(self._unread).to(self._tower.dtype))
             self._num_read += 1
-        return self._shelf.get((0, batch))
+        return self._store.get((0, batch))
 
     @property
     def batch_size(self) -> int:
@@ -91,7 +92,7 @@ class Replay:
 
     def close(self) -> None:
         """Forgets images and inputs."""
-        self._shelf.clear()
+        self._store.clear()
 
     def map(self, block: int, batches: Sequence[int], read: Callable[[Tensor], Value]) -> list[Value]:
         """`read(feature)` of each batch, by the blocks from `block` on; those before it must be dense."""
@@ -103,14 +104,14 @@ class Replay:
         values = []
         with self._only(block, self._num_blocks, ()):
             for batch in batches:
-                self._handed = self._shelf.get((block, batch))
+                self._handed = self._store.get((block, batch))
                 values.append(read(self._tower.feature(self._blank_BCSS)))
         self._handed = None
         return values
 
     def _forget(self, block: int, every: int) -> None:
         """Drops the inputs that a search which has come to `block` needs no more."""
-        self._shelf.drop(lambda kept: kept > block or (kept % every > 0 and kept != block))
+        self._store.drop(lambda kept: kept > block or (kept % every > 0 and kept != block))
         self._block = block
 
     def _fill(self, block: int, batches: Iterable[int]) -> None:
@@ -118,17 +119,17 @@ class Replay:
         levels = range(0, block + 1, self._every or 1)
         missing: dict[int, list[int]] = {}
         for batch in batches:
-            if (block, batch) not in self._shelf:
-                start = max((s for s in levels if (s, batch) in self._shelf), default=0)
+            if (block, batch) not in self._store:
+                start = max((s for s in levels if (s, batch) in self._store), default=0)
                 missing.setdefault(start, []).append(batch)
         for start, group in missing.items():
             watched = {block, *(s for s in levels if s > start)}
             with self._only(start, block, watched):
                 for batch in self._shown(group):
-                    self._handed = self._shelf.get((start, batch)) if start else None
+                    self._handed = self._store.get((start, batch)) if start else None
                     self._tower.feature(self._blank_BCSS if start else self.images(batch))
                     for caught, tensor in self._caught.items():
-                        self._shelf.put((caught, batch), tensor)
+                        self._store.put((caught, batch), tensor)
         self._handed = None
         self._caught.clear()
 
@@ -166,7 +167,7 @@ class Replay:
 
     def _catch(self, index: int) -> Callable[..., None]:
         def catch(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            self._caught[index] = _first(inputs, named)
+            self._caught[index] = first_input(inputs, named)
 
         return catch
 
@@ -200,7 +201,3 @@ class Replay:
                 f"{type(self._tower.visual).__name__}: cannot be run from a block on; prune.search: plain"
             )
         return torch.zeros_like(images_BCSS)
-
-
-def _first(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-    return inputs[0] if inputs else next(iter(named.values()))

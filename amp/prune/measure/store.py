@@ -14,7 +14,7 @@ from amp.errors import UserError
 Place = Literal["device", "host", "disk"]
 
 
-class Shelf:
+class InputStore:
     """Tensors by (block, batch), on the device, in host memory or in files.
 
     Args:

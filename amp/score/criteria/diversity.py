@@ -1,12 +1,21 @@
-"""DIV"""
+"""How much each neuron's in-projection adds to those picked before it: DGMR (arXiv 2506.08591), without an image.
+
+D width, R rows left, H hidden width.
+"""
 
 import torch
 from scipy.linalg import qr
 from torch import Tensor
 
+from amp.run.console import progress
+from amp.score.criteria._weights import neuron_rows
+from amp.score.scoring import Passes, Scoring
+
+PASSES: Passes = {}
+
 
 def weight_diversity(in_HD: Tensor) -> Tensor:
-    """(H,) fp32, 1 for the neuron picked first, 1/H for the last: Gram-Schmidt on weights (DGMR, arXiv 2506.08591).
+    """(H,) fp32, 1 for the neuron picked first, 1/H for the last: Gram-Schmidt on weights.
 
     Picks the in-projection row with the largest residual norm, takes its direction off all others, and so on: QR with
     column pivoting. Once the picked rows span all, the rest starts anew with whole rows.
@@ -22,3 +31,8 @@ def weight_diversity(in_HD: Tensor) -> Tensor:
     score_H = torch.empty(len(in_HD))
     score_H[torch.cat(order)] = 1 - torch.arange(len(in_HD)) / len(in_HD)
     return score_H
+
+
+def score(scoring: Scoring) -> list[Tensor]:
+    """The diversity of every neuron's weights."""
+    return [weight_diversity(neuron_rows(slot)) for slot in progress(scoring.tower.slots, "score", "block")]

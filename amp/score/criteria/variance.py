@@ -1,4 +1,7 @@
-"""VAR"""
+"""Variance of each neuron's activation over tokens and images (VBP, arXiv 2507.12988).
+
+N tokens of a batch, H hidden width.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -6,24 +9,39 @@ import torch
 from torch import Tensor, nn
 
 from amp.run.world import world
-from amp.score.taylor import checked
-from amp.statistics.hooks import Watcher
+from amp.score.memory import forward_bytes
+from amp.score.scoring import Scoring, checked
+from amp.statistics.hooks import MlpHooks
 from amp.towers.slots import MlpSlot
 
+PASSES = {"activations": forward_bytes}
 
-class VarianceScorer(Watcher):
-    """Variance of each neuron's activation over tokens and images, while inside `with` (VBP, arXiv 2507.12988).
 
-    Taken at the out-projection's input, after the non-linearity (and gate and norm). Needs no backward pass.
+@torch.no_grad()
+def score(scoring: Scoring) -> list[Tensor]:
+    """The variance of every neuron's activation. Needs no backward pass."""
+    with VarianceScorer(scoring.tower.slots) as scorer:
+        for images_BCSS in scoring.steps(scorer):
+            scoring.tower.feature(images_BCSS)
+        return scorer.scores()
+
+
+class VarianceScorer(MlpHooks):
+    """Sums what the variance of each neuron's activation is made of, while inside `with`.
+
+    Taken at the out-projection's input, after the non-linearity (and gate and norm).
+
+    Attributes:
+        sums: (1 + 2H,) fp64 a block, over this process's tokens so far: their number, the sums of the activations, and
+            of their squares.
     """
 
     def __init__(self, slots: Sequence[MlpSlot]) -> None:
         super().__init__(slots)
         device = slots[0].out_projection.weight.device
-        # Of every block: the number of tokens, the sums of the activations and of their squares.
         self.sums = [torch.zeros(1 + 2 * slot.hidden_width, dtype=torch.float64, device=device) for slot in slots]
 
-    def _watch(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         def before_out_projection(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             a_NH = inputs[0].detach().flatten(0, -2).float()
             # The variance within a batch in fp32, so that a large mean takes no digits of it; sums over them in fp64.

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import open_clip
 from timm.layers import RmsNorm
 from timm.models import register_model
 from timm.models.eva import Eva, checkpoint_filter_fn
@@ -17,8 +18,9 @@ from timm.models.eva import Eva, checkpoint_filter_fn
 from amp.errors import UserError
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower
-from amp.towers.frames import open_clip
+from amp.towers.frames import open_clip as open_clip_frame
 from amp.towers.frames.open_clip import State
+from amp.towers.library import Library
 
 MODEL_8B = "EVA-CLIP-8B"
 CONFIG_8B = Path(__file__).parents[3] / "configs" / "models" / f"{MODEL_8B}.json"
@@ -56,10 +58,29 @@ def from_released(trunk: Any, state: State) -> State:
 
 def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) -> Tower:
     """A tower of EVA-CLIP; see `amp.towers.build_tower`."""
-    if "EVA" not in settings.name.upper():
+    if not _is_eva(settings.name):
         raise UserError("model.name", f"{settings.name!r} is no EVA-CLIP; for other CLIPs use the frame open_clip")
     config = json.loads(CONFIG_8B.read_text("utf-8")) if settings.name == MODEL_8B else None
     if saved or device == "meta" or not Path(settings.pretrained or "").is_file():
-        return open_clip.build(settings, device, saved, config)
-    trunk = getattr(open_clip.build(settings, "meta", None, config).visual, "trunk", None)
-    return open_clip.build(settings, device, saved, config, partial(from_released, trunk) if trunk else None)
+        return open_clip_frame.build(settings, device, saved, config)
+    trunk = getattr(open_clip_frame.build(settings, "meta", None, config).visual, "trunk", None)
+    return open_clip_frame.build(settings, device, saved, config, partial(from_released, trunk) if trunk else None)
+
+
+def knows(name: str) -> bool:
+    """Whether it is an EVA-CLIP of open_clip, or EVA-CLIP-8B."""
+    return name == MODEL_8B or (open_clip_frame.knows(name) and _is_eva(name))
+
+
+def _is_eva(name: str) -> bool:
+    return "EVA" in name.upper()
+
+
+LIBRARY = Library(
+    known_as="eva_clip",
+    knows=knows,
+    build=build,
+    families=[("EVA02-CLIP-E, EVA-CLIP-8B", "plain", MODEL_8B)],
+    names=lambda: [*filter(_is_eva, open_clip.list_models()), MODEL_8B],
+    own_files="a file that the EVA repository released",
+)

@@ -30,7 +30,8 @@ from amp.errors import UserError, nearest
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower, building, first_line, quiet
 from amp.towers.find_slots import find_blocks, find_slots
-from amp.towers.hf_inputs import Tokenizer, override, preprocessing, square, transform
+from amp.towers.frames._hf_inputs import Tokenizer, override, preprocessing, square, transform
+from amp.towers.library import Library
 from amp.towers.weights import without_weights
 
 disable_progress_bar()  # The console is the run's.
@@ -251,3 +252,24 @@ def _visual(model: Any) -> nn.Module:
     # Not `base_model` at once: DINOv3's is its encoder, without the embeddings.
     whole = model if hasattr(model, "embeddings") else model.base_model
     return getattr(model, "vision_model", whole)
+
+
+def knows(name: str) -> bool:
+    """Whether it is a local folder of a transformers model; of a hub id nobody can tell offline."""
+    try:
+        return "model_type" in json.loads((Path(name) / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+LIBRARY = Library(
+    known_as="transformers",
+    knows=knows,
+    build=build,
+    families=[
+        ("CLIP, SigLIP, ViT, DeiT, BEiT, DINOv2, DINOv3", "plain", "a folder or hub id"),
+        ("Data2Vec, FLAVA's image tower", "plain, in two modules", "a folder or hub id"),
+        ("DINOv2 giant, DINOv3 gated, AIMv2", "split gate", "a folder or hub id"),
+    ],
+    folders=True,
+)

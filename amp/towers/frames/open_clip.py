@@ -25,6 +25,7 @@ from amp.errors import UserError, nearest
 from amp.settings.model import ModelSettings, TransformSettings
 from amp.towers.base import Tower, building, check_weights, refuse_loading
 from amp.towers.find_slots import find_blocks, find_slots
+from amp.towers.library import Library
 from amp.towers.weights import without_weights
 
 # What makes the factory read files of its own choice, or run code in them: never from settings, nor from a folder.
@@ -184,3 +185,22 @@ def _transform(preprocess: dict[str, Any], own: TransformSettings) -> tuple[Any,
         ),
         preprocess,
     )
+
+
+def knows(name: str) -> bool:
+    """Whether open_clip has a model of this name, or it is a model JSON."""
+    return name.endswith(".json") or open_clip.get_model_config(name.replace("/", "-")) is not None
+
+
+LIBRARY = Library(
+    known_as="open_clip",
+    knows=knows,
+    build=build,
+    families=[
+        ("native ViT and CoCa", "plain", "ViT-g-14"),
+        ("SigLIP, SigLIP2, PE, EVA01 trunks", "plain", "ViT-SO400M-14-SigLIP"),
+        ("EVA02 base and large trunks", "split gate + norm", "EVA02-L-14"),
+        ("ViTamin trunks", "split gate", "ViTamin-L"),
+    ],
+    names=open_clip.list_models,
+)

@@ -1,0 +1,61 @@
+"""Images in folders: what several layouts have in common."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from amp.data.layouts import EXTENSIONS, Source, Split
+from amp.errors import UserError
+
+HELD_OUT_EVERY = 4
+
+Image = TypeVar("Image", bound=Source)
+
+
+def images_in(root: str, folder: str, layout: str) -> list[Path]:
+    """Image files of a folder of `root` that the layout needs, at any depth, sorted. Raises UserError."""
+    if not Path(root).is_dir():
+        raise UserError("data.root", f"{root}: no such folder")
+    return images_below(folder_in(root, folder, layout))
+
+
+def folder_in(root: str, folder: str, layout: str) -> Path:
+    """A folder of `root`. Raises UserError where it is missing."""
+    path = Path(root) / folder
+    if not path.is_dir():
+        raise UserError("data.root", f"{root}: has no folder {folder!r}, which {layout} needs")
+    return path
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Image files of a folder, at any depth, sorted. Raises UserError where there is none."""
+    paths = sorted(p for p in _files(folder) if p.suffix.lower() in EXTENSIONS and p.is_file())
+    if not paths:
+        raise UserError("data.root", f"{folder}: holds no image file")
+    return paths
+
+
+def is_split(root: str) -> bool:
+    """Whether `root` has a folder of either split."""
+    return any((Path(root) / split).is_dir() for split in ("train", "val"))
+
+
+def part(images: Sequence[Image], split: Split, root: str) -> list[Image]:
+    """Of images without a split: every fourth one is held out as `val`. Raises UserError for fewer than four."""
+    if len(images) < HELD_OUT_EVERY:
+        raise UserError("data.root", f"{root}: {len(images)} images; to hold out one in {HELD_OUT_EVERY} takes more")
+    held_out = set(images[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
+    return [image for image in images if (image in held_out) == (split == "val")]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files at any depth; linked folders too, each folder once, lest links in a circle never end."""
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(parent, name) for name in files)

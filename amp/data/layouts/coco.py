@@ -1,0 +1,11 @@
+"""COCO as it unpacks: `root/train2017`, `root/val2017`."""
+
+from pathlib import Path
+
+from amp.data.layouts import Split
+from amp.data.layouts._folders import images_in
+
+
+def images(root: str, split: Split) -> list[Path]:
+    """Sorted files of a split. Raises UserError."""
+    return images_in(root, f"{split}2017", "coco")

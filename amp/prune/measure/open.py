@@ -1,0 +1,58 @@
+"""Opens what a run searches: the networks, their held-out batches, and what an interrupted search has measured."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from amp.data.batches import Batches
+from amp.data.listing import list_images
+from amp.prune.measure.held_out import HeldOutEntropy
+from amp.prune.measure.journal import Journal
+from amp.prune.measure.networks import NarrowedNetworks, rank
+from amp.prune.measure.store import InputStore
+from amp.prune.refit import open_compensation
+from amp.prune.search import inputs_every
+from amp.run.console import say
+from amp.run.files import file_sha256
+from amp.run.run import Run
+from amp.run.world import world
+from amp.settings.prune import PruneConfig
+from amp.towers import Tower
+
+
+@contextmanager
+def open_networks(
+    run: Run[PruneConfig], tower: Tower, scores: Sequence[Tensor], thresholds: Sequence[float] = ()
+) -> Iterator[NarrowedNetworks]:
+    """The networks that a run looks at: the dense tower, and its blocks narrowed from the last on.
+
+    Args:
+        tower: dense.
+        scores: (H,) a block.
+        thresholds: of a sweep, in nats; none: that of the settings.
+    Raises:
+        UserError: the folder holds the journal of another search, or there are too few held-out images.
+    """
+    config, own = run.config, run.config.prune
+    digest = world().from_main(lambda: file_sha256(str(run.path("scores.safetensors"))))
+    about = {**run.header, "settings": {**run.header["settings"], "scores_sha256": digest}}
+    journal = Journal(run.path("prune_journal.jsonl"), about, thresholds or [own.entropy_increase])
+    batches = Batches(list_images(config.data, "val"), tower.transform, config.data, config.data.num_val_samples)
+    store = InputStore(own.store, world().device, run.path(f".inputs.{world().rank}"))
+    held_out = HeldOutEntropy(tower, batches, config.score.inverse_temperature, store, inputs_every(own))
+    gigabytes = held_out.stored_bytes / 1e9
+    say(f"{held_out.num_batches} held-out batches; up to {gigabytes:.3g} GB of inputs kept: {own.store}")
+    orders = [rank(score_H) for score_H in scores]
+    compensation = open_compensation(tower, orders, own, lambda: calibration_batches(config, tower))
+    try:
+        yield NarrowedNetworks(tower, scores, held_out, journal, compensation, own.compensate_in_search)
+    finally:
+        held_out.close()
+    batches.say_broken()
+
+
+def calibration_batches(config: PruneConfig, tower: Tower) -> Batches:
+    """Images (B, C, S, S) that compensation sees, this process's share."""
+    num_samples = config.prune.num_calibration_samples
+    return Batches(list_images(config.data, "train"), tower.transform, config.data, num_samples)

@@ -1,0 +1,38 @@
+"""What a library's file in `frames/` states about itself. A new library is a new file there, with a `LIBRARY`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amp.registry import FRAMES
+from amp.settings.model import Frame, ModelSettings
+from amp.towers.base import Tower
+
+
+@dataclass(frozen=True)
+class Library:
+    """Of a file `frames/x.py`, whose models the settings ask for by `frame: x`.
+
+    Attributes:
+        known_as: what it is called in messages.
+        knows: whether it has a model of this name; answered without the internet.
+        build: the tower of (settings, device, the `base` of an earlier Tower or None); see `amp.towers.build_tower`.
+        families: (family, MLP layout, an example's name) of what can be pruned, for people.
+        names: every name it knows; None where nobody can list them.
+        folders: whether its models are folders and hub ids, not names.
+        own_files: what the weights files are called that no other library reads, for messages.
+    """
+
+    known_as: str
+    knows: Callable[[str], bool]
+    build: Callable[[ModelSettings, str, dict[str, Any] | None], Tower]
+    families: Sequence[tuple[str, str, str]]
+    names: Callable[[], list[str]] | None = None
+    folders: bool = False
+    own_files: str | None = None
+
+
+def library(frame: Frame) -> Library:
+    """Of a frame; its packages are imported now, so that nobody waits for a library that they do not use."""
+    own: Library = FRAMES.load(frame).LIBRARY
+    return own

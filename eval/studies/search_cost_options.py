@@ -1,0 +1,62 @@
+"""Which searches the comparison of costs runs, and its command line. Light: it imports no torch."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from amp.run.files import check_writable
+from amp.settings.load import load_config
+from amp.settings.prune import PruneConfig
+
+CONFIG = "configs/prune_entropy/search_cost.yaml"
+# What is set of each search.
+SEARCHES: dict[str, dict[str, str]] = {
+    "plain": {"search": "plain"},
+    "exact": {"search": "exact"},
+    "racing strict": {"search": "racing", "preset": "strict"},
+    "racing fast": {"search": "racing", "preset": "fast"},
+    "exact + ridge": {"search": "exact", "compensation": "ridge"},
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is searched: which searches, at which thresholds, over how many orders of the images.
+
+    Attributes:
+        searches: names of `SEARCHES`.
+        thresholds: in nats.
+        num_seeds: orders, from the seed of the settings on.
+        num_fresh: images that no search sees.
+        json: where the numbers are written.
+    """
+
+    searches: Sequence[str]
+    thresholds: Sequence[float]
+    num_seeds: int = 1
+    num_fresh: int = 0
+    json: Path | None = None
+
+
+def read_options(description: str) -> tuple[PruneConfig, Plan]:
+    """The command line. Raises UserError; other mistakes in it exit with 2, --help with 0."""
+    parser = argparse.ArgumentParser(description=description)
+    add = parser.add_argument
+    add("--config_file", default=CONFIG, metavar="YAML", help="settings of main_prune.py (default: %(default)s)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, repeatable")
+    add("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES), help="which ones (default: all)")
+    add("--thresholds", nargs="+", type=float, metavar="NATS", help="entropy increases (default: the config's)")
+    add("--num_seeds", type=int, default=1, help="orders of the images, from the config's seed on (default: 1)")
+    add("--fresh", type=int, default=0, metavar="N", help="entropy at equal size on N images more (default: 0)")
+    add("--json", metavar="FILE", help="write the numbers here (default: nowhere)")
+    args = parser.parse_args()
+    if args.num_seeds < 1:
+        parser.error(f"argument --num_seeds: {args.num_seeds} is less than 1")
+    if args.fresh < 0:
+        parser.error(f"argument --fresh: {args.fresh} is less than 0")
+    if args.json:
+        check_writable("--json", args.json)
+    config = load_config(PruneConfig, args.config_file, args.set).with_frame("open_clip")
+    thresholds = args.thresholds or [config.prune.entropy_increase]
+    return config, Plan(args.searches, thresholds, args.num_seeds, args.fresh, args.json and Path(args.json))
