@@ -15,9 +15,9 @@ from amp.evaluate.dataset_files import NEEDS, Task
 from amp.evaluate.paper import DATASETS
 from amp.registry import FRAMES
 from amp.run.files import check_writable
+from amp.run.options import count, decisive, option, read_options
 from amp.settings.base import Precision
 from amp.settings.model import Frame
-from amp.settings.options import count, decisive, option, read_options
 
 
 def _table_file(text: str) -> str:
