@@ -5,6 +5,7 @@ that `--help` and mistakes in the settings answer at once. A file that begins wi
 an underscore at the end keeps a name apart from Python's own words (`global_.py` is `global`).
 """
 
+import ast
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -21,16 +22,24 @@ class Registry:
     def __init__(self, package: str) -> None:
         self.package = package
 
+    @property
+    def _folder(self) -> Path:
+        return Path(__file__).parent.joinpath(*self.package.split(".")[1:])
+
     @cached_property
     def _files(self) -> dict[str, str]:
-        folder = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
-        stems = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+        stems = sorted(path.stem for path in self._folder.glob("*.py") if not path.stem.startswith("_"))
         return {stem.removesuffix("_"): stem for stem in stems}
 
     @property
     def names(self) -> tuple[str, ...]:
         """All of them, sorted."""
         return tuple(self._files)
+
+    def meaning(self, name: str) -> str:
+        """The first line of its docstring, without importing it."""
+        tree = ast.parse((self._folder / f"{self._files[name]}.py").read_text(encoding="utf-8"))
+        return (ast.get_docstring(tree) or "").partition("\n")[0]
 
     def load(self, name: str) -> Any:
         """The module of that name, imported now."""

@@ -12,10 +12,18 @@ from typing import Literal, get_args, get_origin
 from pydantic import BaseModel
 
 from amp.errors import UserError
-from amp.registry import FRAMES
+from amp.registry import ALLOCATIONS, COMPENSATIONS, CRITERIA, FRAMES, LAYOUTS, SEARCHES
 from amp.settings.load import CONFIGS, Config, load_config
 from amp.settings.prune import PruneConfig
 
+REGISTRIES = {
+    "score.criterion": CRITERIA,
+    "model.frame": FRAMES,
+    "data.name": LAYOUTS,
+    "prune.search": SEARCHES,
+    "prune.allocation": ALLOCATIONS,
+    "prune.compensation": COMPENSATIONS,
+}
 PAGE = """# Settings
 
 Settings stand in a YAML; `--set key.path=value` overrides one, and `--help` of a script lists its own. The recipes are
@@ -121,7 +129,10 @@ def settings_help(config_class: type[BaseModel]) -> str:
 
 
 def settings_page() -> str:
-    """docs/settings.md: a table for each kind of config; later ones leave out what an earlier one says alike."""
+    """docs/settings.md: a table for each kind of config; later ones leave out what an earlier one says alike.
+
+    Then what the words of each registry mean.
+    """
     said: set[tuple[str, str, str]] = set()
     parts = [PAGE]
     for scripts, config_class in CONFIGS.items():
@@ -133,6 +144,12 @@ def settings_page() -> str:
             f"\n| `{key}` | {default if default == 'required' else f'`{default}`'} | {meaning} |"
             for key, default, meaning in rows
         )
+    for key, registry in REGISTRIES.items():
+        meanings = "".join(
+            f"\n| `{name}` | {registry.meaning(name).replace('|', chr(92) + '|')} |" for name in registry.names
+        )
+        parts.append(f"The words of `{key}`, each a file of `{registry.package.replace('.', '/')}/`:\n")
+        parts[-1] += f"\n| word | meaning |\n|---|---|{meanings}"
     return "\n\n".join(parts) + "\n"
 
 
