@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from distil_many import prepare
+from processes.distil_many import prepare
 
 from amp.settings.distill import DistillConfig
 from amp.settings.load import load_config
@@ -50,7 +50,9 @@ def test_however_the_work_is_divided_the_losses_are_those_of_one_process(
     }
     if processes == 2:
         runs |= {"resumed": sharded, "interrupted": common}
-    done = launch(processes, "tests/distil_many.py", distill_yaml, *(f"{n}:{words}" for n, words in runs.items()))
+    done = launch(
+        processes, "tests/processes/distil_many.py", distill_yaml, *(f"{n}:{words}" for n, words in runs.items())
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     told = {name: json.loads((home / name / "digests.json").read_text()) for name in runs}
     for name in ("ddp", "fsdp"):

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import GOLDEN, refusal
-from distil_many import prepare
-from hf_models import DUAL, add_clip_tokenizer, settings, write
+from helpers.hf_models import DUAL, add_clip_tokenizer, settings, write
+from processes.distil_many import prepare
 from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder
 
@@ -158,7 +158,9 @@ def test_two_processes_measure_what_one_measures(clip_yaml: Path, tmp_path: Path
         settings = [*words(metric), "optim.epochs=2", "eval.batch_size=20"]  # 3 or 5 batches, for 2 processes
         prepare(load_config(DistillConfig, clip_yaml, [*settings, f"output.dir={tmp_path}/{metric}"])).train()
         runs |= {f"{metric}_{kind}": ",".join([*settings, f"optim.parallel={kind}"]) for kind in ("ddp", "fsdp")}
-    done = launch(2, "tests/distil_many.py", clip_yaml, *(f"{name}:{settings}" for name, settings in runs.items()))
+    done = launch(
+        2, "tests/processes/distil_many.py", clip_yaml, *(f"{name}:{settings}" for name, settings in runs.items())
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for run in runs:
         metric = run.partition("_")[0]
