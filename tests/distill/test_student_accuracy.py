@@ -220,10 +220,7 @@ def test_what_an_embedding_takes_outside_the_tower(distill_yaml: Path, tmp_path:
     [
         (["eval.root=nowhere", "eval.metric=knn"], "eval.root: nowhere/train: no such folder"),
         (["eval.metric=zeroshot", "eval.name=digit_scene"], "eval.name: no 'digit_scene'; did you mean 'digit_scenes'"),
-        (
-            ["eval.metric=zeroshot", "eval.name=imagenet-r", "eval.root=tests/golden"],
-            "eval.root: tests/golden: 0 class folders",
-        ),
+        (["eval.metric=zeroshot", "eval.name=imagenet-r", "eval.root=docs"], "eval.root: docs: 0 class folders"),
         (["eval.metric=zeroshot", "eval.name=wds/cars"], "eval.name: wds/cars is a stream"),
         (["eval.metric=zeroshot", "eval.name=mscoco_captions"], "eval.name: mscoco_captions is for"),
     ],
