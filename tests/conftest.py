@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numbered_images import write_images
+from helpers.numbered_images import write_images
 from PIL import Image
-from processes import run_processes
+from processes.start import run_processes
 from torch import Tensor
 
 from amp.data.batches import Batches

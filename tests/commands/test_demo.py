@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from PIL import Image
-from processes import run_processes
+from processes.start import run_processes
 
 from amp.data.scenes import build_scenes
 from amp.demo.__main__ import Demo, main

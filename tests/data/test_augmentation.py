@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numbered_images import MAY_WARN_OF_WORKERS, read_number, settings, world
+from helpers.numbered_images import MAY_WARN_OF_WORKERS, read_number, settings, world
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refusal
-from numbered_images import MAY_WARN_OF_WORKERS, epoch, joined, numbers, read_number, settings, world
+from helpers.numbered_images import MAY_WARN_OF_WORKERS, epoch, joined, numbers, read_number, settings, world
 from PIL import Image, features
 from torch import Tensor
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 from conftest import refusal
-from numbered_images import settings, write_images
+from helpers.numbered_images import settings, write_images
 
 from amp.data.listing import list_images
 

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 from conftest import refusal
-from numbered_images import MAY_WARN_OF_WORKERS, epoch, joined, numbers, read_number, settings, world, write_images
+from helpers.numbered_images import (
+    MAY_WARN_OF_WORKERS,
+    epoch,
+    joined,
+    numbers,
+    read_number,
+    settings,
+    world,
+    write_images,
+)
 
 from amp.data.batches import Batches
 from amp.data.listing import list_images

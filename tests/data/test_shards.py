@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import webdataset
 from conftest import refusal
-from numbered_images import MAY_WARN_OF_WORKERS, epoch, joined, numbers, read_number, settings, world, write_images
+from helpers.numbered_images import (
+    MAY_WARN_OF_WORKERS,
+    epoch,
+    joined,
+    numbers,
+    read_number,
+    settings,
+    world,
+    write_images,
+)
 
 from amp.data.batches import Batches
 from amp.data.listing import list_images

@@ -9,18 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import ROOT, refusal
+from conftest import ROOT
 from safetensors.torch import load_file
 
 from amp.distill import Trainer
-from amp.errors import StoppedError
-from amp.run.checkpoints import Checkpoints
-from amp.run.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -45,48 +42,30 @@ def _before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[],
     monkeypatch.setattr(Trainer, "train_step", acted_before)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
-    number: int, code: int, distill_yaml: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+    distill_yaml: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     assert _run(call, distill_yaml, f"output.dir={tmp_path}/whole")[0] == 0
-    with monkeypatch.context() as patched:
-        _before_step(patched, 5, lambda: os.kill(os.getpid(), number))
-        ended, _, err = _run(call, distill_yaml)
-    assert ended == code
-    (line,) = (line for line in err.splitlines() if line.startswith("stopped"))
-    assert f"after step 6 of 20; the same command goes on from {tmp_path}/out/checkpoints/step_0000006" in line
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert _run(call, distill_yaml)[0] == 0
-    _same_files(tmp_path)
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        with monkeypatch.context() as patched:
+            _before_step(patched, 5, partial(os.kill, os.getpid(), number))
+            ended, _, err = _run(call, distill_yaml)
+        assert ended == code
+        (line,) = (line for line in err.splitlines() if line.startswith("stopped"))
+        assert f"after step 6 of 20; the same command goes on from {tmp_path}/out/checkpoints/step_0000006" in line
+        assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+        assert _run(call, distill_yaml)[0] == 0
+        _same_files(tmp_path)
+        shutil.rmtree(tmp_path / "out")
 
 
-def test_killed_at_any_moment_it_ends_in_the_same_bytes(distill_yaml: Path, tmp_path: Path, call: Call) -> None:
-    words = ["output.save_every=1", "optim.epochs=8", "data.shuffle=true", "data.augment=clip"]
-    assert _run(call, distill_yaml, *words, f"output.dir={tmp_path}/whole")[0] == 0
-    command = [sys.executable, "distill.py", "--config_file", distill_yaml, *(f"--set={word}" for word in words)]
-    checkpoints = tmp_path / "out" / "checkpoints"
-    moments = random.Random(0)
-    for _ in range(2):
-        before = max(checkpoints.glob("step_*"), default=None)
-        running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while running.poll() is None and max(checkpoints.glob("step_*"), default=None) == before:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.3))
-        running.kill()
-        assert running.wait() == -signal.SIGKILL
-        for path in checkpoints.glob("step_*/*.safetensors"):
-            assert load_file(path)
-    assert _run(call, distill_yaml, *words)[0] == 0
-    _same_files(tmp_path)
-    assert [p.name for p in sorted(checkpoints.iterdir())] == ["step_0000031", "step_0000032"]
-
-
-def test_killed_while_it_writes_the_result_only_the_writing_is_done_again(
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(
     distill_yaml: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _run(call, distill_yaml, f"output.dir={tmp_path}/whole")[0] == 0
+    """Twice between its steps; and while it writes the result, after which only the writing is done again."""
+    words = ["output.save_every=1", "data.shuffle=true", "data.augment=clip"]
+    assert _run(call, distill_yaml, *words, f"output.dir={tmp_path}/whole")[0] == 0
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal, safetensors.torch as st\n"
         "save = st.save_file\n"
@@ -96,16 +75,30 @@ def test_killed_while_it_writes_the_result_only_the_writing_is_done_again(
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "st.save_file = killed\n"
     )
-    command = [sys.executable, "distill.py", "--config_file", distill_yaml]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "distill.py", "--config_file", distill_yaml, *(f"--set={word}" for word in words)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    checkpoints, distilled = tmp_path / "out" / "checkpoints", tmp_path / "out" / "distilled"
+    moments = random.Random(0)
+    for _ in range(2):
+        before = max(checkpoints.glob("step_*"), default=None)
+        running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while running.poll() is None and max(checkpoints.glob("step_*"), default=None) == before:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.1))
+        running.kill()
+        assert running.wait() == -signal.SIGKILL
+        for path in checkpoints.glob("step_*/*.safetensors"):
+            assert load_file(path)
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "out" / "distilled").exists()
+    assert not distilled.exists()
+    assert list((tmp_path / "out").glob(".distilled.*.partial"))
     monkeypatch.setattr(Trainer, "train_step", pytest.fail)
-    code, out, err = _run(call, distill_yaml)
+    code, out, err = _run(call, distill_yaml, *words)
     assert (code, "resuming after step 20 of 20" in out) == (0, True), err
     _same_files(tmp_path)
     assert not list((tmp_path / "out").glob(".*"))
+    assert [p.name for p in sorted(checkpoints.iterdir())] == ["step_0000019", "step_0000020"]
 
 
 @pytest.fixture
@@ -155,45 +148,3 @@ def test_a_full_disk_at_the_last_write_is_one_line(
     assert f"{tmp_path}/out/distilled cannot be written" in line
     assert "Traceback" not in err
     assert not [path for path in (tmp_path / "out").iterdir() if "distilled" in path.name]
-
-
-def _checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
-    return Checkpoints(Run(None, folder, {}), keep)
-
-
-def test_the_last_checkpoints_and_the_best_one_stay(tmp_path: Path) -> None:
-    own = _checkpoints(tmp_path)
-    assert (own.steps(), own.last()) == ([], "none")
-    for step in (3, 6, 9, 12):
-        own.save(step, {"a": torch.full((2,), float(step)), "b": torch.tensor(step)}, {"note": "x"}, best=3)
-    assert own.steps() == [3, 9, 12]
-    values = {"a": torch.zeros(2), "b": torch.tensor(0)}
-    own.load(9, values)
-    assert (values["a"].tolist(), values["b"].item()) == ([9.0, 9.0], 9)
-    assert own.record(12) == {"note": "x", "step": 12}
-
-
-def test_what_is_half_written_is_never_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = _checkpoints(tmp_path)
-    own.save(3, {"a": torch.zeros(2)}, {}, best=0)
-    shutil.copytree(own.path(3), own.folder / ".step_0000006.partial")
-    assert own.steps() == [3]
-    own.save(6, {"a": torch.ones(2)}, {}, best=0)
-    assert sorted(path.name for path in own.folder.iterdir()) == ["step_0000003", "step_0000006"]
-
-
-def test_an_unreadable_checkpoint_is_named(tmp_path: Path) -> None:
-    own = _checkpoints(tmp_path)
-    own.save(3, {"a": torch.zeros(2)}, {}, best=0)
-    (file,) = own.path(3).glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:20])
-    message = refusal(lambda: own.load(3, {"a": torch.zeros(2)}))
-    assert message.startswith(f"{own.path(3)}: cannot be read")
-    (own.path(3) / "state.json").write_text("{")
-    assert str(own.path(3)) in refusal(lambda: own.record(3))
-
-
-def test_an_unwritable_folder_stops_with_one_line(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(StoppedError, match=r"checkpoints cannot be written .*last good checkpoint: none"):
-        _checkpoints(tmp_path).save(3, {"a": torch.zeros(2)}, {}, best=0)

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from distil_many import prepare
+from processes.distil_many import prepare
 
 from amp.settings.distill import DistillConfig
 from amp.settings.load import load_config
 
-STEPS = 56
-BATCHES = ["data.batch_size=8", "data.shuffle=true", "optim.epochs=7", "output.eval_every=0"]
-BATCHES += ["output.save_every=25", "output.keep=3"]
+STEPS = 24
+BATCHES = ["data.batch_size=8", "data.shuffle=true", "optim.epochs=3", "output.eval_every=0"]
+BATCHES += ["output.save_every=10", "output.keep=3"]
 
 
 def _losses(folder: Path) -> list[float]:
@@ -26,7 +26,7 @@ def _losses(folder: Path) -> list[float]:
 
 @pytest.fixture
 def one(distill_yaml: Path) -> list[float]:
-    """The losses of one process, whose checkpoint of step 25 is in one/."""
+    """The losses of one process, whose checkpoint of step 10 is in one/."""
     folder = distill_yaml.parent / "one"
     config = load_config(DistillConfig, distill_yaml, [*BATCHES, f"output.dir={folder}"])
     prepare(config).train()
@@ -40,7 +40,7 @@ def test_however_the_work_is_divided_the_losses_are_those_of_one_process(
     processes: int, one: list[float], distill_yaml: Path, launch: Callable[..., Any]
 ) -> None:
     home = distill_yaml.parent
-    shutil.copytree(home / "one" / "checkpoints" / "step_0000025", home / "resumed" / "checkpoints" / "step_0000025")
+    shutil.copytree(home / "one" / "checkpoints" / "step_0000010", home / "resumed" / "checkpoints" / "step_0000010")
     shutil.copy(home / "one" / "log.jsonl", home / "resumed")
     common = ",".join(BATCHES)
     sharded = f"{common},optim.parallel=fsdp,optim.activation_checkpointing=2"
@@ -50,7 +50,9 @@ def test_however_the_work_is_divided_the_losses_are_those_of_one_process(
     }
     if processes == 2:
         runs |= {"resumed": sharded, "interrupted": common}
-    done = launch(processes, "tests/distil_many.py", distill_yaml, *(f"{n}:{words}" for n, words in runs.items()))
+    done = launch(
+        processes, "tests/processes/distil_many.py", distill_yaml, *(f"{n}:{words}" for n, words in runs.items())
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     told = {name: json.loads((home / name / "digests.json").read_text()) for name in runs}
     for name in ("ddp", "fsdp"):
@@ -64,10 +66,10 @@ def test_however_the_work_is_divided_the_losses_are_those_of_one_process(
     if processes == 4:
         return
     assert _losses(home / "resumed") == pytest.approx(one, rel=1e-5)
-    assert "resuming after step 25 of 56" in done.stdout
+    assert "resuming after step 10 of 24" in done.stdout
     # One process was asked to stop; all of them end after the same step, which is in the checkpoint.
     assert {tuple(stopped) for _, _, stopped in told["interrupted"]} == {
-        (143, f"SIGTERM after step 4 of 56; the same command goes on from {home}/interrupted/checkpoints/step_0000004")
+        (143, f"SIGTERM after step 4 of 24; the same command goes on from {home}/interrupted/checkpoints/step_0000004")
     }
     assert _losses(home / "interrupted") == pytest.approx(one[:4], rel=1e-5)
 

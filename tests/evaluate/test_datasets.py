@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import fake_benchmarks
 import pytest
 import torch
+from helpers import fake_benchmarks
 from safetensors.torch import load_file
 from test_zeroshot import make_model
 from torch.utils.data import default_collate

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from conftest import GOLDEN, refusal
-from numbered_images import write_images
+from helpers.numbered_images import write_images
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from scripted_entropy import INCREASE, ScriptedEntropy, search
+from helpers.scripted_entropy import INCREASE, ScriptedEntropy, search
 from torch import Tensor, nn
 
 from amp.prune.measure.held_out import HeldOutEntropy

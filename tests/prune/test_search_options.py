@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import refusal
-from scripted_entropy import INCREASE, ScriptedEntropy, networks_of, search
+from helpers.scripted_entropy import INCREASE, ScriptedEntropy, networks_of, search
 from torch import Tensor
 
 from amp.prune.allocation.search import NEAR, next_threshold

@@ -43,7 +43,7 @@ def test_two_processes_race_as_one_and_go_on_when_one_is_killed(
 
     killed = launch(
         2,
-        "tests/killed_at.py",
+        "tests/processes/killed_at.py",
         "amp.prune.measure.held_out.HeldOutEntropy.measure",
         20,
         "main_prune.py",

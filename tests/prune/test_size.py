@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from mlp_layouts import ALL, H, make_block
+from helpers.mlp_layouts import ALL, H, make_block
 
 from amp.models.sizes import count_params
 from amp.prune.measure.journal import Journal

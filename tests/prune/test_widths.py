@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from scripted_entropy import ScriptedEntropy, networks_of, search
+from helpers.scripted_entropy import ScriptedEntropy, networks_of, search
 from torch import Tensor
 
 from amp.errors import UserError

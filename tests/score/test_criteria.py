@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import refusal
-from gates import random_batches
+from helpers.gates import random_batches
 from torch import Tensor
 
 from amp.registry import CRITERIA

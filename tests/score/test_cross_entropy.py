@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import refusal
-from gates import by_masks, random_batches
-from numbered_images import write_images
+from helpers.gates import by_masks, random_batches
+from helpers.numbered_images import write_images
 from torch import Tensor
 
 from amp.data.batches import Batches

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gates import masks, random_batches
+from helpers.gates import masks, random_batches
 from torch import Tensor
 
 from amp.data.batches import Batches

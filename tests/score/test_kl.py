@@ -6,7 +6,7 @@ B images, A anchors, D width, H hidden width.
 import pytest
 import torch
 import torch.nn.functional as F
-from gates import by_masks, random_batches
+from helpers.gates import by_masks, random_batches
 from torch import Tensor
 
 from amp.score.criteria.kl import sampled_surprisal

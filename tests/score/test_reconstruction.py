@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import refusal
-from gates import random_batches
-from mlp_layouts import ALL, D, H, make_block, some_neurons
+from helpers.gates import random_batches
+from helpers.mlp_layouts import ALL, D, H, make_block, some_neurons
+from helpers.toy_blocks import Toy, toy_input
 from torch import Tensor
-from toy_blocks import Toy, toy_input
 
 from amp.prune.refit.ridge import Ridge
 from amp.score.criteria.reconstruction import SensitivityCollector, forward_gains

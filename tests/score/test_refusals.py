@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers.toy_blocks import Toy, toy_input
 from torch.utils.checkpoint import checkpoint
-from toy_blocks import Toy, toy_input
 
 from amp.errors import UserError
 from amp.score.taylor import TaylorScorer

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import refusal
-from in_turn import start
-from score_many import score_many
+from processes.score_many import score_many
+from processes.start import start_process
 
 from amp.errors import StoppedError
 from amp.score.resume import SavedSums
@@ -95,7 +95,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(prune_yaml: Path, tmp_pa
     moments = random.Random(0)
     before = None
     for _ in range(2):
-        running = start("main_score.py", *words)
+        running = start_process(["main_score.py", *words])
         while running.is_alive() and (unfinished.stat().st_mtime_ns if unfinished.exists() else None) == before:
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.02))
@@ -113,14 +113,14 @@ def test_two_processes_equal_one_and_go_on_when_one_of_them_is_killed(
 ) -> None:
     (tmp_path / "two").mkdir()
     words = ["main_score.py", "--config_file", prune_yaml, *SMALL]
-    others = ["tests/score_many.py", golden_images, tmp_path / "two"]
-    whole = [*words, "--set", f"output.dir={tmp_path}/whole"]
-    # The 16 batches of the whole run come first.
-    killed = ["tests/killed_at.py", "amp.score.resume.SavedSums.step", 16 + 9, "tests/in_turn.py"]
-    first = launch(2, *killed, *others, "--", *whole, "--", *words)
-    assert first.returncode == 1
+    others = launch(2, "tests/processes/score_many.py", golden_images, tmp_path / "two")
+    assert others.returncode == 0, others.stderr
+    whole = launch(2, *words, "--set", f"output.dir={tmp_path}/whole")
+    assert whole.returncode == 0, whole.stderr
+    killed = launch(2, "tests/processes/killed_at.py", "amp.score.resume.SavedSums.step", 9, *words)
+    assert killed.returncode == 1
     scores = [tmp_path / name / "scores.safetensors" for name in ("whole", "out")]
-    assert [path.exists() for path in scores] == [True, False], first.stderr
+    assert [path.exists() for path in scores] == [True, False], killed.stderr
     code, _, err = call(*words)
     assert (code, "was made with processes = 2, asked for 1" in err) == (2, True)
     resumed = launch(2, *words)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from gates import masks, random_batches
+from helpers.gates import masks, random_batches
+from helpers.toy_blocks import D, Toy, toy_input
 from timm.layers import SwiGLUPacked
 from torch import Tensor, nn
-from toy_blocks import D, Toy, toy_input
 
 from amp.score.scoring import score
 from amp.score.taylor import TaylorScorer

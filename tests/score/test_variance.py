@@ -5,7 +5,7 @@ B images, T tokens, D width, N tokens of all images, H hidden width.
 
 import torch
 from conftest import refusal
-from toy_blocks import Toy, toy_input
+from helpers.toy_blocks import Toy, toy_input
 
 from amp.score.criteria.variance import VarianceScorer
 

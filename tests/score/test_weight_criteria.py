@@ -5,7 +5,7 @@ D width, H hidden width.
 
 import pytest
 import torch
-from mlp_layouts import ALL, D, H, make_block
+from helpers.mlp_layouts import ALL, D, H, make_block
 from torch import Tensor
 
 from amp.score.criteria._weights import neuron_rows

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from meta_towers import meta_tower
+from helpers.meta_towers import meta_tower
 
 from amp.errors import UserError
 from amp.registry import FRAMES

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from mlp_layouts import ALL, LN, Block, D, H, make_block, some_neurons
+from helpers.mlp_layouts import ALL, LN, Block, D, H, make_block, some_neurons
 from timm.layers import Mlp, SwiGLU
 from torch import Tensor, nn
 

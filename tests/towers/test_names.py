@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import GOLDEN, refusal
-from hf_models import VISION, write
+from helpers.hf_models import VISION, write
 
 from amp.towers.names import default_frame
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from mlp_layouts import ALL, NORMED, PLAIN, D, H, make_block, some_neurons
+from helpers.mlp_layouts import ALL, NORMED, PLAIN, D, H, make_block, some_neurons
 from torch import Tensor, nn
 
 from amp.towers.find_slots import find_slots

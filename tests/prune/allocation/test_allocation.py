@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import refusal
-from scripted_entropy import ScriptedEntropy, networks_of
+from helpers.scripted_entropy import ScriptedEntropy, networks_of
 from torch import Tensor
 
 from amp.prune.allocation._by_share import widths_of_size

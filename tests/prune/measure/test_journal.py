@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import refusal
-from scripted_entropy import INCREASE, ScriptedEntropy
+from helpers.scripted_entropy import INCREASE, ScriptedEntropy
 from torch import Tensor
 
 from amp.prune.blocks import WidthsFound, search_blocks

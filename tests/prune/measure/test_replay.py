@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from conftest import GOLDEN, WORLD, refusal
-from scripted_entropy import INCREASE, networks_of
+from helpers.scripted_entropy import INCREASE, networks_of
 from torch import Tensor
 
 from amp.prune.blocks import WidthsFound, search_blocks

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import refusal
-from mlp_layouts import NORMED, PLAIN, D, H, make_block, some_neurons
+from helpers.mlp_layouts import NORMED, PLAIN, D, H, make_block, some_neurons
 from torch import Tensor, nn
 
 from amp.prune.refit import Compensation, Compensator, NormedCompensator

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from meta_dinov2 import MetaDinov2
+from helpers.meta_dinov2 import MetaDinov2
 
 from amp.settings.model import ModelSettings
 from amp.towers import build_tower

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import refusal
-from hf_models import DINOV3, DUAL, SIZE, VISION, settings, write
+from helpers.hf_models import DINOV3, DUAL, SIZE, VISION, settings, write
 from PIL import Image
 from torch import Tensor
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from conftest import refusal
-from hf_models import DUAL, VISION, add_clip_tokenizer, add_siglip_tokenizer, settings, write
+from helpers.hf_models import DUAL, VISION, add_clip_tokenizer, add_siglip_tokenizer, settings, write
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import refusal
-from hf_models import VISION, settings, write
+from helpers.hf_models import VISION, settings, write
 
 from amp.towers import build_tower
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_models import DUAL, SIZE, VISION, add_clip_tokenizer, add_siglip_tokenizer, write
+from helpers.hf_models import DUAL, SIZE, VISION, add_clip_tokenizer, add_siglip_tokenizer, write
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from meta_dinov2 import MetaDinov2
+from helpers.meta_dinov2 import MetaDinov2
 from PIL import Image
 from torch import Tensor
 

@@ -1,6 +1,6 @@
 """Scores the golden network by every other criterion that reads images, on as many processes as run it; for tests.
 
-torchrun --nproc_per_node=2 tests/score_many.py IMAGES OUT
+torchrun --nproc_per_node=2 tests/processes/score_many.py IMAGES OUT
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Runs a script whose last process is killed (SIGKILL) when it calls a method for the given time; for tests.
 
-torchrun --nproc_per_node=2 tests/killed_at.py MODULE.CLASS.METHOD NUMBER SCRIPT WORDS...
+torchrun --nproc_per_node=2 tests/processes/killed_at.py MODULE.CLASS.METHOD NUMBER SCRIPT WORDS...
 """
 
 import os
@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def kill_at(dotted: str, number: int) -> None:
@@ -31,6 +31,6 @@ def kill_at(dotted: str, number: int) -> None:
 
 if __name__ == "__main__":
     dotted, number, *sys.argv = sys.argv[1:]
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     kill_at(dotted, int(number))
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,4 +1,6 @@
-"""Distillations of one set of processes, one after another: torchrun tests/distil_many.py YAML NAME:KEY=VALUE,... ...
+"""Distillations of one set of processes, one after another.
+
+torchrun tests/processes/distil_many.py YAML NAME:KEY=VALUE,... ...
 
 Each writes into its output.dir, and the digests of every process's weights into `digests.json`.
 """

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LIBRARIES = ["open_clip", "torch.utils.tensorboard", "torch.distributed.checkpoint", "matplotlib.pyplot"]
 LIBRARIES += ["sklearn.datasets", "clip_benchmark.datasets.builder", "optimi", "webdataset"]
 GRACE_SECONDS = 10
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([*LIBRARIES, "processes"])
+_context.set_forkserver_preload([*LIBRARIES, "processes.start"])
 
 
 def run_processes(
@@ -48,6 +48,13 @@ def run_processes(
         code = _wait(started, timeout)
         out, err = (path.read_text() if path.exists() else "" for path in files)
     return subprocess.CompletedProcess(list(words), min(abs(code), 1) if store else code, out, err)
+
+
+def start_process(words: Sequence[str]) -> ForkServerProcess:
+    """Starts a script on one process, its console lost, and does not wait for it."""
+    process = _context.Process(target=_script, args=(list(words), dict(os.environ), [Path(os.devnull)] * 2))
+    process.start()
+    return process
 
 
 def _place(rank: int, number: int, port: int) -> dict[str, str]:
