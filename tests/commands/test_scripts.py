@@ -199,6 +199,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(prune_yaml: Path, tmp_path: Path, call: Call, case: str) -> None:
     setting, words = BAD[case]

@@ -17,7 +17,7 @@ from amp.data.listing import list_images
 from amp.errors import UserError
 from amp.run.world import among
 
-pytestmark = MAY_WARN_OF_WORKERS
+pytestmark = [MAY_WARN_OF_WORKERS, pytest.mark.slow]
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:

@@ -20,6 +20,8 @@ from amp.data.scenes import CLASS_NAMES, COLOURS, DIGITS, build_scenes, split_di
 from amp.demo.dense import caption_labels, contrastive_loss, load_scenes, normalise, train_dense
 from amp.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 MODEL_JSON = ROOT / "configs/models/digit_scenes.json"
 SMALL = {"num_train": 60, "num_val": 10, "num_test": 125, "num_pairs": 400}
 TINY = {"num_train": 10, "num_val": 5, "num_test": 60, "num_pairs": 10}

@@ -23,7 +23,7 @@ from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.data.shards import MIXED_SHARDS, find_shards, list_members
 
-pytestmark = MAY_WARN_OF_WORKERS
+pytestmark = [MAY_WARN_OF_WORKERS, pytest.mark.slow]
 
 
 @pytest.fixture

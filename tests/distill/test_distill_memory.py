@@ -14,6 +14,8 @@ from amp.models.folder import load_tower
 from amp.settings.distill import DistillConfig
 from amp.settings.load import load_config
 
+pytestmark = pytest.mark.slow
+
 
 def _plan(yaml: Path, num_gpus: int, *words: str) -> dict[str, float]:
     return plan_memory(load_config(DistillConfig, yaml, words), num_gpus)

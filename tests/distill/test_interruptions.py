@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 from amp.distill import Trainer
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 
 

@@ -91,6 +91,7 @@ def test_two_processes_with_a_shard_each_give_the_golden_numbers(
     _check_golden(tmp_path / "out", golden_distill)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(
     distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +141,7 @@ def _pair(distill_yaml: Path) -> tuple[DistillConfig, Tower, Tower]:
     return config, build_tower(config.teacher.as_model("fp32")), load_tower(config.student.pretrained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
 def test_text_tower_and_head_come_out_unchanged(
     distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], precision: str
@@ -169,6 +171,7 @@ def test_nan_stops_the_run_and_says_where(distill_yaml: Path) -> None:
     assert listed.read_text().splitlines() == [str(file) for file in files]
 
 
+@pytest.mark.slow
 def test_loss_on_held_out_images_is_the_loss_of_a_batch(
     distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:

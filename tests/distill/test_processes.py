@@ -13,6 +13,8 @@ from processes.distil_many import prepare
 from amp.settings.distill import DistillConfig
 from amp.settings.load import load_config
 
+pytestmark = pytest.mark.slow
+
 STEPS = 24
 BATCHES = ["data.batch_size=8", "data.shuffle=true", "optim.epochs=3", "output.eval_every=0"]
 BATCHES += ["output.save_every=10", "output.keep=3"]

@@ -30,6 +30,8 @@ from amp.settings.load import load_config
 from amp.settings.model import ModelSettings
 from amp.towers import build_tower
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 NAMES = {"knn": "val_knn", "zeroshot": "val_acc1"}
 

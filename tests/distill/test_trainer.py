@@ -23,6 +23,7 @@ def first_of(remaining: Callable[[Loop], Iterator[Tensor]], count: int) -> Calla
     return lambda self: (images for images, _ in zip(remaining(self), range(count), strict=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
 def test_low_precision_learns_nearly_as_well(
     distill_yaml: Path, tmp_path: Path, golden_distill: dict[str, Any], call: Callable[..., Any], precision: str
@@ -34,6 +35,7 @@ def test_low_precision_learns_nearly_as_well(
     load_tower(tmp_path / "out" / "distilled")
 
 
+@pytest.mark.slow
 def test_a_step_in_backward_is_the_same_step(
     distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_what_is_missing_is_named_before_anything_is_made(
         Benchmark(f"zeroshot_{task}", dataset, str(tmp_path / "none")).check()
 
 
+@pytest.mark.slow
 def test_imagenetv2_is_sorted(tmp_path: Path) -> None:
     (tmp_path / "one.jpeg").touch()
     for index in np.random.default_rng(0).permutation(10_000):

@@ -23,6 +23,8 @@ from amp.evaluate.paper import DATASETS, MEAN
 from amp.evaluate.sharding import ShardedBatches
 from amp.run.world import World, among
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "eval/eval_zsc.py"
 # webdataset leaves its shards to the garbage collector.
 SHARDS_STAY_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -10,6 +10,8 @@ from conftest import GOLDEN, WIDTHS
 
 from amp.models import throughput
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "eval/eval_efficiency.py"
 TINY = ["--model", GOLDEN / "tiny-clip.json"]
 QUICK = ["--batch_size", 2, "--num_rounds", 3]

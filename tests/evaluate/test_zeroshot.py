@@ -30,6 +30,8 @@ from amp.run.world import World, among
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "eval/eval_zsc.py"
 CLASSES = ["angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised"]
 

@@ -16,6 +16,8 @@ from amp.models.open import open_tower
 from amp.settings.model import ModelSettings
 from amp.towers import Tower
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("share", [0.0, 1e-5, 0.001, 0.5, 0.999999])
 def test_truncated_weights_are_refused(folder: Path, share: float) -> None:

@@ -23,6 +23,8 @@ from amp.models.folder import load_tower, read_folder_config, save_tower
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 
+pytestmark = pytest.mark.slow
+
 
 def images() -> Tensor:
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

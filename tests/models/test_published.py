@@ -18,6 +18,8 @@ from amp.models.open import open_tower
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 
+pytestmark = pytest.mark.slow
+
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4}
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 State = dict[str, Tensor]

@@ -12,6 +12,8 @@ from amp.models.throughput import measure_throughput, rebuild
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("name", "params", "mlp_share", "flops", "all_flops"),

@@ -10,6 +10,8 @@ import pytest
 from amp.models.folder import load_tower
 from amp.prune.measure.held_out import HeldOutEntropy
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 FEW = ("--set", "prune.search_steps=3")
 

@@ -88,6 +88,7 @@ def test_what_no_longer_helps_is_gone(prune_yaml: Path, tmp_path: Path, call: Ca
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(prune_yaml: Path, tmp_path: Path, call: Call) -> None:
     words = ["--config_file", str(prune_yaml), *SMALL]
     assert call("main_score.py", *words, "--set", f"output.dir={tmp_path}/whole")[0] == 0

@@ -17,6 +17,8 @@ from amp.settings.score import ScoreSettings
 from amp.statistics.moments import group_bytes
 from amp.towers import Tower, build_tower
 
+pytestmark = pytest.mark.slow
+
 TIMM = ModelSettings(frame="timm", name="vit_tiny_patch16_224", kwargs={"depth": 4})
 
 

@@ -20,6 +20,7 @@ DISTILL_CONFIGS = sorted((ROOT / "configs" / "distill").glob("*.yaml"))
 CONFIG = "configs/prune_entropy/open_clip_g_coco_entropy.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PRUNE_CONFIGS, ids=lambda p: p.stem)
 def test_prune_config_builds_its_tower(path: Path) -> None:
     config = load_config(PruneConfig, path)
@@ -27,6 +28,7 @@ def test_prune_config_builds_its_tower(path: Path) -> None:
     assert len(tower.slots) == len(tower.blocks) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", DISTILL_CONFIGS, ids=lambda p: p.stem)
 def test_distill_config_builds_its_teacher(path: Path) -> None:
     config = load_config(DistillConfig, path)

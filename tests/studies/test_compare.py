@@ -22,6 +22,8 @@ from amp.settings.load import load_config
 from amp.settings.prune import TargetSettings
 from amp.towers import build_tower
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 CONFIG = "configs/compare/digit_scenes.yaml"
 ROWS = {"random": {"criterion": "random", "allocation": "uniform"}, "AMP": {"search_steps": 2}}

@@ -16,6 +16,8 @@ from torch import Tensor
 from amp.settings.prune import PruneConfig
 from amp.towers import Tower
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 DENSE = [256] * 5
 

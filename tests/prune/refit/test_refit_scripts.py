@@ -13,6 +13,8 @@ from torch import Tensor
 from amp.models.folder import load_tower
 from amp.prune.measure.held_out import HeldOutEntropy
 
+pytestmark = pytest.mark.slow
+
 RIDGE = ("prune.compensation=ridge", "prune.num_calibration_samples=64", "prune.entropy_increase=0.05")
 WIDTHS = "prune.widths=[100, 7, 256, 31, 64]"
 

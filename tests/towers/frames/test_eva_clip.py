@@ -21,6 +21,8 @@ from amp.settings.model import ModelSettings
 from amp.towers import build_tower
 from amp.towers.frames.eva_clip import from_released
 
+pytestmark = pytest.mark.slow
+
 TEXT = {"context_length": 8, "vocab_size": 512, "width": 16, "heads": 2, "layers": 1}
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 3}
 

@@ -15,6 +15,8 @@ from amp.models.folder import load_tower, save_tower
 from amp.settings.model import TransformSettings
 from amp.towers import TokenReadout, Tower, after_last_block, build_tower
 
+pytestmark = pytest.mark.slow
+
 
 def _by_library(model: Any, part: str, readout: str, images: Tensor) -> Tensor:
     output = (getattr(model, part) if part else model)(images)

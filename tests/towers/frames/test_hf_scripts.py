@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from amp.data.scenes import build_scenes
 from amp.models.folder import load_tower
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 
 

@@ -14,6 +14,8 @@ from amp.models.sizes import count_flops, count_params
 from amp.settings.model import ModelSettings
 from amp.towers import TokenReadout, after_last_block, build_tower
 
+pytestmark = pytest.mark.slow
+
 TEXT = {"context_length": 8, "vocab_size": 512, "width": 16, "heads": 2, "layers": 1}
 PAPER = [
     ("open_clip", "ViT-g-14", {}, 1.0126e9, 0.519e12, [6144] * 40),

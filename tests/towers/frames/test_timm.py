@@ -17,6 +17,8 @@ from amp.models.folder import load_tower, save_tower
 from amp.settings.model import ModelSettings
 from amp.towers import TokenReadout, Tower, after_last_block, build_tower
 
+pytestmark = pytest.mark.slow
+
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4}
 GATED = TINY | {"mlp_ratio": 5.5}
 TOWERS = [
