@@ -1,1 +1,1 @@
-"""Commands besides the scripts: what can be pruned (`models`), folders to published checkpoints and back (`convert`)."""
+"""Commands besides the scripts: what can be pruned (`models`), folders to published checkpoints and back."""

@@ -110,4 +110,4 @@ def open_run(config: RunSettings, leave_out: tuple[str, ...] = (), **digests: st
     """
     with start() as own:
         folder = own.from_main(lambda: prepare_output(config.output.dir))
-        yield Run(config, folder, identity(config, leave_out, **digests))
+        yield Run(config, folder, own.from_main(lambda: identity(config, leave_out, **digests)))
