@@ -118,7 +118,7 @@ def test_a_batch_too_large_stands_under_its_option(call: Any, monkeypatch: pytes
     assert (code, err.splitlines()[-1]) == (2, said)
 
 
-def test_torchrun_measures_once(launch: Any, tmp_path: Path) -> None:
+def test_two_processes_measure_once(launch: Any, tmp_path: Path) -> None:
     run = launch(2, SCRIPT, *TINY, *QUICK, "--json", tmp_path / "sizes.json")
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("| parameters") == 1

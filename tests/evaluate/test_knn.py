@@ -114,7 +114,7 @@ def test_every_number_of_processes_gives_the_same_numbers(
     assert on_threads(size, measure) == [(features, accuracies)] + [([], accuracies)] * (size - 1)
 
 
-def test_torchrun_gives_the_same_json(tmp_path: Path, pictures: Path, call: Any, launch: Any) -> None:
+def test_two_processes_give_the_same_json(tmp_path: Path, pictures: Path, call: Any, launch: Any) -> None:
     words = [*MODEL, "--dataset_root", pictures, "--batch_size", 4]
     run = launch(2, SCRIPT, *words, "--output", tmp_path / "two.json")
     assert run.returncode == 0, run.stderr

@@ -244,7 +244,7 @@ def test_the_text_classifier_is_that_of_clip_benchmark_in_any_batch(clip: Tower)
                 assert torch.equal(classifier, expected)
 
 
-def test_torchrun_gives_the_same_json(tmp_path: Path, model: Any, call: Any, launch: Any) -> None:
+def test_two_processes_give_the_same_json(tmp_path: Path, model: Any, call: Any, launch: Any) -> None:
     build_scenes(tmp_path / "scenes", num_train=2, num_val=2, num_test=60, num_pairs=21)
     words = ["--model", model[0], "--pretrained", model[1], "--task", "zeroshot_retrieval", "--dataset", "digit_scenes"]
     words += ["--dataset_root", tmp_path / "scenes", "--batch_size", 4, "--num_workers", 1]
