@@ -26,7 +26,7 @@ def main() -> None:
             refit_pruned(run)
             return
         outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
-        if not options.sweep and run.with_frame_of("prune.json").done(*outputs):
+        if not options.sweep and run.with_frame_of(*outputs).done(*outputs):
             return
         scores, scored = load_scores(run.path("scores.safetensors"))
         run = run.with_frame(recorded_frame(scored))

@@ -6,6 +6,7 @@ A size is parameters or FLOPs, counted, or the seconds of an image, measured.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from amp.errors import under
 from amp.models.sizes import count_params, measure_widths
 from amp.models.throughput import measure_throughput, rebuild
 from amp.prune.measure.journal import Journal
@@ -55,7 +56,8 @@ def relative_size(key: str, tower: Tower, journal: Journal) -> RelativeSize:
 
     def seconds(widths: Sequence[int]) -> float:
         towers = {"dense": whole, "pruned": rebuild(tower.base, str(world().device), widths)}
-        rates = measure_throughput(towers, THROUGHPUT_BATCH, THROUGHPUT_ROUNDS)
+        with under("prune.target.throughput", instead_of="batch_size"):
+            rates = measure_throughput(towers, THROUGHPUT_BATCH, THROUGHPUT_ROUNDS)
         return float(world().broadcast(rates["dense"]["median"] / rates["pruned"]["median"]))
 
     return lambda widths: journal.size(tuple(widths), lambda: seconds(widths))

@@ -73,7 +73,8 @@ def read_lines(path: Path, take: Callable[[int, Any], None], advice: str) -> Non
     """Hands the lines of a file of JSON to `take`, numbered from 0; drops a last one that was not written to its end.
 
     Args:
-        take: raises ValueError, KeyError, TypeError or AttributeError where a line is not as it should be.
+        take: raises ValueError, KeyError, TypeError or AttributeError where a line is not as it should be; a UserError
+            of its own, of a file that is another run's for example, leaves the file as it is.
         advice: what to do about a damaged file.
     Raises:
         UserError: a line before the last one is damaged, or there is none.
@@ -83,6 +84,8 @@ def read_lines(path: Path, take: Callable[[int, Any], None], advice: str) -> Non
     for number, line in enumerate(whole.splitlines() or [""]):
         try:
             take(number, json.loads(line))
+        except UserError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(path, f"line {number + 1} is damaged ({error}); {advice}") from None
     if len(whole) < len(text):

@@ -47,10 +47,11 @@ class Run(Generic[Config]):
         settings = {key: decisive.get(key, value) for key, value in self.identity["settings"].items()}
         return replace(self, config=config, identity={**self.identity, "settings": settings})
 
-    def with_frame_of(self: "Run[RunSettings]", name: str) -> "Run[RunSettings]":
-        """The same run, of a model of the frame that an artifact records, if it is there."""
-        there = world().from_main(self.path(name).exists)
-        return self.with_frame(recorded_frame(read_header(self.path(name)))) if there else self
+    def with_frame_of(self: "Run[RunSettings]", first: str, *others: str) -> "Run[RunSettings]":
+        """The same run, of a model of the frame that the first of these outputs records, if they are all there."""
+        if not self._all_there(first, *others):
+            return self
+        return self.with_frame(world().from_main(lambda: recorded_frame(read_header(self.path(first)))))
 
     def path(self, name: str) -> Path:
         """Of a file or folder of this run."""
@@ -59,19 +60,26 @@ class Run(Generic[Config]):
     def done(self, first: str, *others: str) -> bool:
         """Whether all of these outputs are there; says so. The first one holds the header of the run that made it.
 
+        Of a file in a folder, `pruned/config.json`, people are told of the folder.
+
         Raises:
             UserError: it was made by another run.
         """
-        there = world().from_main(lambda: all(self.path(name).exists() for name in (first, *others)))
+        there = self._all_there(first, *others)
         if there:
             world().from_main(lambda: self.check(first))
-            names = dict.fromkeys([first, *(name.split("/")[0] for name in others)])
+            names = dict.fromkeys(_as_told(name) for name in (first, *others))
             say(f"already done: {' and '.join(str(self.path(name)) for name in names)}")
         return there
 
+    def _all_there(self, *names: str) -> bool:
+        return world().from_main(lambda: all(self.path(name).exists() for name in names))
+
     def check(self, name: str) -> None:
-        """Raises UserError where an artifact, which is there, was made by another run."""
-        check_same(self.path(name), read_header(self.path(name)), self.identity, self.key)
+        """Raises UserError where an artifact, which is there, was made by another run, or cannot be read."""
+        told = self.path(_as_told(name))
+        header = read_header(self.path(name), f"delete {told} to make it anew")
+        check_same(told, header, self.identity, self.key)
 
     def found(self, name: str) -> dict[str, Any] | None:
         """The JSON record of this run, if it is there; as the main process reads it.
@@ -97,6 +105,10 @@ class Run(Generic[Config]):
         whole = {**record, **self.header} | ({"reproduce": reproduce(script)} if script else {})
         world().from_main(lambda: write_json(self.path(name), whole))
         return whole
+
+
+def _as_told(name: str) -> str:
+    return name.partition("/")[0]
 
 
 @contextmanager

@@ -58,13 +58,14 @@ def find_slots(blocks: Mapping[str, nn.Module], run: Callable[[], object] | None
         UserError: a block holds no MLP that can be pruned, or more than one.
     """
     slots = []
+    proved_here: set[tuple[object, ...]] = set()
     inputs = cache(lambda: _inputs(blocks, run) if run else {})
     for name, block in blocks.items():
         found = [(slot, m) for m in block.modules() if (slot := _match(name, m)) is not None]
         found = [
             (slot, m)
             for slot, m in found
-            if (_signature(slot, m), run is None) in _proved
+            if _signature(slot, m) in _proved | proved_here
             or _probe(slot, m, inputs().get(name) if m is block else None)
         ]
         if len(found) != 1:
@@ -74,13 +75,22 @@ def find_slots(blocks: Mapping[str, nn.Module], run: Callable[[], object] | None
                 "expected one: Linear D->H (or two, or D->2H), an optional norm of width H, Linear H->D",
             )
         slot, module = found[0]
-        _proved.add((_signature(slot, module), run is None))
+        proved_here.add(_signature(slot, module))
+        if module is not block:  # What a block does hangs on the inputs that its own tower gives it.
+            _proved.add(_signature(slot, module))
         slots.append(slot)
     return tuple(slots)
 
 
 def _signature(slot: MlpSlot, module: nn.Module) -> tuple[object, ...]:
-    return type(module), repr(module), slot.layout  # repr: every child with its sizes, so Sequentials can be told apart
+    """What tells MLPs apart: every child with its sizes, by `repr`, and the functions that a module holds besides."""
+    functions = tuple(
+        (path, key, getattr(value, "__qualname__", repr(value)))
+        for path, child in module.named_modules()
+        for key, value in vars(child).items()
+        if callable(value) and not isinstance(value, nn.Module)
+    )
+    return type(module), repr(module), slot.layout, functions
 
 
 def _match(name: str, module: nn.Module) -> MlpSlot | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.distill import Trainer, share_head
+from amp.distill.trainer import NotFiniteError
 from amp.errors import under
 from amp.prune.measure.held_out import HeldOutEntropy
 from amp.prune.measure.journal import Journal
@@ -22,6 +23,7 @@ from amp.prune.pruning import choose_widths
 from amp.prune.refit import open_compensation
 from amp.prune.search import inputs_every
 from amp.prune.size import params_of_widths
+from amp.run.console import warn_here
 from amp.run.world import world
 from amp.score.scoring import score
 from amp.settings.compare import CompareConfig, CompareRowSettings
@@ -128,12 +130,16 @@ class Trial:
         """The method's distillation of `student`, in memory. Returns (steps done, top-1), every `measure_every`."""
         own, images, targets = self.config.distil, self.distil_images, self.target_tokens
         share_head(self.dense, student, after_last_block(build_tower(self.config.model, "meta")))
-        curve = []
+        curve: list[tuple[int, float]] = []
         with under("distil.optim", instead_of="optim"), under("distil.batch_size", instead_of="data.batch_size"):
             trainer = Trainer(None, student, own.optim, own.batch_size, len(images))
             while trainer.step < trainer.total_steps:
                 batch = trainer.step % len(images)
-                trainer.train_step(images[batch], targets[batch])
+                try:
+                    trainer.train_step(images[batch], targets[batch])
+                except NotFiniteError as failure:  # One row's end is not that of the comparison.
+                    warn_here(f"seed {self.seed}: {failure}; this distillation ends there")
+                    return [*curve, (trainer.step, top1(student))]
                 if trainer.step % own.measure_every == 0 or trainer.step == trainer.total_steps:
                     curve.append((trainer.step, top1(student)))
         return curve

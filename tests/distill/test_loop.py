@@ -74,12 +74,12 @@ def _check_what_is_done(yaml: Path, home: Path, call: Callable[..., tuple[int, s
     with torch.no_grad():
         next(student.visual.parameters()).add_(1)
     save_tower(student, kept, {}, home / "student")
-    for left in ("distilled: config.json", "checkpoints: step_0000020"):
+    for left in ("distilled", "checkpoints/step_0000020"):
         code, _, err = call("distill.py", *words)
-        place, _, name = left.partition(": ")
+        place = home / "out" / left
         assert (code, err.count("\n")) == (2, 1)
-        assert f"{home}/out/{place} holds another run: {name} was made with student_sha256 = " in err
-        shutil.rmtree(home / "out" / place)
+        assert f"{place.parent} holds another run: {place.name} was made with student_sha256 = " in err
+        shutil.rmtree(home / "out" / left.partition("/")[0])
 
 
 def test_two_processes_with_a_shard_each_give_the_golden_numbers(

@@ -66,11 +66,13 @@ def _open(path: Path, header: dict[str, Any]) -> tuple[dict[Network, list[float]
         with atomic(path) as partial:
             append_line(partial, header)
         return known, sizes
-    recorded: dict[str, Any] = {}
 
     def take(number: int, entry: dict[str, Any]) -> None:
         if number == 0:
-            recorded.update(entry, thresholds=entry["settings"]["thresholds"])
+            thresholds = entry["settings"]["thresholds"]
+            if set(header["settings"]["thresholds"]) <= set(thresholds):
+                header["settings"]["thresholds"] = thresholds
+            check_same(path, entry, header)
         elif "share" in entry:
             sizes[tuple(entry["widths"])] = float(entry["share"])
         else:
@@ -80,9 +82,6 @@ def _open(path: Path, header: dict[str, Any]) -> tuple[dict[Network, list[float]
             values += map(float, entry["entropies"])
 
     read_lines(path, take, "delete the file to search anew")
-    if set(header["settings"]["thresholds"]) <= set(recorded["thresholds"]):
-        header["settings"]["thresholds"] = recorded["thresholds"]
-    check_same(path, recorded, header)
     return known, sizes
 
 
