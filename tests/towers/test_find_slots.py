@@ -201,3 +201,27 @@ def test_copies_of_a_block_have_slots_of_their_own() -> None:
     slots = find_slots({"blocks.0": block, "blocks.1": copy.deepcopy(block)})
     slots[0].keep(some_neurons())
     assert [slot.hidden_width for slot in slots] == [8, H]
+
+
+class WithFunction(nn.Module):
+    """An MLP whose non-linearity is a function, which does not show in its `repr`."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(D, H), act, nn.Linear(H, D)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x_BTD)))
+
+
+def test_a_proof_does_not_hold_for_another_function_in_a_later_tower() -> None:
+    def each(h_BTH: Tensor) -> Tensor:
+        return h_BTH.relu()
+
+    def mixed(h_BTH: Tensor) -> Tensor:
+        return h_BTH.softmax(dim=-1)
+
+    assert repr(WithFunction(each)) == repr(WithFunction(mixed))
+    assert len(find_slots({"blocks.0": Block(WithFunction(each))})) == 1
+    with pytest.raises(UserError, match="holds 0 prunable MLPs"):
+        find_slots({"blocks.0": Block(WithFunction(mixed))})
