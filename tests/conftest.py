@@ -34,9 +34,7 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 WORLD = World(0, 1, torch.device("cpu"))
 
-# A saved pruned model: widths of all kinds, and where it says it comes from.
-WIDTHS = [8, 256, 31, 1, 100]
-PROVENANCE = {"settings": {"prune": {"entropy_increase": 0.01}}, "note": "é"}
+pytest_plugins = ["helpers.model_folders"]
 
 
 def refusal(call: Callable[[], Any]) -> str:
@@ -211,48 +209,6 @@ def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
 
     return run_script
-
-
-def prune(tower: Tower) -> list[list[int]]:
-    """Slices to widths of all kinds; neurons from anywhere."""
-    generator = torch.Generator().manual_seed(0)
-    kept = [torch.randperm(256, generator=generator)[:width].sort().values for width in WIDTHS]
-    for slot, kept_K in zip(tower.slots, kept, strict=True):
-        slot.keep(kept_K)
-    return [kept_K.tolist() for kept_K in kept]
-
-
-@pytest.fixture
-def kept(tower: Tower) -> list[list[int]]:
-    """The kept neurons of `tower`, which is sliced to WIDTHS."""
-    return prune(tower)
-
-
-@pytest.fixture
-def folder(tower: Tower, kept: list[list[int]], tmp_path: Path) -> Path:
-    """A saved pruned model."""
-    path = tmp_path / "out" / "pruned"
-    save_tower(tower, kept, PROVENANCE, path)
-    return path
-
-
-@pytest.fixture
-def edit(folder: Path) -> Callable[..., None]:
-    """edit(value, *keys) sets, edit(..., *keys) deletes, a value of the folder's config.json."""
-
-    def edit_config(value: Any, *keys: str) -> None:
-        path = folder / "config.json"
-        config = json.loads(path.read_text())
-        group = config
-        for key in keys[:-1]:
-            group = group[key]
-        if value is ...:
-            del group[keys[-1]]
-        else:
-            group[keys[-1]] = value
-        path.write_text(json.dumps(config))
-
-    return edit_config
 
 
 @pytest.fixture

@@ -80,6 +80,11 @@ def test_files_and_functions_stay_small(module: str) -> None:
             assert node.end_lineno - node.lineno < 60, node.name
 
 
+def test_files_of_tests_stay_small_too() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 300, path
+
+
 @pytest.mark.parametrize(
     "folder", sorted({path.parent for top in ("amp", "eval", "tests") for path in (ROOT / top).rglob("*.py")}), ids=str
 )

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN, WIDTHS
+from conftest import GOLDEN
+from helpers.model_folders import WIDTHS
 
 from amp.models import throughput
 

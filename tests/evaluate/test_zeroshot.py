@@ -3,9 +3,7 @@
 import json
 import pickle
 import shutil
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 import torch
 from clip_benchmark.datasets.builder import get_dataset_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+from helpers.threads import on_threads
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score
@@ -26,7 +25,6 @@ from amp.evaluate.benchmarks import Benchmark
 from amp.evaluate.classifiers import classifier_header, load_classifiers, save_classifier
 from amp.evaluate.zeroshot import Evaluator
 from amp.models.folder import write_tensors
-from amp.run.world import World, among
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 
@@ -154,44 +152,6 @@ def test_bf16_keeps_the_similarities_in_fp32(clip: Tower) -> None:
     assert half.dtype == torch.float32
     assert not torch.equal(single, half)
     torch.testing.assert_close(half, single, atol=2e-2, rtol=0)
-
-
-@dataclass(frozen=True)
-class ThreadWorld(World):
-    """One process of several, as a thread."""
-
-    barrier_of_all: Any = None
-    values: list[Any] = field(default_factory=list)
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        self.values[self.rank] = value
-        self.barrier_of_all.wait(60)
-        values = list(self.values)
-        self.barrier_of_all.wait(60)
-        return values
-
-    def gather_on_main(self, value: Any) -> list[Any]:
-        values = self.gather_objects(value)
-        return values if self.is_main else []
-
-    def broadcast(self, value: Any) -> Any:
-        return self.gather_objects(value)[0]
-
-
-def on_threads(size: int, function: Callable[[], Any]) -> list[Any]:
-    results: list[Any] = [None] * size
-    barrier, values = threading.Barrier(size), [None] * size
-
-    def work(rank: int) -> None:
-        with among(ThreadWorld(rank, size, torch.device("cpu"), barrier, values)):
-            results[rank] = function()
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 class Stream(IterableDataset[Any]):

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WIDTHS, refusal
+from conftest import refusal
+from helpers.model_folders import WIDTHS
 from safetensors.torch import load_file, save_file
 
 from amp.errors import UserError

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PROVENANCE, WIDTHS, prune
+from helpers.model_folders import PROVENANCE, WIDTHS, prune
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
