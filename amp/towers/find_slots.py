@@ -65,7 +65,8 @@ def find_slots(blocks: Mapping[str, nn.Module], run: Callable[[], object] | None
         found = [
             (slot, m)
             for slot, m in found
-            if _signature(slot, m) in _proved | proved_here
+            if (own := _signature(slot, m)) in proved_here
+            or own in _proved
             or _probe(slot, m, inputs().get(name) if m is block else None)
         ]
         if len(found) != 1:

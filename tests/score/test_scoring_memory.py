@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from helpers.memory import measured
 
 from amp.score.memory import describe_plan, plan_scoring
 from amp.score.scoring import score
@@ -20,18 +20,6 @@ from amp.towers import Tower, build_tower
 pytestmark = pytest.mark.slow
 
 TIMM = ModelSettings(frame="timm", name="vit_tiny_patch16_224", kwargs={"depth": 4})
-
-
-def measured(run: Callable[[], Any]) -> int:
-    """The most bytes that `run` held at once on the CPU, by its allocator."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    now = most = 0
-    for event in profiled.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most
 
 
 @pytest.mark.parametrize("criterion", ["entropy", "variance"])

@@ -6,14 +6,17 @@ from amp.errors import UserError
 from amp.prune.size import CLOSE, RelativeSize, Widths, meet_size
 
 
-def widths_of_size(family: Callable[[float], Widths], size_of: RelativeSize, target: float) -> Widths:
+def widths_of_size(family: Callable[[float], Widths], size_of: RelativeSize | None, target: float | None) -> Widths:
     """The widths whose tower comes closest to `target`.
 
     Args:
         family: share of the neurons that is kept, 0 to 1 -> widths; 0: one neuron a block.
+        size_of, target: given wherever the settings have such an allocation.
     Raises:
         UserError: with one neuron in each MLP the tower is larger than that.
     """
+    assert size_of is not None
+    assert target is not None
     met = meet_size(family, size_of, target)
     if met.at == 0.0 and met.size / target - 1 > CLOSE:
         raise UserError(

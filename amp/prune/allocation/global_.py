@@ -21,10 +21,9 @@ def allocate(
     networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize | None
 ) -> tuple[Widths, WidthsFound | None]:
     """The widths of the size that `settings.target` asks for. Raises UserError where it is out of reach."""
-    assert size_of is not None
-    assert settings.target.left is not None
-    slots = networks.tower.slots
-    return widths_of_size(partial(global_widths, slots, networks.scores), size_of, settings.target.left), None
+    return widths_of_size(
+        partial(global_widths, networks.tower.slots, networks.scores), size_of, settings.target.left
+    ), None
 
 
 def global_widths(slots: Sequence[MlpSlot], scores: Sequence[Tensor], kept: float) -> Widths:

@@ -15,10 +15,7 @@ def allocate(
     networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize | None
 ) -> tuple[Widths, WidthsFound | None]:
     """The widths of the size that `settings.target` asks for. Raises UserError where it is out of reach."""
-    assert size_of is not None
-    assert settings.target.left is not None
-    slots = networks.tower.slots
-    return widths_of_size(partial(uniform_widths, slots), size_of, settings.target.left), None
+    return widths_of_size(partial(uniform_widths, networks.tower.slots), size_of, settings.target.left), None
 
 
 def uniform_widths(slots: Sequence[MlpSlot], kept: float) -> Widths:
