@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from amp.errors import UserError
-from amp.models.folder import write_tensors
+from amp.run.sealed import write_tensors
 from amp.run.files import atomic
 from amp.towers import Tower
 

@@ -33,14 +33,6 @@ class FolderConfig(Settings):
     provenance: dict[str, Any]
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file, on the CPU, readable by whom the user's umask allows."""
-    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, path, dict(metadata or {}))
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
-
-
 def is_model_folder(path: str | None) -> bool:
     """Whether `path` is a folder that this module wrote, by its config.json."""
     config = Path(path or "") / "config.json"

@@ -1,13 +1,15 @@
 """`Run`: one verb at work in one folder, from its settings to the files that hold its result."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from amp.run.console import reproduce, say
-from amp.run.files import prepare_output, read_json, write_json
+from amp.run.files import prepare_output
+from amp.run.lock import alone_in
+from amp.run.sealed import check_whole, read_json, write_json
 from amp.run.identity import PACKAGES, check_same, identity, read_header, recorded_frame, versions
 from amp.run.world import start, world
 from amp.settings.model import Frame
@@ -63,11 +65,11 @@ class Run(Generic[Config]):
         Of a file in a folder, `pruned/config.json`, people are told of the folder.
 
         Raises:
-            UserError: it was made by another run.
+            UserError: it was made by another run, or one of them is damaged.
         """
         there = self._all_there(first, *others)
         if there:
-            world().from_main(lambda: self.check(first))
+            world().from_main(lambda: self._check_all(first, *others))
             names = dict.fromkeys(_as_told(name) for name in (first, *others))
             say(f"already done: {' and '.join(str(self.path(name)) for name in names)}")
         return there
@@ -80,6 +82,11 @@ class Run(Generic[Config]):
         told = self.path(_as_told(name))
         header = read_header(self.path(name), f"delete {told} to make it anew")
         check_same(told, header, self.identity, self.key)
+
+    def _check_all(self, first: str, *others: str) -> None:
+        self.check(first)
+        for name in (first, *others):
+            check_whole(self.path(name), f"delete {self.path(_as_told(name))} to make it anew")
 
     def found(self, name: str) -> dict[str, Any] | None:
         """The JSON record of this run, if it is there; as the main process reads it.
@@ -111,15 +118,36 @@ def _as_told(name: str) -> str:
     return name.partition("/")[0]
 
 
+Inputs = Callable[[], Mapping[str, str | None]]
+
+
 @contextmanager
-def open_run(config: RunSettings, leave_out: tuple[str, ...] = (), **digests: str | None) -> Iterator[Run[RunSettings]]:
-    """The run of an entry script, with its processes: `with open_run(config) as run: ...`.
+def open_run(
+    config: RunSettings,
+    inputs: Inputs = dict,
+    leave_out: tuple[str, ...] = (),
+    place: Callable[[Run[RunSettings]], Path] = lambda run: run.folder,
+) -> Iterator[Run[RunSettings]]:
+    """The run of an entry script, with its processes, alone in its folder: `with open_run(config) as run: ...`.
+
+    What is missing of the inputs is told before anything is said of the folder, which a mistake in them says nothing
+    about.
 
     Args:
-        leave_out, digests: as of `amp.run.identity.identity`.
+        inputs: digests of what the run reads besides the dense model, their names ending in `_sha256`; asked on the
+            main process.
+        leave_out: as of `amp.run.identity.identity`.
+        place: the run's folder, where it is not `output.dir` itself.
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: an input is missing, or the folder cannot be written to, or another run holds it.
     """
-    with start() as own:
-        folder = own.from_main(lambda: prepare_output(config.output.dir))
-        yield Run(config, folder, own.from_main(lambda: identity(config, leave_out, **digests)))
+    with start() as own, ExitStack() as locks:
+
+        def begin() -> tuple[Path, dict[str, Any]]:
+            whole = identity(config, leave_out, **inputs())
+            folder = place(Run(config, prepare_output(config.output.dir), whole))
+            locks.enter_context(alone_in(folder))
+            return folder, whole
+
+        folder, whole = own.from_main(begin)
+        yield Run(config, folder, whole)

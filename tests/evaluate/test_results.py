@@ -8,7 +8,8 @@ from conftest import GOLDEN, refusal
 
 from amp.evaluate.options import KnnOptions
 from amp.evaluate.results import digest_model, open_evaluation, open_model
-from amp.run.files import file_sha256, write_json
+from amp.run.files import file_sha256
+from amp.run.sealed import write_json
 
 OPTIONS = KnnOptions(model="m/tiny.json", train_root="train", val_root="val")
 

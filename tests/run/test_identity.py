@@ -10,7 +10,7 @@ from conftest import refusal
 from pydantic import BaseModel
 
 import amp
-from amp.models.folder import write_tensors
+from amp.run.sealed import write_tensors
 from amp.run.identity import check_same, first_difference, identity, read_header
 from amp.run.run import Run
 from amp.settings.base import ASIDE
