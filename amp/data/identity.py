@@ -8,14 +8,33 @@ from itertools import groupby
 from pathlib import Path
 
 from amp.data.files import walk
-from amp.data.layouts import Source
+from amp.data.layouts import Source, Split
+from amp.data.listing import list_images
 from amp.data.shards import Member
+from amp.settings.data import DataSettings
 
 _AT_ONCE = 16  # files asked for at the same time: network file systems answer late
 _RUN = 512
 
 
-def data_digest(sources: Sequence[Source], root: str | Path) -> str:
+def digests_of(settings: DataSettings, *splits: Split) -> dict[str, str]:
+    """`{train_sha256, train_names_sha256, ...}`: what a run's identity holds of the images of some splits.
+
+    Without `data.compare_times` that of the names and sizes alone.
+
+    Raises:
+        UserError: a split holds no image, or cannot be read.
+    """
+    found = {}
+    for split in splits:
+        sources = list_images(settings, split)
+        found[f"{split}_names_sha256"] = data_digest(sources, settings.root, times=False)
+        if settings.compare_times:
+            found[f"{split}_sha256"] = data_digest(sources, settings.root)
+    return found
+
+
+def data_digest(sources: Sequence[Source], root: str | Path, times: bool = True) -> str:
     """The sha256, in hexadecimal, of which images these are, in their order.
 
     Of a file: its name relative to `root`, its size in bytes and its time of modification in ns. Of members of a shard:
@@ -26,10 +45,11 @@ def data_digest(sources: Sequence[Source], root: str | Path) -> str:
     Args:
         sources: as of `amp.data.list_images`.
         root: their folder, or the pattern of shards. What does not lie below it counts by its absolute path.
+        times: whether the times of the files count.
     """
     runs = [(file, list(members)) for file, members in groupby(sources, _file)]
     digest = hashlib.sha256()
-    for line, (_, members) in zip(_lines([file for file, _ in runs], _base(root)), runs, strict=True):
+    for line, (_, members) in zip(_lines([file for file, _ in runs], _base(root), times), runs, strict=True):
         digest.update(line)
         for member in members:
             if isinstance(member, Member):
@@ -65,15 +85,15 @@ def _base(root: str | Path) -> str:
     return str(root if Path(root).is_dir() else Path(root).parent)
 
 
-def _lines(files: Sequence[str], base: str) -> Iterator[bytes]:
+def _lines(files: Sequence[str], base: str, times: bool = True) -> Iterator[bytes]:
     """Name, size and time of each file, in order."""
     parts = [files[first : first + _RUN] for first in range(0, len(files), _RUN)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for lines in pool.map(lambda part: _stat(part, base), parts):
+        for lines in pool.map(lambda part: _stat(part, base, times), parts):
             yield from lines
 
 
-def _stat(files: Iterable[str], base: str) -> list[bytes]:
+def _stat(files: Iterable[str], base: str, times: bool) -> list[bytes]:
     prefix, lines = os.path.join(base, ""), []
     for file in files:
         name = file[len(prefix) :] if file.startswith(prefix) else os.path.abspath(file)
@@ -82,7 +102,7 @@ def _stat(files: Iterable[str], base: str) -> list[bytes]:
         except OSError:  # gone since it was listed; reading it says so
             lines.append(_record(name, -1, -1))
         else:
-            lines.append(_record(name, found.st_size, found.st_mtime_ns))
+            lines.append(_record(name, found.st_size, found.st_mtime_ns if times else 0))
     return lines
 
 

@@ -22,9 +22,9 @@ from pycocotools.coco import COCO
 from torch import Tensor, nn
 
 from amp.data.scenes import COLOURS, DIGITS, RELATIONS, build_scenes
-from amp.run.sealed import write_tensors
 from amp.run.console import progress, run_script
 from amp.run.files import atomic
+from amp.run.sealed import write_tensors
 from amp.towers.base import quiet
 
 MODEL_JSON = Path("configs/models/digit_scenes.json")

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from amp.errors import UserError
-from amp.run.sealed import write_tensors
 from amp.run.files import atomic
+from amp.run.sealed import write_tensors
 from amp.towers import Tower
 
 

@@ -59,7 +59,7 @@ def open_evaluation(
     identity = {"settings": decisive, "pretrained_sha256": digests["pretrained_sha256"]}
     name = slug(*words, options.model_stem, _short_digest(identity))
     path = check_writable("--output", options.output or f"out/eval/{name}.json")
-    return Evaluation(options, path.parent, identity, "--output", packages, path.name)
+    return Evaluation(options, path.parent, identity, "--output", packages, name=path.name)
 
 
 def digest_model(options: ModelOptions) -> dict[str, str | None]:

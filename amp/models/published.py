@@ -17,9 +17,9 @@ from torch import Tensor
 
 from amp.errors import UserError, under
 from amp.models.folder import prefix_of
-from amp.run.sealed import write_tensors
 from amp.models.original_names import State, from_original, read_widths, rename, strip_prefixes, to_original
 from amp.run.files import atomic
+from amp.run.sealed import write_tensors
 from amp.towers import Tower, rebuild_dense
 
 

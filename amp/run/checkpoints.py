@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from amp.errors import StoppedError, UserError
-from amp.run.sealed import check_digest, read_json, write_json
 from amp.run.files import file_sha256
 from amp.run.identity import check_same
 from amp.run.run import Run
+from amp.run.sealed import check_digest, read_json, write_json
 from amp.run.world import world
 
 RECORD = "state.json"

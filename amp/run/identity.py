@@ -1,7 +1,7 @@
 """What decides a run's result, where artifacts record it, and in what two runs differ.
 
-An identity is `{settings, model_sha256, pretrained_sha256, ...}`: the settings that decide the result, and digests of the
-files that they name. A header is an identity with the versions of the software, as artifacts hold it.
+An identity is `{settings, model_sha256, pretrained_sha256, ...}`: the settings that decide the result, and digests of
+the files that they name. A header is an identity with the versions of the software, as artifacts hold it.
 """
 
 from collections.abc import Mapping

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from amp.errors import UserError
 from amp.run.console import reproduce, say
-from amp.run.files import prepare_output
-from amp.run.lock import alone_in
-from amp.run.sealed import check_whole, read_json, write_json
+from amp.run.files import alone_in, prepare_output
 from amp.run.identity import PACKAGES, check_same, identity, read_header, recorded_frame, versions
+from amp.run.sealed import check_whole, read_json, write_json
 from amp.run.world import start, world
 from amp.settings.model import Frame
 from amp.settings.run import RunConfig
@@ -29,6 +29,7 @@ class Run(Generic[Config]):
         identity: what decides the result, as of `amp.run.identity`.
         key: the setting or option that chose the folder, for messages.
         packages: whose versions are recorded.
+        missing: what is wrong with the inputs of a run whose outputs are there, which then needs none.
     """
 
     config: Config
@@ -36,6 +37,7 @@ class Run(Generic[Config]):
     identity: Mapping[str, Any]
     key: str = "output.dir"
     packages: tuple[str, ...] = PACKAGES
+    missing: UserError | None = None
 
     @property
     def header(self) -> dict[str, Any]:
@@ -84,7 +86,10 @@ class Run(Generic[Config]):
         check_same(told, header, self.identity, self.key)
 
     def _check_all(self, first: str, *others: str) -> None:
-        self.check(first)
+        try:
+            self.check(first)
+        except UserError as error:
+            raise self.missing or error from None
         for name in (first, *others):
             check_whole(self.path(name), f"delete {self.path(_as_told(name))} to make it anew")
 
@@ -125,29 +130,38 @@ Inputs = Callable[[], Mapping[str, str | None]]
 def open_run(
     config: RunSettings,
     inputs: Inputs = dict,
+    outputs: tuple[str, ...] = (),
     leave_out: tuple[str, ...] = (),
     place: Callable[[Run[RunSettings]], Path] = lambda run: run.folder,
 ) -> Iterator[Run[RunSettings]]:
     """The run of an entry script, with its processes, alone in its folder: `with open_run(config) as run: ...`.
 
-    What is missing of the inputs is told before anything is said of the folder, which a mistake in them says nothing
-    about.
+    What is wrong with the inputs is told before anything is said of the folder, about which a mistake in them says
+    nothing. A run that is done needs its inputs no more.
 
     Args:
         inputs: digests of what the run reads besides the dense model, their names ending in `_sha256`; asked on the
             main process.
+        outputs: of which `Run.done` will be asked.
         leave_out: as of `amp.run.identity.identity`.
         place: the run's folder, where it is not `output.dir` itself.
     Raises:
-        UserError: an input is missing, or the folder cannot be written to, or another run holds it.
+        UserError: an input is missing, the folder cannot be written to, or another run holds it.
     """
     with start() as own, ExitStack() as locks:
 
-        def begin() -> tuple[Path, dict[str, Any]]:
-            whole = identity(config, leave_out, **inputs())
-            folder = place(Run(config, prepare_output(config.output.dir), whole))
-            locks.enter_context(alone_in(folder))
-            return folder, whole
+        def begin() -> Run[RunSettings]:
+            missing, digests = None, {}
+            try:
+                digests = dict(inputs())
+            except UserError as error:
+                missing = error
+            run = Run(config, Path(config.output.dir), identity(config, leave_out, **digests), missing=missing)
+            run = replace(run, folder=place(run))
+            if missing and not (outputs and all(run.path(name).exists() for name in outputs)):
+                raise missing
+            locks.enter_context(alone_in(prepare_output(str(run.folder))))
+            return run
 
-        folder, whole = own.from_main(begin)
-        yield Run(config, folder, whole)
+        run = own.from_main(begin)
+        yield run

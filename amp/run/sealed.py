@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,7 @@ UNREADABLE = (OSError, ValueError, RecursionError)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON object with its checksum, written beside and renamed. Raises ValueError for numbers that are not finite."""
+    """A JSON object with its checksum, written beside and renamed. Raises ValueError where a number is not finite."""
     with atomic(path) as partial:
         partial.write_text(_layout({**value, CHECKSUM: _checksum(value)}) + "\n", encoding="utf-8")
 
@@ -146,23 +147,20 @@ def check_whole(path: Path, advice: str = "") -> None:
 
 def check_digest(path: Path, recorded: object, advice: str = "") -> None:
     """Raises UserError where a file's sha256 is not the recorded one; None was recorded for older files."""
+    then = f"; {advice}" if advice else ""
+    if not path.exists():
+        raise UserError(path, f"no such file{then}")
     if recorded is not None and file_sha256(str(path)) != recorded:
-        raise UserError(path, f"is damaged, or not the file that was written (its sha256 differs){advice and f'; {advice}'}")
+        raise UserError(path, f"is damaged, or not the file that was written (its sha256 differs){then}")
 
 
-class _reading:
+@contextmanager
+def _reading(path: Path, advice: str) -> Iterator[None]:
     """Around the reading of a file of tensors: what is wrong becomes a UserError."""
-
-    def __init__(self, path: Path, advice: str) -> None:
-        self._path, self._advice = path, advice
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (*UNREADABLE, SafetensorError, KeyError, TypeError)):
-            then = self._advice and f"; {self._advice}"
-            raise UserError(self._path, f"cannot be read ({_reason(error)}){then}") from None
+    try:
+        yield
+    except (*UNREADABLE, SafetensorError, KeyError, TypeError) as error:
+        raise UserError(path, f"cannot be read ({_reason(error)}){advice and f'; {advice}'}") from None
 
 
 def _reason(error: BaseException) -> str:
@@ -192,7 +190,7 @@ def _tensor_checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(_canonical([name, str(tensor.dtype), list(tensor.shape)]))
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -13,6 +13,7 @@ from amp.run.identity import first_difference, in_words
 from amp.run.sealed import read_tensors, write_tensors
 from amp.towers import Tower
 
+SCORES = "scores.safetensors"
 FOREIGN = "not a scores file of main_score.py"
 
 
@@ -66,6 +67,6 @@ def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     difference = first_difference(scored, {**wanted, "settings": decisive})
     if difference:
         raise UserError(
-            "scores.safetensors",
+            SCORES,
             f"made {in_words(*difference)}; run main_score.py with these settings, into another output.dir",
         )

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from amp.run.files import atomic, room_for
-from amp.run.sealed import append_line, read_lines
 from amp.run.identity import check_same, first_difference
+from amp.run.sealed import append_line, read_lines
 from amp.run.world import world
 
 Network = tuple[int, ...]
@@ -113,22 +113,20 @@ def _finite(values: Sequence[Any]) -> list[float]:
     return [float(value) for value in values]
 
 
-def same_search(path: Path, header: Mapping[str, Any], thresholds: Sequence[float]) -> bool:
-    """Whether the journal `path`, if there is one, is of the search that `Journal` would open with these.
+def other_search(path: Path, header: Mapping[str, Any], thresholds: Sequence[float]) -> tuple[str, Any, Any] | None:
+    """In what the journal `path`, if there is one, differs from the search that `Journal` would open with these.
 
     Raises:
         UserError: its first line is damaged.
     """
-    found: list[bool] = []
+    found: list[tuple[str, Any, Any] | None] = [None]
 
     def take(number: int, entry: dict[str, Any]) -> None:
         if number == 0:
-            wanted = _with_thresholds_of(entry, _about(header, thresholds))
-            found.append(first_difference(entry, wanted) is None)
+            found[0] = first_difference(entry, _with_thresholds_of(entry, _about(header, thresholds)))
 
-    if not path.exists():
-        return True
-    read_lines(path, take, ADVICE)
+    if path.exists():
+        read_lines(path, take, ADVICE)
     return found[0]
 
 
