@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from amp.data.files import walk
-from amp.data.layouts import EXTENSIONS, Source, Split
+from amp.data.layouts import Source, Split
+from amp.data.pixels import EXTENSIONS
 from amp.errors import UserError
 
 HELD_OUT_EVERY = 4
