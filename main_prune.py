@@ -2,7 +2,7 @@
 
 import time
 
-from amp.run.console import run_script
+from amp.run.console import run_script, say
 from amp.settings.command_line import parse_prune
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     from amp.run.run import open_run
     from amp.run.world import world
     from amp.score.scores_file import check_scores, load_scores
-    from amp.towers import build_tower
+    from amp.towers import build_tower, describe_preprocess
 
     with open_run(config) as run:
         if options.compensate_only:
@@ -33,6 +33,7 @@ def main() -> None:
         check_scores(scored, run.header)
         started, own = time.monotonic(), run.config.prune
         tower = build_tower(run.config.model, str(world().device))
+        say(describe_preprocess(tower))
         check_widths(tower, own)
         with open_networks(run, tower, scores, options.sweep) as networks:
             if options.sweep:
