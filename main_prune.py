@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from amp.run.console import run_script
+from amp.run.console import run_script, say
 from amp.settings.command_line import parse_prune
 from amp.settings.prune import PruneConfig
 
@@ -23,7 +23,7 @@ def main() -> None:
     from amp.run.run import Run, open_run
     from amp.run.world import world
     from amp.score.scores_file import check_fit, check_scores, load_scores
-    from amp.towers import build_tower
+    from amp.towers import build_tower, describe_preprocess
 
     outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
 
@@ -43,6 +43,7 @@ def main() -> None:
         started, own = time.monotonic(), run.config.prune
         tower = build_tower(run.config.model, str(world().device))
         check_fit(scores, tower, scores_file)
+        say(describe_preprocess(tower))
         check_widths(tower, own)
         with open_networks(run, tower, scores, options.sweep) as networks:
             if options.sweep:

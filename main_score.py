@@ -22,7 +22,7 @@ def main() -> None:
     from amp.run.run import open_run
     from amp.run.world import world
     from amp.score import SCORES, SavedSums, reads_images, save_scores, score
-    from amp.towers import build_tower, default_frame
+    from amp.towers import build_tower, default_frame, describe_preprocess
 
     config = config.with_frame(config.model.frame or default_frame(config.model.name))
 
@@ -39,6 +39,7 @@ def main() -> None:
         tower = build_tower(config.model, str(world().device))
         blocks, widths = len(tower.slots), sorted(set(tower.widths))
         say(f"{config.model.name}: {blocks} blocks of {widths} neurons, {tower.slots[0].layout} MLPs")
+        say(describe_preprocess(tower))
         if reads_images(config.score):
             batches = Batches(paths, tower.transform, config.data, config.data.num_samples)
             saved = SavedSums(unfinished, run.header, config.score.save_every)

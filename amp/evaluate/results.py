@@ -17,7 +17,7 @@ from amp.run.identity import PACKAGES
 from amp.run.run import Run
 from amp.run.tables import percent, table, write_table
 from amp.settings.base import Precision
-from amp.towers import Tower
+from amp.towers import Tower, describe_preprocess
 
 Options = TypeVar("Options", ZeroshotOptions, KnnOptions)
 
@@ -83,7 +83,7 @@ def open_model(options: ModelOptions, precision: Precision, device: str, text_pr
         under("--pretrained", instead_of="model.pretrained"),
         under("--img_size", instead_of="model.kwargs"),
     ):
-        return open_tower(
+        tower = open_tower(
             options.model,
             options.model_type,
             options.pretrained,
@@ -92,6 +92,8 @@ def open_model(options: ModelOptions, precision: Precision, device: str, text_pr
             text_pretrained,
             options.img_size,
         )
+    say(describe_preprocess(tower))
+    return tower
 
 
 def write_summary(options: ZeroshotOptions, records: Sequence[Mapping[str, Any]], folder: Path) -> None:
