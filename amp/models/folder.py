@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,16 @@ class FolderConfig(Settings):
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file, on the CPU, readable by whom the user's umask allows."""
-    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, path, dict(metadata or {}))
+    # The library writes beside the name it is given, under one of its own that a kill leaves behind.
+    own = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir()
+    try:
+        whole = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+        save_file(whole, own / path.name, dict(metadata or {}))
+        (own / path.name).replace(path)
+    finally:
+        shutil.rmtree(own)
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
