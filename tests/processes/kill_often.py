@@ -29,7 +29,7 @@ from PIL import Image
 from processes.start import run_processes, started
 from safetensors.torch import load_file
 
-TIMES = {"seconds", "reproduce"}
+TIMES = {"seconds", "reproduce", "checksum"}
 MODEL = f"{{frame: open_clip, name: {GOLDEN}/tiny-clip.json, pretrained: {GOLDEN}/tiny-clip.safetensors}}"
 RIDGE = ("prune.compensation=ridge", "prune.num_calibration_samples=64", "prune.entropy_increase=0.05")
 RACING = ("prune.search=racing", "prune.preset=strict", "data.batch_size=2")
