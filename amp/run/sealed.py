@@ -6,6 +6,7 @@ What was written before there were checksums is read without one.
 import hashlib
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -104,7 +105,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     """
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     sealed = None if header is None else {HEADER: json.dumps({**header, CHECKSUM: _tensor_checksum(header, own)})}
-    save_file(own, path, sealed or {})
+    # The library writes beside the name it is given, under one of its own that a kill leaves behind.
+    beside = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        save_file(own, beside / path.name, sealed or {})
+        (beside / path.name).replace(path)
+    finally:
+        shutil.rmtree(beside)
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)

@@ -95,11 +95,12 @@ def test_sensitivities_are_sums_of_the_outputs_gradients(name: str) -> None:
         handle = slot.out_projection.register_forward_hook(lambda _, inputs, output: outputs.append(output))
         loss = block(x_BTD).square().sum()
         (expected_BTD,) = torch.autograd.grad(loss, outputs[0], retain_graph=True)
-        collector._sums[0].zero_()
+        collector.sums[0].zero_()
+        collector.sums[-1] += 5
         loss.backward()
         handle.remove()
     g_ND = expected_BTD.flatten(0, 1).double()
-    torch.testing.assert_close(collector.sums()[0], g_ND.T @ g_ND, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(collector.sensitivities()[0], g_ND.T @ g_ND / 5, rtol=1e-4, atol=1e-6)
     assert not slot.out_projection._backward_pre_hooks
     assert not slot.out_projection._forward_pre_hooks
 
