@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from amp.errors import UserError, under
+from amp.errors import UserError, shortened, under
 from amp.models.folder import prefix_of, write_tensors
 from amp.models.original_names import State, from_original, read_widths, rename, strip_prefixes, to_original
 from amp.run.files import atomic
@@ -37,7 +37,7 @@ def read_state(path: str | Path) -> State:
     except pickle.UnpicklingError:
         raise UserError(path, "no weights file, or one of more than tensors; loading it could run code") from None
     except (SafetensorError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(path, f"cannot be read ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(path, f"cannot be read ({shortened(error)})") from None
     for key in ("state_dict", "model", "module"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -89,7 +89,7 @@ def load_published(
         tower.visual.load_state_dict(own)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        raise UserError(path, f"not the vision tower of {base['name']} ({' '.join(lines[1:2])[:200]})") from None
+        raise UserError(path, f"not the vision tower of {base['name']} ({shortened(' '.join(lines[1:2]))})") from None
     if rest is None:
         tower.visual.to(device)
         return replace(tower, encode_text=None) if tower.model is not tower.visual else tower
