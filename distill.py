@@ -1,10 +1,11 @@
 """Distils a pruned student from its dense teacher; writes log.jsonl, tensorboard/ and distilled/."""
 
 import argparse
-import os
 
 from amp.evaluate.student import check_metric
 from amp.run.console import run_script, say
+from amp.run.processes.environment import MOST_PROCESSES, place_of
+from amp.settings.base import at_least
 from amp.settings.command_line import parse_args
 from amp.settings.distill import DistillConfig
 
@@ -12,14 +13,15 @@ from amp.settings.distill import DistillConfig
 def main() -> None:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--dry_run", action="store_true", help="print what a GPU's memory must hold, and end")
-    options.add_argument("--num_gpus", type=int, help="of --dry_run (default: the processes of torchrun, else 8)")
+    gpus = "of --dry_run (default: the processes of torchrun, else 8)"
+    options.add_argument("--num_gpus", type=at_least(1, MOST_PROCESSES), help=gpus)
     config = parse_args(DistillConfig, __doc__, more=[options])
     args, _ = options.parse_known_args()
     if args.dry_run:
         from amp.distill.memory import describe_plan
 
-        processes = int(os.environ.get("WORLD_SIZE", 8))
-        say(describe_plan(config, processes if args.num_gpus is None else args.num_gpus))
+        own = place_of()
+        say(describe_plan(config, args.num_gpus or (own.size if own else 8)))
         return
     check_metric(config)
 

@@ -13,7 +13,7 @@ from amp.distill.losses import distillation_loss
 from amp.distill.optimizer import check_division, make_optimizer, moments, prime, rates
 from amp.distill.placement import as_placed, own_part, place
 from amp.errors import StoppedError, UserError
-from amp.run.signals import STOPS, StopRequest
+from amp.run.processes.signals import STOPS, StopRequest
 from amp.run.world import gathered, gradients_stay_local, local_part, sharded_like, world
 from amp.settings.distill import OptimSettings
 from amp.towers import Tower

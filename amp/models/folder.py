@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from amp.errors import UserError
+from amp.errors import UserError, shortened
 from amp.run.files import atomic, file_sha256
 from amp.run.sealed import WEIGHTS_DIGEST, check_digest, read_json, write_json, write_tensors
 from amp.settings.base import Precision, Settings
@@ -111,7 +111,7 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
     try:
         tower = rebuild_dense(base)
     except Exception as error:  # The library may raise anything when told to build nonsense.
-        reason = " ".join(str(error).split())[:200]
+        reason = shortened(error)
         raise UserError(f"{folder}/config.json", f"base: does not describe a model ({reason})") from None
     for slot, indices in zip(tower.slots, _kept(config, tower, folder), strict=True):
         slot.keep(torch.tensor(indices))

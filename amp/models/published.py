@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amp.errors import UserError, under
+from amp.errors import UserError, shortened, under
 from amp.models.folder import prefix_of
 from amp.models.original_names import from_original, read_widths, rename, strip_prefixes, to_original
 from amp.run.files import atomic
@@ -68,7 +68,7 @@ def load_published(
         tower.visual.load_state_dict(own)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        raise UserError(path, f"not the vision tower of {base['name']} ({' '.join(lines[1:2])[:200]})") from None
+        raise UserError(path, f"not the vision tower of {base['name']} ({shortened(' '.join(lines[1:2]))})") from None
     if rest is None:
         tower.visual.to(device)
         return replace(tower, encode_text=None) if tower.model is not tower.visual else tower

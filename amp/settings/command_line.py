@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from amp.errors import UserError
 from amp.registry import ALLOCATIONS, COMPENSATIONS, CRITERIA, FRAMES, LAYOUTS, SEARCHES
+from amp.settings.base import number_from
 from amp.settings.load import CONFIGS, Config, load_config
 from amp.settings.prune import PruneConfig
 
@@ -64,7 +65,9 @@ def plan_options() -> argparse.ArgumentParser:
     """--dry_run and --gpu_memory, for `parse_args`'s `more`."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--dry_run", action="store_true", help="print what a process's memory must hold, and end")
-    options.add_argument("--gpu_memory", type=float, default=80.0, metavar="GB", help="of --dry_run (default: 80)")
+    options.add_argument(
+        "--gpu_memory", type=number_from(0.1), default=80.0, metavar="GB", help="of --dry_run (default: 80)"
+    )
     return options
 
 
@@ -90,7 +93,7 @@ def parse_prune(description: str, argv: Sequence[str] | None = None) -> tuple[Pr
     parser = plan_options()
     add = parser.add_argument
     several_sizes = "size and entropy at several entropy_increases"
-    add("--sweep", nargs="+", type=float, default=[], metavar="NATS", help=several_sizes)
+    add("--sweep", nargs="+", type=number_from(0), default=[], metavar="NATS", help=several_sizes)
     refit = "refit the out-projections of output.dir/pruned as prune.compensation says; writes output.dir/compensated"
     add("--compensate_only", action="store_true", help=refit)
     config = parse_args(PruneConfig, description, argv, [parser])
@@ -99,8 +102,6 @@ def parse_prune(description: str, argv: Sequence[str] | None = None) -> tuple[Pr
     own = config.prune
     if options.compensate_only and own.compensation == "none":
         raise UserError("--compensate_only", "prune.compensation is none; say --set prune.compensation=ridge, or mean")
-    if options.sweep and options.sweep[0] < 0:
-        raise UserError("--sweep", f"{options.sweep[0]}: thresholds are at least 0")
     for key, given in (("widths", own.widths), ("target", own.target.asked)):
         if options.sweep and given:
             raise UserError("--sweep", f"prune.{key} must be null; the thresholds alone decide")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from amp.registry import ALLOCATIONS, COMPENSATIONS, SEARCHES
-from amp.settings.base import ASIDE, Count, Fraction, NonNegative, Positive, Settings, names_of
+from amp.settings.base import ASIDE, MOST_LAYERS, Count, Fraction, NonNegative, Positive, Settings, names_of
 from amp.settings.data import DataSettings
 from amp.settings.model import Frame, ModelSettings
 from amp.settings.run import OutputSettings, RunConfig
@@ -37,7 +37,9 @@ class PruneDataSettings(DataSettings):
 class TargetSettings(Settings):
     params: Fraction | None = Field(None, description="parameters of the pruned tower, of the dense one's")
     flops: Fraction | None = Field(None, description="FLOPs of the pruned tower, of the dense one's")
-    throughput: Annotated[float, Field(gt=1)] | None = Field(None, description="images a second, of the dense tower's")
+    throughput: Annotated[float, Field(gt=1, le=10_000)] | None = Field(
+        None, description="images a second, of the dense tower's"
+    )
 
     @property
     def asked(self) -> tuple[str, float] | None:
@@ -87,7 +89,7 @@ class SearchSettings(Settings):
     target: TargetSettings = TargetSettings()
     width_multiple: Count = Field(1, description="widths are multiples of it, as hardware likes them")
     min_width: Count = Field(1, description="no width is smaller")
-    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    blocks: tuple[Annotated[int, Field(ge=0, lt=MOST_LAYERS)], ...] | None = Field(
         None, description="numbers of the blocks that may be pruned, from 0; null: all"
     )
     two_sided: bool = Field(False, description="refuse also a probe whose entropy falls by more than entropy_increase")

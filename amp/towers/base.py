@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from amp.errors import UserError, nearest
+from amp.errors import UserError, nearest, shortened
 from amp.settings.model import ModelSettings
 from amp.towers.slots import MlpSlot
 from amp.towers.weights import why_refused
@@ -119,7 +119,7 @@ def building(settings: ModelSettings, weights: str | None, library: str) -> Iter
 def first_line(error: Exception) -> str:
     """The start of a library's message, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:200]
+    return shortened(" ".join(lines[:2]))
 
 
 def refuse_loading(kwargs: Mapping[str, Any], loading: frozenset[str]) -> None:
