@@ -17,7 +17,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from amp.errors import StoppedError, UserError, under
+from amp.errors import UserError, as_line, under
 
 LOCK = ".lock"
 
@@ -46,10 +46,11 @@ def room_for(path: Path) -> Iterator[None]:
     """Around the writing of `path`: a full disk is one line, no traceback."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        advice = "make room, then the same command goes on from the last checkpoint"
-        raise StoppedError(f"{path} cannot be written ({reason}); {advice}") from None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        line = as_line(error, path)
+        if line is None:
+            raise
+        raise line from None
 
 
 def remove_left(folder: Path) -> None:

@@ -17,7 +17,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils import serialization
 
-from amp.errors import UserError
+from amp.errors import UserError, shortened
 
 ALIGNMENT = 64  # bytes
 
@@ -54,7 +54,7 @@ def _read(path: str | Path) -> Any:
     except pickle.UnpicklingError as error:
         raise UserError(path, why_refused(error)) from None
     except (SafetensorError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(path, f"cannot be read ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(path, f"cannot be read ({shortened(error)})") from None
 
 
 def why_refused(error: pickle.UnpicklingError) -> str:
