@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from amp.run.console import run_script, say
-from amp.settings.command_line import parse_prune
+from amp.settings.command_line import PruneOptions, parse_prune
 from amp.settings.prune import PruneConfig
 
 
@@ -16,9 +16,18 @@ def main() -> None:
         print(describe_plan(config, options.gpu_memory))
         return
 
+    from amp.run.world import start
+
+    with start():
+        for own in [config.of_params(size) for size in options.sizes] or [config]:
+            prune_one(own, options)
+
+
+def prune_one(config: PruneConfig, options: PruneOptions) -> None:
+    """One pruning, or one sweep."""
     from amp.data.identity import digests_of
     from amp.prune import check_widths, open_networks, prune, refit_pruned, relative_size, write_pruning, write_sweep
-    from amp.prune.places import SCORES, place_of
+    from amp.prune.places import SCORES, place_of, size_name
     from amp.run.identity import recorded_frame
     from amp.run.run import Run, open_run
     from amp.run.world import world
@@ -28,6 +37,8 @@ def main() -> None:
     outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
 
     def place(run: Run[PruneConfig]) -> Path:
+        if options.sizes:
+            return run.folder / size_name(config.prune)
         return run.folder if options.compensate_only else place_of(run, options.sweep)
 
     with open_run(config, lambda: digests_of(config.data, "train", "val"), outputs, place=place) as run:

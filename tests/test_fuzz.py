@@ -6,7 +6,6 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +57,9 @@ def stopped(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """Where an example takes place; gone after each."""
-    yield tmp_path / "place"
+def place(tmp_path: Path) -> Path:
+    """Where an example takes place."""
+    return tmp_path / "place"
 
 
 def artifacts(folder: Path) -> list[str]:
