@@ -32,6 +32,10 @@ from amp.towers.slots import MlpSlot
 
 DAMPING = 1e-3  # of the activations' covariance, as a share of its mean: compensation's default
 STEP = 1 - 2.0**-21  # from one score to the next at least, so that their order outlives fp32
+# Neurons that say the same: what one leaves of the other's variance, as a share, and by what share their gains differ at
+# most. Activations and a batch's products are fp32, and rounded otherwise by another processor; the gains of what the
+# picked ones leave, a thousandth of the variance with the damping, by a thousand times as much.
+SAME, SAME_GAIN = 1e-5, 1e-2
 
 
 def moment_bytes(tower: Tower, batch_size: int) -> int:
@@ -81,7 +85,8 @@ def forward_gains(covariance_HH: Tensor, weight_DH: Tensor, sensitivity_DD: Tens
     """(H,) fp32: by how much each neuron, when greedy forward selection picks it, lowers the loss above.
 
     Bounded by the gain of the pick before it, so that scores fall in the order of the picks. O(H^2 (D + H)) in fp64.
-    What never varies, or follows from the picked ones to rounding, scores 0.
+    What never varies, or follows from the picked ones to rounding, scores 0. Of neurons that say the same, the first is
+    picked first, however the sums are rounded.
 
     Args:
         covariance_HH, weight_DH, sensitivity_DD: fp64.
@@ -90,7 +95,8 @@ def forward_gains(covariance_HH: Tensor, weight_DH: Tensor, sensitivity_DD: Tens
     values_D, vectors_DD = torch.linalg.eigh(sensitivity_DD)
     root_DD = values_D.clamp(min=0).sqrt()[:, None] * vectors_DD.T
     shift = damping * covariance_HH.diagonal().mean()
-    left_H = covariance_HH.diagonal() + shift  # what of each neuron's variance the picked ones leave
+    variance_H = covariance_HH.diagonal()
+    left_H = variance_H + shift  # what of each neuron's variance the picked ones leave
     change_DH = root_DD @ weight_DH @ covariance_HH + shift * (root_DD @ weight_DH)
     factor_KH = torch.zeros_like(covariance_HH)
     score_H = torch.zeros_like(left_H)
@@ -99,9 +105,14 @@ def forward_gains(covariance_HH: Tensor, weight_DH: Tensor, sensitivity_DD: Tens
     for k in range(len(covariance_HH)):
         deviation_H = left_H.clamp(min=0).sqrt()
         gain_H = (torch.linalg.vector_norm(change_DH, dim=0) / deviation_H).square()
-        pick = int(torch.where(left_H > nothing, gain_H, -1.0).argmax())
-        if left_H[pick] <= nothing:
+        gain_H = torch.where(left_H > nothing, gain_H, -1.0)
+        best = gain_H.argmax()
+        if left_H[best] <= nothing:
             break
+        same_H = covariance_HH[best].square() >= (1 - SAME) * variance_H[best] * variance_H
+        same_H &= gain_H >= (1 - SAME_GAIN) * gain_H[best]
+        same_H[best] = True
+        pick = int(same_H.int().argmax())
         bound = torch.minimum(gain_H[pick], bound * STEP)
         score_H[pick] = bound
         column_H = covariance_HH[pick] - factor_KH[:k, pick] @ factor_KH[:k]
