@@ -258,14 +258,15 @@ def start(device: str | None = None) -> Iterator[World]:
             yield own
     except BaseException as error:
         lost = broke_off(error)
-        alone_in_it = lost or ends.tell(error)
-        stop = ends.explain() if lost else None
+        if not lost:
+            ends.tell(error)
+            dist.destroy_process_group()
+            raise
+        stop = ends.explain()
         dist.destroy_process_group()
-        if alone_in_it and own.is_main:
-            time.sleep(SECONDS)  # The others read what is told where it may end with this process.
-        if stop:
-            raise stop from None
-        raise
+        if own.is_main:
+            time.sleep(SECONDS)  # The others read in the store, which may end with this process.
+        raise stop from None
     dist.destroy_process_group()
 
 

@@ -47,6 +47,12 @@ class CompareConfig(RunConfig):
     distil: CompareDistilSettings
     output: OutputSettings = Field(**ASIDE)
 
+    @model_validator(mode="after")
+    def _calibration_fills_a_batch(self) -> "CompareConfig":
+        for name, row in self.rows.items():
+            row.check_calibration(f"rows.{name}", self.data.batch_size)
+        return self
+
     @property
     def dense(self) -> ModelSettings:
         """The dense model."""

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from amp.registry import ALLOCATIONS, COMPENSATIONS, SEARCHES
-from amp.settings.base import ASIDE, MOST_LAYERS, Count, Fraction, NonNegative, Positive, Settings, names_of
+from amp.settings.base import (
+    ASIDE,
+    MOST_LAYERS,
+    MOST_OF_A_MODEL,
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    Settings,
+    names_of,
+)
 from amp.settings.data import DataSettings
 from amp.settings.model import Frame, ModelSettings
 from amp.settings.run import OutputSettings, RunConfig
@@ -19,6 +29,8 @@ else:
     Allocation = names_of(ALLOCATIONS)
     Compensation = names_of(COMPENSATIONS, "none")
     Search = names_of(SEARCHES)
+
+Width = Annotated[int, Field(ge=1, le=MOST_OF_A_MODEL)]
 
 
 class PruneDataSettings(DataSettings):
@@ -69,7 +81,7 @@ class SearchSettings(Settings):
     )
     entropy_increase: NonNegative = Field(1.0e-2, description="entropy a block may add, in nats")
     search_steps: Annotated[int, Field(ge=1, le=32)] = Field(6, description="probes per block")
-    widths: tuple[Count, ...] | None = Field(None, description="one width a block; skips the search")
+    widths: tuple[Width, ...] | None = Field(None, description="one width a block; skips the search")
     search: Search = Field(
         "exact", description="exact: blocks before the one searched are not run again; racing: also few batches a probe"
     )
@@ -87,8 +99,8 @@ class SearchSettings(Settings):
     )
     store_every: Count = Field(4, description="keep the inputs of every n-th block, recompute the others", **ASIDE)
     target: TargetSettings = TargetSettings()
-    width_multiple: Count = Field(1, description="widths are multiples of it, as hardware likes them")
-    min_width: Count = Field(1, description="no width is smaller")
+    width_multiple: Width = Field(1, description="widths are multiples of it, as hardware likes them")
+    min_width: Width = Field(1, description="no width is smaller")
     blocks: tuple[Annotated[int, Field(ge=0, lt=MOST_LAYERS)], ...] | None = Field(
         None, description="numbers of the blocks that may be pruned, from 0; null: all"
     )
@@ -102,6 +114,13 @@ class SearchSettings(Settings):
         1e-3, description="of ridge: added to the activations' covariance, as a share of its mean"
     )
     num_calibration_samples: Count = Field(2048, description="images of the training split that compensation sees")
+
+    def check_calibration(self, key: str, batch_size: int) -> None:
+        """Raises ValueError where the images that compensation sees, or that were asked for, fill no batch."""
+        asked = self.compensation != "none" or "num_calibration_samples" in self.model_fields_set
+        if asked and (count := self.num_calibration_samples) < batch_size:
+            name = f"{key}.num_calibration_samples"
+            raise ValueError(f"{name} {count} is less than one batch of batch_size {batch_size}")
 
     @model_validator(mode="after")
     def _one_way_to_widths(self) -> "SearchSettings":
@@ -125,6 +144,11 @@ class PruneConfig(RunConfig):
     score: ScoreSettings = ScoreSettings()
     prune: SearchSettings = SearchSettings()
     output: OutputSettings = Field(**ASIDE)
+
+    @model_validator(mode="after")
+    def _calibration_fills_a_batch(self) -> "PruneConfig":
+        self.prune.check_calibration("prune", self.data.batch_size)
+        return self
 
     @model_validator(mode="after")
     def _allocation_has_a_size(self) -> "PruneConfig":

@@ -62,13 +62,11 @@ class Ends:
     def __init__(self, store: Store, rank: int, processes: Sequence[Process]) -> None:
         self._store, self._rank, self._processes = store, rank, processes
 
-    def tell(self, error: BaseException) -> bool:
-        """Tells the others why this process ends. Returns whether they do not know it from the same cause."""
+    def tell(self, error: BaseException) -> None:
+        """Tells the others why this process ends, where they do not meet the same cause."""
         known = as_line(error)
-        if isinstance(known, (UserError, StoppedError)) and not known.rank_local:
-            return False
-        self._write(shortened(known or f"{type(error).__name__}: {error}"))
-        return True
+        if known is None or known.rank_local:
+            self._write(shortened(known or f"{type(error).__name__}: {error}"))
 
     def explain(self) -> StoppedError:
         """The end of this process where the work with the others broke off."""
@@ -82,19 +80,27 @@ class Ends:
 
     def _find(self) -> str:
         told = {rank: self._read(rank) for rank in range(len(self._processes)) if rank != self._rank}
-        reasons = [f"process {rank} has ended ({text})" for rank, text in told.items() if text]
-        if not reasons:
-            ended = [rank for rank, text in told.items() if text is None and self._processes[rank].has_ended()]
-            reasons = [f"process {rank} has ended without a word (killed, or out of memory)" for rank in ended[:1]]
-        return reasons[0] if reasons else ""
+        for rank, text in told.items():
+            if text:
+                return f"process {rank} has ended ({text})"
+        ended = [str(rank) for rank, text in told.items() if text is None and self._processes[rank].has_ended()]
+        if len(ended) > 1:
+            return f"processes {' and '.join(ended)} have ended"
+        silent = " (see what it said)" if self._store_is_gone() else " without a word (killed, or out of memory)"
+        return f"process {ended[0]} has ended{silent}" if ended else ""
+
+    def _store_is_gone(self) -> bool:
+        """With the first process, but where it is torchrun's; asked first, since torch fills the console otherwise."""
+        return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and self._processes[0].has_ended()
 
     def _write(self, text: str) -> None:
-        with suppress(RuntimeError):  # The store may have ended with its process.
-            self._store.set(f"end of {self._rank}", text)
+        with suppress(RuntimeError):
+            if not self._store_is_gone():
+                self._store.set(f"end of {self._rank}", text)
 
     def _read(self, rank: int) -> str | None:
         with suppress(RuntimeError):
-            if self._store.check([f"end of {rank}"]):
+            if not self._store_is_gone() and self._store.check([f"end of {rank}"]):
                 return self._store.get(f"end of {rank}").decode(errors="replace")
         return None
 
