@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small_run import DISTIL, PRUNE, SCORE, STEPS, Ended, inputs, results, run_in, write_inputs
+from processes.small_run import DISTIL, PRUNE, SCORE, STEPS, Ended, inputs, results, run_in, write_inputs
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
