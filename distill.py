@@ -1,10 +1,11 @@
 """Distils a pruned student from its dense teacher; writes log.jsonl, tensorboard/ and distilled/."""
 
 import argparse
-import os
 
 from amp.evaluate.student import check_metric
 from amp.run.console import run_script, say
+from amp.run.processes.environment import MOST_PROCESSES, place_of
+from amp.settings.base import at_least
 from amp.settings.command_line import parse_args
 from amp.settings.distill import DistillConfig
 
@@ -12,17 +13,19 @@ from amp.settings.distill import DistillConfig
 def main() -> None:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--dry_run", action="store_true", help="print what a GPU's memory must hold, and end")
-    options.add_argument("--num_gpus", type=int, help="of --dry_run (default: the processes of torchrun, else 8)")
+    gpus = "of --dry_run (default: the processes of torchrun, else 8)"
+    options.add_argument("--num_gpus", type=at_least(1, MOST_PROCESSES), help=gpus)
     config = parse_args(DistillConfig, __doc__, more=[options])
     args, _ = options.parse_known_args()
     if args.dry_run:
         from amp.distill.memory import describe_plan
 
-        processes = int(os.environ.get("WORLD_SIZE", 8))
-        say(describe_plan(config, processes if args.num_gpus is None else args.num_gpus))
+        own = place_of()
+        say(describe_plan(config, args.num_gpus or (own.size if own else 8)))
         return
     check_metric(config)
 
+    from amp.data.identity import digests_of
     from amp.distill import Loop, Trainer, Validation, held_out_images, load_teacher_and_student, training_images
     from amp.evaluate.student import build_metric
     from amp.models.folder import save_tower
@@ -33,9 +36,14 @@ def main() -> None:
     from amp.towers import default_frame
 
     config = config.with_frame(config.teacher.frame or default_frame(config.teacher.name, "teacher.name"))
-    check_student(config.student.pretrained)
-    with open_run(config, student_sha256=file_sha256(config.student.pretrained)) as run:
-        if run.done("distilled/config.json", "distilled/model.safetensors"):
+
+    def inputs() -> dict[str, str | None]:
+        check_student(config.student.pretrained)
+        return {"student_sha256": file_sha256(config.student.pretrained), **digests_of(config.data, "train")}
+
+    outputs = ("distilled/config.json", "distilled/model.safetensors")
+    with open_run(config, inputs, outputs) as run:
+        if run.done(*outputs):
             return
         teacher, student, pruned = load_teacher_and_student(config)
         batches = training_images(config, teacher)

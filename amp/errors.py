@@ -1,9 +1,19 @@
 """Ends of a run that need no traceback: the user's mistakes, and stops with work left to do; one line each."""
 
 import difflib
+import errno
+import os
+import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")
+GOES_ON = "then the same command goes on"
 
 
 class UserError(ValueError):
@@ -20,7 +30,7 @@ class UserError(ValueError):
         self.key, self.text, self.rank_local = str(key), text, rank_local
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.text}"
+        return one_line(f"{self.key}: {self.text}")
 
 
 class StoppedError(RuntimeError):
@@ -28,14 +38,71 @@ class StoppedError(RuntimeError):
 
     Args:
         code: exit code of the script: 1, or 128 + the signal that asked for the stop.
+        rank_local: whether only this process of the run met it, so that it must speak for itself.
     """
 
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message, code)
-        self.message, self.code = message, code
+    def __init__(self, message: str, code: int = 1, rank_local: bool = False) -> None:
+        super().__init__(message, code, rank_local)
+        self.message, self.code, self.rank_local = message, code, rank_local
 
     def __str__(self) -> str:
-        return self.message
+        return one_line(self.message)
+
+
+def one_line(text: str) -> str:
+    """The text with its line ends and other control characters as Python writes them: a file's name may hold some."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def shortened(text: object, limit: int = 200) -> str:
+    """The text on one line, its whitespace collapsed, cut between two words where it is longer than `limit`."""
+    words = str(text).split()
+    whole = one_line(" ".join(words))
+    if len(whole) <= limit:
+        return whole
+    cut = whole[:limit].rpartition(" ")[0] or words[0]
+    return f"{cut[: 5 * limit].rstrip(' ,;:')} ..."
+
+
+def as_line(error: BaseException, path: str | PathLike[str] | None = None) -> UserError | StoppedError | None:
+    """What a user can mend outside of the program, as the one line that says so: full disks, files that cannot be
+    read or written, too little memory. None for everything else, which is a fault of the program.
+
+    Args:
+        path: what was being written, where the error does not say.
+    """
+    if isinstance(error, (UserError, StoppedError)):
+        return error
+    number, file = _number_of(error), path or getattr(error, "filename", None)
+    if _is_out_of_memory(error):
+        told = shortened(error) or type(error).__name__
+        return StoppedError(f"out of memory ({told}); a smaller batch needs less", 1, True)
+    if number is None:
+        return None
+    reason = os.strerror(number)
+    if number in _NO_ROOM:
+        return StoppedError(f"{file or 'a file'} cannot be written ({reason}); make room, {GOES_ON}", 1, True)
+    if number in (errno.EMFILE, errno.ENFILE):
+        return StoppedError(f"{file or 'a file'} cannot be opened ({reason}); raise `ulimit -n`, {GOES_ON}", 1, True)
+    return UserError(f"{file}", f"{reason[0].lower()}{reason[1:]}", rank_local=True) if file else None
+
+
+def _number_of(error: BaseException) -> int | None:
+    """The number of the system's error behind it; safetensors and torch.save say it in their words."""
+    if isinstance(error, OSError):
+        return error.errno
+    if type(error).__name__ == "SafetensorError" and (found := _OS_ERROR.search(str(error))):
+        return int(found[1])
+    return errno.ENOSPC if "PytorchStreamWriter failed writing file" in str(error) else None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")  # not imported for it
+    return (
+        isinstance(error, MemoryError)
+        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+        or (isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in _NO_MEMORY))
+    )
 
 
 @contextmanager

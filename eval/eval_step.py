@@ -6,13 +6,14 @@ python eval/eval_step.py --config_file configs/distill/distill_open_clip_g.yaml
 import argparse
 
 from amp.run.console import run_script
+from amp.settings.base import at_least
 from amp.settings.command_line import parse_args
 from amp.settings.distill import DistillConfig
 
 
 def main() -> None:
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--num_rounds", type=int, default=20, help="rounds of each, in turn (default: 20)")
+    options.add_argument("--num_rounds", type=at_least(1), default=20, help="rounds of each, in turn (default: 20)")
     config = parse_args(DistillConfig, __doc__, more=[options])
     args, _ = options.parse_known_args()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from amp.errors import UserError
 from amp.registry import FRAMES
 from amp.run.console import say
+from amp.settings.base import MOST_SIDE, at_least
 from amp.settings.model import ModelSettings
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
@@ -25,7 +26,12 @@ def parse_args() -> argparse.Namespace:
     add("target", metavar="TO", help="the published checkpoint, or the folder, to write")
     add("--model", metavar="NAME|JSON", help="of a published checkpoint: the dense model that was pruned")
     add("--model_type", choices=FRAMES.names, help="library of it (default: open_clip)")
-    add("--img_size", type=int, metavar="PIXELS", help="side of its images (default: the model's own)")
+    add(
+        "--img_size",
+        type=at_least(1, MOST_SIDE),
+        metavar="PIXELS",
+        help="side of its images (default: the model's own)",
+    )
     add(
         "--text_pretrained",
         metavar="CKPT",

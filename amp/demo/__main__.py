@@ -12,7 +12,9 @@ from typing import Any
 
 from amp.errors import UserError
 from amp.run.console import run_script
-from amp.run.files import prepare_output, read_json, write_json
+from amp.run.files import prepare_output
+from amp.run.sealed import read_json, write_json
+from amp.settings.base import at_least
 
 HOME = Path("out/demo")
 MODEL = "configs/models/digit_scenes.json"
@@ -148,10 +150,10 @@ def show(demo: Demo, rows: dict[str, dict[str, Any]], seconds: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m amp.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=HOME, help="folder of the demo (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps of the dense model (default: 1500)")
+    parser.add_argument(
+        "--steps", type=at_least(1), default=1500, help="training steps of the dense model (default: 1500)"
+    )
     args = parser.parse_args()
-    if args.steps < 1:
-        parser.error(f"argument --steps: {args.steps} is less than 1")
     prepare_output(str(args.out))
     if not Path(PRUNE).is_file():
         raise UserError("demo", f"{PRUNE} is not here; run it in the repository's root")

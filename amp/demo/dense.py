@@ -22,9 +22,10 @@ from pycocotools.coco import COCO
 from torch import Tensor, nn
 
 from amp.data.scenes import COLOURS, DIGITS, RELATIONS, build_scenes
-from amp.models.folder import write_tensors
 from amp.run.console import progress, run_script
 from amp.run.files import atomic
+from amp.run.sealed import write_tensors
+from amp.settings.base import at_least
 from amp.towers.base import quiet
 
 MODEL_JSON = Path("configs/models/digit_scenes.json")
@@ -148,8 +149,10 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, required=True, help="folder of the digit scenes; built if missing")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     parser.add_argument("--model", type=Path, default=MODEL_JSON, help="open_clip model JSON (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=STEPS, help="training steps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of initialisation and order (default: %(default)s)")
+    parser.add_argument("--steps", type=at_least(1), default=STEPS, help="training steps (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="of initialisation and order (default: %(default)s)"
+    )
     args = parser.parse_args()
     build_scenes(args.scenes)
     train_dense(args.scenes, args.model, args.out, args.steps, args.seed)

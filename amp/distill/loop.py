@@ -21,8 +21,8 @@ from amp.errors import StoppedError
 from amp.run.checkpoints import Checkpoints
 from amp.run.console import progress, say
 from amp.run.files import atomic
+from amp.run.processes.signals import stop_on_signals
 from amp.run.run import Run
-from amp.run.signals import stop_on_signals
 from amp.run.world import world
 from amp.settings.distill import DistillConfig
 

@@ -13,7 +13,7 @@ from amp.distill.losses import distillation_loss
 from amp.distill.optimizer import check_division, make_optimizer, moments, prime, rates
 from amp.distill.placement import as_placed, own_part, place
 from amp.errors import StoppedError, UserError
-from amp.run.signals import STOPS, StopRequest
+from amp.run.processes.signals import STOPS, StopRequest
 from amp.run.world import gathered, gradients_stay_local, local_part, sharded_like, world
 from amp.settings.distill import OptimSettings
 from amp.towers import Tower
@@ -135,7 +135,7 @@ class Trainer:
             target_BTD = self.target(images_BCHW)
         with self._autocast():
             tokens_BTD = self._student(images_BCHW.to(self._dtype))
-        return distillation_loss(tokens_BTD, target_BTD, self.student.num_prefix_tokens)
+        return distillation_loss(tokens_BTD, target_BTD, self.student.num_prefix_tokens, self.student.read_tokens)
 
     def update(self) -> None:
         """The optimizer's step, with the gradients that are there."""

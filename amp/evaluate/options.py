@@ -16,7 +16,7 @@ from amp.evaluate.paper import DATASETS
 from amp.registry import FRAMES
 from amp.run.files import check_writable
 from amp.run.options import count, decisive, option, read_options
-from amp.settings.base import Precision
+from amp.settings.base import MOST_SIDE, MOST_WORKERS, Precision
 from amp.settings.model import Frame
 
 
@@ -31,7 +31,7 @@ def _batch_size(default: int) -> Any:
 
 
 def _num_workers() -> Any:
-    return count("loader workers per process", 4, least=0, aside=True)
+    return count("loader workers per process", 4, least=0, aside=True, most=MOST_WORKERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class ModelOptions:
         "weights: a tag, a file or a pruned/ folder (default: random, seeded)", None, metavar="CKPT"
     )
     img_size: int | None = count(
-        "side of a dense model's images (default: the model's own)", None, least=1, metavar="PIXELS"
+        "side of a dense model's images (default: the model's own)", None, least=1, metavar="PIXELS", most=MOST_SIDE
     )
 
     @property

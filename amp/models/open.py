@@ -1,5 +1,6 @@
 """Models from what a user names: a library's name, a folder of ours, a published checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,13 @@ def open_published(settings: ModelSettings, text_pretrained: str | None = None, 
     path, rest = settings.pretrained, None
     if path is None or device == "meta" or not Path(path).is_file():
         return None
-    dense = build_tower(settings.model_copy(update={"pretrained": None}), "meta")
+    dense = build_tower(settings.model_copy(update={"pretrained": text_pretrained or path}), "meta")
     if not is_published(path, dense):
         return None
     if text_pretrained is not None:
         with under("--text_pretrained", instead_of="model.pretrained"):
             rest = outside_tower(build_tower(settings.model_copy(update={"pretrained": text_pretrained})))
-    return load_published(path, dense.base, rest, device)
+    return replace(load_published(path, dense.base, rest, device), notes=dense.notes)
 
 
 def check_student(path: str) -> None:

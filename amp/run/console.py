@@ -1,34 +1,77 @@
-"""The console of a run: lines, progress bars, and how a script ends."""
+"""The console of a run: lines, progress, and how a script ends."""
 
 import os
 import shlex
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from amp.errors import StoppedError, UserError
+from amp.errors import StoppedError, as_line, one_line
+from amp.run.processes.environment import speaks
 
 Item = TypeVar("Item")
 
-
 SPEAK_SECONDS = 3.0
+LINE_SECONDS = 30.0
+SHORTEST_SECONDS = 3.0
+TENTHS = 10
+
+
+class _Terminated(BaseException):
+    """SIGTERM came. No `except Exception` on the way takes it for a failure of its own."""
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Runs an entry script: the user's mistakes become one line and exit code 2, Ctrl-C exit code 130."""
+    """Runs an entry script. Everything that a user can mend, and SIGTERM (exit code 143), ends it with one line.
+
+    A mistake exits with 2, a stop with work left to do with 1 or 128 + its signal, Ctrl-C with 130. A fault of the
+    program keeps its traceback.
+    """
     try:
-        main()
-    except UserError as error:
-        _end(f"error: {error}", 2, error.rank_local)
-    except StoppedError as stop:
-        _end(f"stopped: {stop}", stop.code)
+        with _terminable():
+            main()
+    except _Terminated:
+        _end("stopped: SIGTERM; the same command goes on from what it has saved", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         if main_process():
             print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # who read it has gone, and the interpreter writes what is left
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        known = as_line(error)
+        if known is None:
+            raise
+        word, code = ("stopped", known.code) if isinstance(known, StoppedError) else ("error", 2)
+        _end(f"{word}: {known}", code, known.rank_local)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within the block SIGTERM unwinds what runs, so that nothing half-written stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def end(number: int, frame: Any) -> None:
+        nonlocal asked
+        if not asked:  # torchrun sends the same signal once more.
+            asked = True
+            raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end(line: str, code: int, rank_local: bool = False) -> NoReturn:
@@ -42,7 +85,7 @@ def _end(line: str, code: int, rank_local: bool = False) -> NoReturn:
 
 def main_process() -> bool:
     """Whether this process speaks for the run, as torchrun numbers them."""
-    return os.environ.get("RANK", "0") == "0"
+    return speaks()
 
 
 def say(message: str) -> None:
@@ -53,16 +96,19 @@ def say(message: str) -> None:
 
 def warn_here(message: str) -> None:
     """A line on the console by whichever process met the cause."""
-    tqdm.write(f"warning: {message}", file=sys.stderr)
+    tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)
 
 
 def progress(
     items: Iterable[Item] | None, description: str, unit: str, total: int | None = None, initial: int = 0
 ) -> Any:
-    """A progress bar with rate and remaining time, shown by the main process. Without items, `update` moves it.
+    """Progress with rate and remaining time, told by the main process. Without items, `update` moves it.
 
-    One that runs within another's is gone when it ends.
+    A bar in a terminal, where one that runs within another's is gone when it ends. In a pipe or a file, lines: one at
+    every tenth or after half a minute, and fewer of what is short or runs within another.
     """
+    if main_process() and not sys.stderr.isatty():
+        return _Lines(items, description, unit, total, initial)
     return tqdm(
         items,
         desc=description,
@@ -73,6 +119,93 @@ def progress(
         dynamic_ncols=True,
         leave=None,
     )
+
+
+class _Lines:
+    """What `progress` gives where a bar would fill a file: as much of tqdm's interface as is used."""
+
+    _open = 0
+
+    def __init__(
+        self, items: Iterable[Any] | None, description: str, unit: str, total: int | None, initial: int
+    ) -> None:
+        self.items, self.description, self.unit = items, description, unit
+        self.total = _length(items) if total is None else total
+        self.n = self.initial = self._told = initial
+        self._started = self._spoke = 0.0
+        self._inner, self._words, self._lines, self._running = False, "", 0, False
+        if items is None:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._started = self._spoke = time.monotonic()
+        self._inner, self._running = _Lines._open > 0, True
+        _Lines._open += 1
+
+    def __iter__(self) -> Iterator[Any]:
+        assert self.items is not None
+        self._begin()
+        try:
+            for item in self.items:
+                yield item
+                self.update()
+        finally:
+            self.close()
+
+    def __enter__(self) -> "_Lines":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+    def update(self, n: int = 1) -> None:
+        """Tells of the progress where a line is due."""
+        self.n += n
+        since = time.monotonic() - self._spoke
+        tenth = self.total and (self.n - self._told) * TENTHS >= self.total
+        if since >= LINE_SECONDS or (tenth and since >= SHORTEST_SECONDS and not self._inner):
+            self._tell()
+
+    def set_postfix_str(self, words: str = "", refresh: bool = True) -> None:
+        """What the next line ends with."""
+        self._words = words
+
+    def set_postfix(self, refresh: bool = True, **values: object) -> None:
+        """What the next line ends with."""
+        self.set_postfix_str(", ".join(f"{key}={value}" for key, value in values.items()))
+
+    def set_description_str(self, description: str = "", refresh: bool = True) -> None:
+        """What the next line begins with."""
+        self.description = description
+
+    def close(self) -> None:
+        """The last line, where there is anything to tell since the one before."""
+        if self._running:
+            self._running = False
+            _Lines._open -= 1
+            if self.n > self._told and (self._lines or not self._inner):
+                self._tell()
+
+    def _tell(self) -> None:
+        seconds = time.monotonic() - self._started
+        rate = (self.n - self.initial) / seconds if seconds else 0.0
+        unit = f"{self.unit}es" if self.unit.endswith("ch") else f"{self.unit}s"
+        parts = [f"{self.n:g} {unit}" if self.total is None else f"{self.n:g} of {self.total:g} {unit}"]
+        if self.total:
+            parts.append(f"{self.n / self.total:.0%}")
+        parts.append(f"{rate:.3g} a second" if rate >= 1 or not rate else f"{1 / rate:.3g} s each")
+        parts.append(f"{tqdm.format_interval(seconds)} so far")
+        if self.total and rate and self.n < self.total:
+            parts.append(f"{tqdm.format_interval((self.total - self.n) / rate)} to go")
+        print(f"{self.description}: {', '.join([*parts, *filter(None, [self._words])])}", file=sys.stderr, flush=True)
+        self._told, self._spoke, self._lines = self.n, time.monotonic(), self._lines + 1
+
+
+def _length(items: Any) -> int | None:
+    try:
+        return len(items)
+    except TypeError:
+        return None
 
 
 def reproduce(script: str) -> str:

@@ -8,9 +8,10 @@ options = Options(**read_options(Options, __doc__)[1])
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import MISSING, field, fields
 from typing import Any
+
+from amp.settings.base import MOST, at_least
 
 
 def option(text: str, default: object = MISSING, aside: bool = False, **how: object) -> Any:
@@ -29,22 +30,9 @@ def option(text: str, default: object = MISSING, aside: bool = False, **how: obj
     return field(default=default, metadata={"aside": aside, "how": how})
 
 
-def count(text: str, default: int | None, least: int, aside: bool = False, metavar: str = "N") -> Any:
-    """An option that is a whole number of at least `least`."""
-    return option(text, default, aside, type=at_least(least), metavar=metavar)
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Reads a whole number of that size or more."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
-        return value
-
-    number.__name__ = "int"  # "invalid int value" is what argparse says of anything else
-    return number
+def count(text: str, default: int | None, least: int, aside: bool = False, metavar: str = "N", most: int = MOST) -> Any:
+    """An option that is a whole number from `least` to `most`."""
+    return option(text, default, aside, type=at_least(least, most), metavar=metavar)
 
 
 def read_options(declared: type, description: str | None) -> tuple[argparse.ArgumentParser, dict[str, Any]]:

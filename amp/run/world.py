@@ -1,12 +1,12 @@
 """The only file that knows torch.distributed. On one process every operation is the identity."""
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from amp.errors import StoppedError, UserError
+from amp.errors import StoppedError, UserError, as_line, shortened
+from amp.run.processes.environment import Place, place_of
+from amp.run.processes.together import SECONDS, Ends, Process, broke_off, join
 from amp.settings.distill import Parallel
 
 Value = TypeVar("Value")
@@ -82,13 +84,16 @@ class World:
         return box[0]
 
     def from_main(self, function: Callable[[], Value]) -> Value:
-        """What `function` returns, or the UserError or StoppedError it raises, on the main process, on every one."""
+        """What `function` returns on the main process, or what a user can mend of its errors, on every one."""
         outcome: Any = None
         if self.is_main:
             try:
                 outcome = function()
-            except (UserError, StoppedError) as error:
-                outcome = error
+            except Exception as error:
+                outcome = as_line(error)
+                if outcome is None:
+                    raise
+                outcome.rank_local = False
         outcome = self.broadcast(outcome)
         if isinstance(outcome, (UserError, StoppedError)):
             raise outcome
@@ -186,7 +191,9 @@ def _one_line() -> Iterator[None]:
             yield
     except CheckpointException as failure:
         cause, _ = next(iter(failure.failures.values()))
-        raise OSError(getattr(cause, "strerror", None) or " ".join(str(cause).split())[:200]) from None
+        if broke_off(cause):
+            raise cause from None
+        raise OSError(getattr(cause, "strerror", None) or shortened(cause)) from None
 
 
 def gradients_stay_local(module: nn.Module) -> AbstractContextManager[None]:
@@ -227,37 +234,52 @@ def recompute_in_backward(module: nn.Module, blocks: Collection[nn.Module]) -> N
 def start(device: str | None = None) -> Iterator[World]:
     """The world of a script run by python (one process) or torchrun (many): CUDA with NCCL or CPU with gloo.
 
+    Within another one it is that one. When a process ends before its work is done, the others end with it and say why.
+
     Args:
         device: 'cpu' or 'cuda'; None takes CUDA when there is one.
+    Raises:
+        UserError: the launcher's environment is not as it should be, or not all processes come.
     """
+    if _started:
+        yield _started[-1]
+        return
     kind = device or _default_device().type
-    if "RANK" not in os.environ:
+    place = place_of()
+    if place is None:
         with _as_started(World(0, 1, torch.device(kind, 0) if kind == "cuda" else torch.device(kind))) as alone:
             yield alone
         return
-    own = _own_device(kind)
-    dist.init_process_group(
-        "nccl" if kind == "cuda" else "gloo",
-        timeout=timedelta(hours=1),
-        device_id=own if kind == "cuda" else None,
-    )
+    own = World(place.rank, place.size, _own_device(kind, place))
+    store = join(place, own.device)
     try:
-        with _as_started(World(dist.get_rank(), dist.get_world_size(), own)) as started:
-            yield started
-    finally:
+        ends = Ends(store, own.rank, own.gather_objects(Process.own()))
+        with _as_started(own):
+            yield own
+    except BaseException as error:
+        lost = broke_off(error)
+        if not lost:
+            ends.tell(error)
+            dist.destroy_process_group()
+            raise
+        stop = ends.explain()
         dist.destroy_process_group()
+        if own.is_main:
+            time.sleep(SECONDS)  # The others read in the store, which may end with this process.
+        raise stop from None
+    dist.destroy_process_group()
 
 
-def _own_device(kind: str) -> torch.device:
-    """Of this process of torchrun, which gets its part of the machine's cores where there is no GPU."""
-    local_rank = int(os.environ["LOCAL_RANK"])
+def _own_device(kind: str, place: Place) -> torch.device:
+    """Of this process, which gets its part of the machine's cores where there is no GPU."""
     if kind != "cuda":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.local_size))
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise UserError("--nproc_per_node", f"process {local_rank} has no GPU of {torch.cuda.device_count()}")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    if place.local_rank >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError("--nproc_per_node", f"process {place.local_rank} has no GPU of {count}", rank_local=True)
+    torch.cuda.set_device(place.local_rank)
+    return torch.device("cuda", place.local_rank)
 
 
 @contextmanager

@@ -1,17 +1,15 @@
 """The sums of a scoring that is under way, kept in a file so that a killed one goes on."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from amp.errors import UserError
-from amp.models.folder import write_tensors
 from amp.run.files import atomic, room_for
-from amp.run.identity import check_same, read_header
+from amp.run.identity import check_same
+from amp.run.sealed import read_tensors, write_tensors
 from amp.run.world import world
 
 ADVICE = "delete it to score anew"
@@ -85,13 +83,13 @@ class SavedSums:
         tensors = {f"{rank}.{place}": total for rank, own in enumerate(sums) for place, total in enumerate(own)}
         about = {"header": self._header, "num_batches": self.num_batches}
         with room_for(self._path), atomic(self._path) as partial:
-            write_tensors(partial, self._finished | tensors, {"amp": json.dumps(about)})
+            write_tensors(partial, self._finished | tensors, about)
 
     def _read(self) -> tuple[int, dict[str, Tensor]]:
         if not self._path.exists():
             return 0, {}
-        about = read_header(self._path, ADVICE)
+        about, sums = read_tensors(self._path, ADVICE)
         if not {"header", "num_batches"} <= about.keys():
             raise UserError(self._path, f"cannot be read (no sums of scores); {ADVICE}")
         check_same(self._path, about["header"], self._header)
-        return about["num_batches"], load_file(self._path)
+        return about["num_batches"], sums

@@ -1,16 +1,96 @@
-"""What all settings are made of: the frozen base, the bounds of numbers, the names of registries."""
+"""What all settings are made of: the frozen base, the bounds of numbers and names, the names of registries.
 
+Every number has an upper bound too: a slip of the keyboard is refused at once instead of filling the memory.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from amp.errors import shortened
 from amp.registry import Registry
 
+MOST = 10**9
+MOST_SIDE = 8192
+MOST_WORKERS = 1024
+MOST_LAYERS = 1000
+MOST_OF_A_MODEL = 10**6
+DEEPEST = 20
+DIGITS = 40
+
+
+def _share(value: float) -> float:
+    if 0 < value < 1:
+        return value
+    percent = f"; of {value:g} % write {value / 100:g}" if 1 < value < 100 else ""
+    raise ValueError(f"{value:g} is no share: greater than 0 and less than 1{percent}")
+
+
+def _positive(value: float) -> float:
+    if 1e-9 <= value <= 1e9:
+        return value
+    raise ValueError(f"{value:g} is not allowed: greater than 0, from 1e-09 to 1e+09")
+
+
+def _place(text: str) -> str:
+    """As a path, or a name that a library knows."""
+    if not text.strip():
+        raise ValueError("is empty")
+    if not text.isprintable():
+        raise ValueError(f"{shortened(ascii(text))} holds control characters")
+    longest = max(len(os.fsencode(part)) for part in text.split("/"))
+    if longest > 255 or len(text) > 4000:
+        raise ValueError(f"{shortened(text[:40])}... is {len(text)} characters; a name may have 255, a path 4000")
+    return text
+
+
+def check_numbers(values: Any, name: str = "", depth: int = 0) -> Any:
+    """The values of a model's description, which may be nested, as they are.
+
+    Raises:
+        ValueError: a number in them is not finite, or more than any model has; it is named.
+    """
+    if depth > DEEPEST:
+        raise ValueError(f"{name}: nested more than {DEEPEST} deep")
+    inner = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in inner:
+        # The items of a list are what the list is called: img_size: [224, 224].
+        check_numbers(value, name if isinstance(values, list) else f"{name}.{key}".removeprefix("."), depth + 1)
+    if isinstance(values, (int, float)) and not isinstance(values, bool):
+        least, most = _bounds_of(name.rpartition(".")[2])
+        if not (math.isfinite(values) and least <= values <= most):
+            raise ValueError(f"{name}: {shortened(values, DIGITS)} is not allowed: from {least:g} to {most:g}")
+    if isinstance(values, str) and _is_side(name.rpartition(".")[2]):
+        raise ValueError(f"{name}: {shortened(values, DIGITS)!r} is not allowed: pixels, from 1 to {MOST_SIDE}")
+    return values
+
+
+def _bounds_of(name: str) -> tuple[float, float]:
+    if _is_side(name):
+        return 1, MOST_SIDE
+    if name in ("layers", "depth") or name.endswith("_layers"):
+        return 0, MOST_LAYERS
+    return -MOST_OF_A_MODEL, MOST_OF_A_MODEL
+
+
+def _is_side(name: str) -> bool:
+    return name.endswith(("image_size", "img_size", "patch_size"))
+
+
 Precision = Literal["fp32", "bf16"]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
+CountOrZero = Annotated[int, Field(ge=0, le=MOST)]
+Side = Annotated[int, Field(ge=1, le=MOST_SIDE)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Positive = Annotated[float, AfterValidator(_positive)]
+NonNegative = Annotated[float, Field(ge=0, le=1e9)]
+Fraction = Annotated[float, AfterValidator(_share)]
+PathOrName = Annotated[str, AfterValidator(_place)]
+ModelArguments = Annotated[dict[str, Any], AfterValidator(check_numbers)]
 
 # Of a setting that leaves a run's result as it is, up to rounding: how images are read, how work is divided.
 ASIDE: dict[str, Any] = {"json_schema_extra": {"decides the result": False}}
@@ -19,6 +99,34 @@ ASIDE: dict[str, Any] = {"json_schema_extra": {"decides the result": False}}
 def names_of(registry: Registry, *more: str) -> Any:
     """The type of a setting that names one of a registry's files, or one of `more`."""
     return Literal[(*more, *registry.names)]
+
+
+def at_least(least: int, most: int = MOST) -> Callable[[str], int]:
+    """Reads an option that is a whole number of that size or more, up to `most`."""
+
+    def number(text: str) -> int:
+        value = int(text[:DIGITS])
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        if value > most or len(text) > DIGITS:
+            raise argparse.ArgumentTypeError(f"{shortened(value)} is more than {most}")
+        return value
+
+    number.__name__ = "int"  # "invalid int value" is what argparse says of anything else
+    return number
+
+
+def number_from(least: float, most: float = 1e9) -> Callable[[str], float]:
+    """Reads an option that is a number in these bounds."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value:g} is no number from {least:g} to {most:g}")
+        return value
+
+    number.__name__ = "float"  # "invalid float value" is what argparse says of anything else
+    return number
 
 
 class Settings(BaseModel):

@@ -1,10 +1,8 @@
 """Settings of eval/eval_compare.py."""
 
-from typing import Annotated
-
 from pydantic import Field, model_validator
 
-from amp.settings.base import ASIDE, Count, Settings
+from amp.settings.base import ASIDE, Count, Fraction, Seed, Settings
 from amp.settings.distill import OptimSettings
 from amp.settings.model import ModelSettings
 from amp.settings.prune import PruneDataSettings, SearchSettings
@@ -23,12 +21,10 @@ class CompareRowSettings(SearchSettings):
 
 
 class CompareSettings(Settings):
-    sizes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+    sizes: tuple[Fraction, ...] = Field(
         (0.8, 0.6, 0.5, 0.4), description="shares of the tower's parameters to compare at"
     )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 1, 2), description="each chooses other images, and other random neurons"
-    )
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), description="each chooses other images, and other random neurons")
 
 
 class CompareDistilSettings(Settings):
@@ -50,6 +46,12 @@ class CompareConfig(RunConfig):
     )
     distil: CompareDistilSettings
     output: OutputSettings = Field(**ASIDE)
+
+    @model_validator(mode="after")
+    def _calibration_fills_a_batch(self) -> "CompareConfig":
+        for name, row in self.rows.items():
+            row.check_calibration(f"rows.{name}", self.data.batch_size)
+        return self
 
     @property
     def dense(self) -> ModelSettings:

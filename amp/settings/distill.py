@@ -1,10 +1,10 @@
 """Settings of distill.py."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from amp.settings.base import ASIDE, Count, NonNegative, Precision, Settings
+from amp.settings.base import ASIDE, Count, CountOrZero, ModelArguments, NonNegative, PathOrName, Precision, Settings
 from amp.settings.data import DataSettings
 from amp.settings.model import MODEL_NAME, MODEL_WEIGHTS, Frame, ModelSettings
 from amp.settings.run import OutputSettings, RunConfig
@@ -16,7 +16,7 @@ class OptimSettings(Settings):
     base_lr: Annotated[float, Field(gt=0, le=1)] = Field(description="learning rate at a global batch of 256")
     min_lr: NonNegative = Field(description="learning rate at the end, not scaled with the batch")
     epochs: Count = Field(description="passes over the images")
-    warmup_epochs: Annotated[int, Field(ge=0)] = Field(1, description="epochs of linear warm-up from 0")
+    warmup_epochs: CountOrZero = Field(1, description="epochs of linear warm-up from 0")
     weight_decay: NonNegative = Field(0.04, description="weight decay at the start")
     weight_decay_end: NonNegative = Field(0.2, description="weight decay at the end (cosine)")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -56,9 +56,9 @@ class OptimSettings(Settings):
 
 class TeacherSettings(Settings):
     frame: Frame | None = Field(None, description="library the model comes from; also --frame")
-    name: str = Field(description=MODEL_NAME)
-    pretrained: str | None = Field(None, description=MODEL_WEIGHTS)
-    kwargs: dict[str, Any] = Field({}, description="passed to the library's factory (img_size, ...)")
+    name: PathOrName = Field(description=MODEL_NAME)
+    pretrained: PathOrName | None = Field(None, description=MODEL_WEIGHTS)
+    kwargs: ModelArguments = Field({}, description="passed to the library's factory (img_size, ...)")
 
     def as_model(self, precision: Precision) -> ModelSettings:
         """The dense model to build, frozen, in `precision`."""
@@ -67,7 +67,7 @@ class TeacherSettings(Settings):
 
 
 class StudentSettings(Settings):
-    pretrained: str = Field(description="a pruned/ folder, or a published vision checkpoint")
+    pretrained: PathOrName = Field(description="a pruned/ folder, or a published vision checkpoint")
 
 
 class DistillDataSettings(DataSettings):
@@ -78,9 +78,7 @@ class DistillOutputSettings(OutputSettings):
     save_every: Count = Field(500, description="steps between resumable checkpoints")
     keep: Count = Field(2, description="resumable checkpoints that stay, the last ones")
     log_every: Count = Field(10, description="steps between TensorBoard points")
-    eval_every: Annotated[int, Field(ge=0)] = Field(
-        1000, description="steps between measurements on held-out images; 0: never"
-    )
+    eval_every: CountOrZero = Field(1000, description="steps between measurements on held-out images; 0: never")
     eval_images: Count = Field(2048, description="held-out images, the first ones of their order")
 
 
@@ -88,10 +86,10 @@ class EvalSettings(Settings):
     metric: Literal["loss", "knn", "zeroshot"] = Field(
         "loss", description="what tells the best checkpoint: loss on held-out images, k-NN accuracy, zero-shot top-1"
     )
-    root: str | None = Field(
+    root: PathOrName | None = Field(
         None, description="folder of its images: for knn with train/ and val/ of class folders; null: data.root"
     )
-    name: str | None = Field(
+    name: PathOrName | None = Field(
         None, description="dataset of zeroshot: one of clip_benchmark's with single images, or digit_scenes"
     )
     num_samples: Count = Field(2048, description="images measured, spread evenly over the dataset")

@@ -2,15 +2,16 @@
 
 import json
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from amp.errors import UserError, nearest, several
+from amp.errors import UserError, nearest, several, shortened
+from amp.settings.base import DEEPEST, DIGITS
 from amp.settings.compare import CompareConfig
 from amp.settings.distill import DistillConfig
 from amp.settings.prune import PruneConfig
@@ -25,23 +26,95 @@ CONFIGS: dict[str, type[BaseModel]] = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-2 as a string and keeps the last of two equal keys; users mean neither."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if str(key_node.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key_node.value!r} stands twice", key_node.start_mark
-                )
-            seen.add(str(key_node.value))
-        return super().construct_mapping(node, deep)
+MOST_CHARACTERS = 10**6
 
 
-_Loader.add_implicit_resolver(
+class _Reader(yaml.SafeLoader):
+    """YAML as settings need it: mappings, lists and plain scalars, nothing that builds or repeats anything.
+
+    YAML 1.1 reads 1e-2 as a string, 1:30 as 90 and keeps the last of two equal keys; users mean none of it.
+    """
+
+    def value(self) -> object:
+        """The one document's value. Raises yaml.YAMLError."""
+        self.get_event()
+        if self.check_event(yaml.StreamEndEvent):
+            return None
+        self.get_event()
+        value = self._node(0)
+        self.get_event()
+        if not self.check_event(yaml.StreamEndEvent):
+            raise _refused("a second document begins", self.peek_event())
+        return value
+
+    def _node(self, depth: int) -> object:
+        event = self.get_event()
+        if depth > DEEPEST:
+            raise _refused(f"nested more than {DEEPEST} deep", event)
+        if isinstance(event, yaml.AliasEvent) or event.anchor:
+            raise _refused("anchors and aliases (& and *) are not allowed; write the value out", event)
+        if event.tag not in (None, "!"):
+            raise _refused(f"tags are not allowed, as {shortened(event.tag, DIGITS)} is", event)
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(depth)
+        if isinstance(event, yaml.SequenceStartEvent):
+            items = []
+            while not self.check_event(yaml.SequenceEndEvent):
+                items.append(self._node(depth + 1))
+            self.get_event()
+            return items
+        return self._scalar(event) if event.implicit[0] else event.value
+
+    def _mapping(self, depth: int) -> Raw:
+        found: Raw = {}
+        while not self.check_event(yaml.MappingEndEvent):
+            event = self.peek_event()
+            key = event.value if isinstance(event, yaml.ScalarEvent) else None
+            if key is None:
+                raise _refused("a key is a word", event)
+            if key in found:
+                raise _refused(f"key {shortened(key, DIGITS)!r} stands twice", event)
+            self._node(depth + 1)
+            found[key] = self._node(depth + 1)
+        self.get_event()
+        return found
+
+    def _scalar(self, event: yaml.ScalarEvent) -> object:
+        text = event.value
+        kind = self.resolve(yaml.ScalarNode, text, (True, False)).rpartition(":")[2]
+        if kind == "null":
+            return None
+        if kind == "bool":
+            return self.bool_values[text.lower()]
+        if kind not in ("int", "float") or ":" in text:
+            return text
+        if len(text) > DIGITS:
+            raise _refused(f"a number of {len(text)} digits", event)
+        try:
+            return _whole(text) if kind == "int" else _real(text)
+        except ValueError:
+            return text
+
+
+_Reader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+
+
+def _whole(text: str) -> int:
+    """0x1f, 0b11 and 017 too."""
+    body = text.lstrip("+-")
+    base = {"0x": 16, "0b": 2}.get(body[:2], 8 if body[:1] == "0" and len(body) > 1 else 10)
+    return int(text.replace("_", ""), base)
+
+
+def _real(text: str) -> float:
+    """1e-3, .inf and .nan too."""
+    return float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _refused(problem: str, event: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
 
 def load_config(config_class: type[Config], config_file: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -62,18 +135,19 @@ def load_config(config_class: type[Config], config_file: str | Path, overrides: 
 
 
 def _read_yaml(path: Path) -> Raw:
-    if path.is_dir():
-        raise UserError(path, "is a folder; give one of its YAML files")
-    if not path.is_file():
-        siblings = [str(p) for p in Path("configs").glob("**/*.yaml")]
-        raise UserError(path, f"no such file{nearest(str(path), siblings)}")
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        if path.is_dir():
+            raise UserError(path, "is a folder; give one of its YAML files")
+        if not path.is_file():
+            siblings = [str(p) for p in Path("configs").glob("**/*.yaml")]
+            raise UserError(path, f"no such file{nearest(str(path), siblings)}")
+        if path.stat().st_size > MOST_CHARACTERS:
+            raise UserError(path, f"is longer than {MOST_CHARACTERS} characters; settings are a few lines")
+        raw = _Reader(path.read_text(encoding="utf-8")).value()
+    except OSError as error:
+        raise UserError(shortened(path), f"cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1} " if mark else ""
-        raise UserError(path, f"{where}not a YAML file: {reason}") from None
+        raise UserError(path, f"{_where(error)}not a YAML file of settings: {_reason(error)}") from None
     if raw is None:
         raise UserError(path, "is empty")
     if not isinstance(raw, dict):
@@ -81,15 +155,26 @@ def _read_yaml(path: Path) -> Raw:
     return raw
 
 
+def _where(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1} " if mark else ""
+
+
+def _reason(error: Exception) -> str:
+    return shortened(getattr(error, "problem", None) or error)
+
+
 def _parse_value(override: str, text: str) -> object:
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}", "the value is not YAML") from None
+        return _Reader(text).value()
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {shortened(override)}", f"the value is not YAML ({_reason(error)})") from None
 
 
 def _set_path(raw: Raw, key: str, value: object) -> None:
     *parents, last = key.split(".")
+    if len(parents) > DEEPEST or not key.isprintable():
+        raise UserError(f"--set {shortened(ascii(key))}", "is no key of a setting, as data.batch_size is")
     for parent in parents:
         if raw.get(parent) is None:
             raw[parent] = {}
@@ -122,10 +207,23 @@ def _explain_one(problem: ErrorDetails, config_class: type[BaseModel], file: str
         text = "missing, and it has no default"
     elif problem["type"] == "value_error":
         text = message
+    elif problem["type"] == "model_type":
+        text = _ask_for_one(problem, config_class, bool(own))
     else:
         message = message.replace("a valid array", "a list, for example [1, 2]")
-        text = f"{json.dumps(problem['input'], default=str)} is not allowed: {message[0].lower() + message[1:]}"
+        text = (
+            f"{shortened(json.dumps(problem['input'], default=str))} is not allowed: {message[0].lower() + message[1:]}"
+        )
     return UserError(source, text)
+
+
+def _ask_for_one(problem: ErrorDetails, config_class: type[BaseModel], overridden: bool) -> str:
+    """What to write where a group of settings was given a value."""
+    group, path, value = _group(config_class, problem["loc"]), ".".join(map(str, problem["loc"])), problem["input"]
+    first = next((k for k, field in group.model_fields.items() if field.is_required()), next(iter(group.model_fields)))
+    shown = shortened("VALUE" if value is None or isinstance(value, (list, dict)) else value, DIGITS)
+    example = f"--set {path}.{first}={shown}" if overridden else f"{path}: {{{first}: {shown}}}"
+    return f"is a group of settings ({', '.join(group.model_fields)}); write for example {example}"
 
 
 def _group(config_class: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:

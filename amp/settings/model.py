@@ -1,12 +1,12 @@
 """Settings of a model: library, name, weights, preprocessing."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from amp.registry import FRAMES
-from amp.settings.base import Count, Positive, Precision, Settings, names_of
+from amp.settings.base import ModelArguments, PathOrName, Precision, Settings, Side, names_of
 
 if TYPE_CHECKING:
     Frame = str
@@ -17,20 +17,25 @@ MODEL_NAME = "the library's model name, an open_clip model JSON, or for hf a fol
 MODEL_WEIGHTS = "weights: a tag of the library or a file; null: random, for hf those of the name"
 
 
+# Of pixels from 0 to 1, or to 255 where a library counts so.
+Level = Annotated[float, Field(ge=-1000, le=1000)]
+Deviation = Annotated[float, Field(ge=1e-3, le=1000)]
+
+
 class TransformSettings(Settings):
-    input_size: Count | None = Field(None, description="side of the square input in pixels")
-    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="centre crop / resized side")
+    input_size: Side | None = Field(None, description="side of the square input in pixels")
+    crop_pct: Annotated[float, Field(ge=0.1, le=1)] | None = Field(None, description="centre crop / resized side")
     interpolation: Literal["bicubic", "bilinear"] | None = Field(None, description="resize filter")
-    mean: tuple[float, float, float] | None = Field(None, description="per-channel mean")
-    std: tuple[Positive, Positive, Positive] | None = Field(None, description="per-channel deviation")
+    mean: tuple[Level, Level, Level] | None = Field(None, description="per-channel mean")
+    std: tuple[Deviation, Deviation, Deviation] | None = Field(None, description="per-channel deviation")
 
 
 class ModelSettings(Settings):
     frame: Frame | None = Field(None, description="library the model comes from; also --frame")
-    name: str = Field(description=MODEL_NAME)
-    pretrained: str | None = Field(None, description=MODEL_WEIGHTS)
+    name: PathOrName = Field(description=MODEL_NAME)
+    pretrained: PathOrName | None = Field(None, description=MODEL_WEIGHTS)
     precision: Precision = Field("fp32", description="precision of the frozen weights")
-    kwargs: dict[str, Any] = Field({}, description="passed to the library's factory (img_size, ...)")
+    kwargs: ModelArguments = Field({}, description="passed to the library's factory (img_size, ...)")
     transform: TransformSettings = TransformSettings()
 
     @property

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from amp.registry import ALLOCATIONS, COMPENSATIONS, SEARCHES
-from amp.settings.base import ASIDE, Count, Fraction, NonNegative, Positive, Settings, names_of
+from amp.settings.base import (
+    ASIDE,
+    MOST_LAYERS,
+    MOST_OF_A_MODEL,
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    Settings,
+    names_of,
+)
 from amp.settings.data import DataSettings
 from amp.settings.model import Frame, ModelSettings
 from amp.settings.run import OutputSettings, RunConfig
@@ -19,6 +29,8 @@ else:
     Allocation = names_of(ALLOCATIONS)
     Compensation = names_of(COMPENSATIONS, "none")
     Search = names_of(SEARCHES)
+
+Width = Annotated[int, Field(ge=1, le=MOST_OF_A_MODEL)]
 
 
 class PruneDataSettings(DataSettings):
@@ -37,7 +49,9 @@ class PruneDataSettings(DataSettings):
 class TargetSettings(Settings):
     params: Fraction | None = Field(None, description="parameters of the pruned tower, of the dense one's")
     flops: Fraction | None = Field(None, description="FLOPs of the pruned tower, of the dense one's")
-    throughput: Annotated[float, Field(gt=1)] | None = Field(None, description="images a second, of the dense tower's")
+    throughput: Annotated[float, Field(gt=1, le=10_000)] | None = Field(
+        None, description="images a second, of the dense tower's"
+    )
 
     @property
     def asked(self) -> tuple[str, float] | None:
@@ -67,7 +81,7 @@ class SearchSettings(Settings):
     )
     entropy_increase: NonNegative = Field(1.0e-2, description="entropy a block may add, in nats")
     search_steps: Annotated[int, Field(ge=1, le=32)] = Field(6, description="probes per block")
-    widths: tuple[Count, ...] | None = Field(None, description="one width a block; skips the search")
+    widths: tuple[Width, ...] | None = Field(None, description="one width a block; skips the search")
     search: Search = Field(
         "exact", description="exact: blocks before the one searched are not run again; racing: also few batches a probe"
     )
@@ -85,9 +99,9 @@ class SearchSettings(Settings):
     )
     store_every: Count = Field(4, description="keep the inputs of every n-th block, recompute the others", **ASIDE)
     target: TargetSettings = TargetSettings()
-    width_multiple: Count = Field(1, description="widths are multiples of it, as hardware likes them")
-    min_width: Count = Field(1, description="no width is smaller")
-    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    width_multiple: Width = Field(1, description="widths are multiples of it, as hardware likes them")
+    min_width: Width = Field(1, description="no width is smaller")
+    blocks: tuple[Annotated[int, Field(ge=0, lt=MOST_LAYERS)], ...] | None = Field(
         None, description="numbers of the blocks that may be pruned, from 0; null: all"
     )
     two_sided: bool = Field(False, description="refuse also a probe whose entropy falls by more than entropy_increase")
@@ -100,6 +114,13 @@ class SearchSettings(Settings):
         1e-3, description="of ridge: added to the activations' covariance, as a share of its mean"
     )
     num_calibration_samples: Count = Field(2048, description="images of the training split that compensation sees")
+
+    def check_calibration(self, key: str, batch_size: int) -> None:
+        """Raises ValueError where the images that compensation sees, or that were asked for, fill no batch."""
+        asked = self.compensation != "none" or "num_calibration_samples" in self.model_fields_set
+        if asked and (count := self.num_calibration_samples) < batch_size:
+            name = f"{key}.num_calibration_samples"
+            raise ValueError(f"{name} {count} is less than one batch of batch_size {batch_size}")
 
     @model_validator(mode="after")
     def _one_way_to_widths(self) -> "SearchSettings":
@@ -125,6 +146,11 @@ class PruneConfig(RunConfig):
     output: OutputSettings = Field(**ASIDE)
 
     @model_validator(mode="after")
+    def _calibration_fills_a_batch(self) -> "PruneConfig":
+        self.prune.check_calibration("prune", self.data.batch_size)
+        return self
+
+    @model_validator(mode="after")
     def _allocation_has_a_size(self) -> "PruneConfig":
         if self.prune.allocation != "search" and not self.prune.target.asked:
             raise ValueError(f"prune.target: missing; prune.allocation: {self.prune.allocation} needs a size to meet")
@@ -134,6 +160,11 @@ class PruneConfig(RunConfig):
     def dense(self) -> ModelSettings:
         """The dense model."""
         return self.model
+
+    def of_params(self, share: float) -> Self:
+        """The same settings with `prune.target.params`."""
+        own = self.prune.model_copy(update={"target": TargetSettings(params=share)})
+        return self.model_copy(update={"prune": own})
 
     def with_frame(self, frame: Frame | None) -> Self:
         """The same settings with `model.frame` filled in where it was left open."""

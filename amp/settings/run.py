@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field
 
-from amp.settings.base import Settings
+from amp.settings.base import PathOrName, Settings
 from amp.settings.model import Frame, ModelSettings
 
 
 class OutputSettings(Settings):
-    dir: str = Field(description="folder of the run")
+    dir: PathOrName = Field(description="folder of the run")
 
 
 class RunConfig(Settings):

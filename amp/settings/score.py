@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from amp.registry import CRITERIA
-from amp.settings.base import ASIDE, Count, Positive, Settings, names_of
+from amp.settings.base import ASIDE, Count, Positive, Seed, Settings, names_of
 
 if TYPE_CHECKING:
     Criterion = str
@@ -24,7 +24,7 @@ class ScoreSettings(Settings):
     labels: Literal["folders"] | None = Field(
         None, description="classes of the images for 'cross_entropy'; null: as the network predicts"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the criteria 'random', 'kl' and 'reconstruction'")
+    seed: Seed = Field(0, description="seed of the criteria 'random', 'kl' and 'reconstruction'")
     micro_batch: Count | None = Field(
         None,
         description="images in one backward pass of a process, for less memory and one more forward; null: all",
@@ -38,4 +38,6 @@ class ScoreSettings(Settings):
             raise ValueError("classes: missing; criterion cross_entropy needs the classes' names, a list")
         if self.template is not None and "{c}" not in self.template:
             raise ValueError(f"template: {self.template!r}: has no {{c}} where the class is to stand")
+        if self.template is not None and set("{}") & set(self.template.replace("{c}", "")):
+            raise ValueError(f"template: {self.template!r}: may hold no braces but {{c}}, the class")
         return self

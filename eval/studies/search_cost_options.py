@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amp.run.files import check_writable
+from amp.settings.base import at_least, number_from
 from amp.settings.load import load_config
 from amp.settings.prune import PruneConfig
 
@@ -46,15 +47,13 @@ def read_options(description: str) -> tuple[PruneConfig, Plan]:
     add("--config_file", default=CONFIG, metavar="YAML", help="settings of main_prune.py (default: %(default)s)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, repeatable")
     add("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES), help="which ones (default: all)")
-    add("--thresholds", nargs="+", type=float, metavar="NATS", help="entropy increases (default: the config's)")
-    add("--num_seeds", type=int, default=1, help="orders of the images, from the config's seed on (default: 1)")
-    add("--fresh", type=int, default=0, metavar="N", help="entropy at equal size on N images more (default: 0)")
+    add(
+        "--thresholds", nargs="+", type=number_from(0), metavar="NATS", help="entropy increases (default: the config's)"
+    )
+    add("--num_seeds", type=at_least(1), default=1, help="orders of the images, from the config's seed on (default: 1)")
+    add("--fresh", type=at_least(0), default=0, metavar="N", help="entropy at equal size on N images more (default: 0)")
     add("--json", metavar="FILE", help="write the numbers here (default: nowhere)")
     args = parser.parse_args()
-    if args.num_seeds < 1:
-        parser.error(f"argument --num_seeds: {args.num_seeds} is less than 1")
-    if args.fresh < 0:
-        parser.error(f"argument --fresh: {args.fresh} is less than 0")
     if args.json:
         check_writable("--json", args.json)
     config = load_config(PruneConfig, args.config_file, args.set).with_frame("open_clip")

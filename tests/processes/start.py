@@ -23,25 +23,31 @@ ROOT = Path(__file__).parents[2]
 LIBRARIES = ["open_clip", "torch.utils.tensorboard", "torch.distributed.checkpoint", "matplotlib.pyplot"]
 LIBRARIES += ["sklearn.datasets", "clip_benchmark.datasets.builder", "optimi", "webdataset"]
 GRACE_SECONDS = 10
+END_SECONDS = 60
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([*LIBRARIES, "processes.start"])
 
 
 def run_processes(
-    number: int, words: Sequence[str], environment: Mapping[str, str] | None = None, timeout: float = 300
+    number: int,
+    words: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 300,
+    launcher: bool = True,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script on `number` processes; when one fails all end, and the exit code is 1, as torchrun's.
 
     Args:
         words: the script, or -m and a module, and its arguments.
         environment: instead of this process's own.
+        launcher: whether one looks after the processes; without, they meet and end by themselves.
     """
     variables = dict(os.environ if environment is None else environment)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
-        with started(number, words, variables, files) as processes:
-            code = _wait(processes, timeout)
+        with started(number, words, variables, files, launcher) as processes:
+            code = _wait(processes, timeout, launcher)
         out, err = (path.read_text() if path.exists() else "" for path in files)
     return subprocess.CompletedProcess(list(words), min(abs(code), 1) if number > 1 else code, out, err)
 
@@ -52,18 +58,23 @@ def started(
     words: Sequence[str],
     variables: Mapping[str, str] | None = None,
     files: Sequence[Path] = (Path(os.devnull),) * 2,
+    launcher: bool = True,
 ) -> Iterator[list[ForkServerProcess]]:
     """A script on `number` processes, started and not waited for; they must have ended when the block does.
 
     Args:
         variables: of the environment; None: this process's own.
         files: of their console, stdout and stderr.
+        launcher: as of `run_processes`.
     """
     own = dict(os.environ if variables is None else variables)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if number > 1 else None
+    port = store.port if store else 0
+    if not launcher:
+        del store
     processes = []
     for rank in range(number):
-        place = _place(rank, number, store.port) if store else {}
+        place = _place(rank, number, port, launcher) if number > 1 else {}
         processes.append(_context.Process(target=_script, args=(list(words), {**own, **place}, list(files))))
         processes[-1].start()
     yield processes
@@ -75,7 +86,9 @@ def start_process(words: Sequence[str]) -> ForkServerProcess:
         return process
 
 
-def _place(rank: int, number: int, port: int) -> dict[str, str]:
+def _place(rank: int, number: int, port: int, launcher: bool) -> dict[str, str]:
+    if not launcher:
+        return {"RANK": str(rank), "WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_PORT": port}
     store = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     return {**{name: str(value) for name, value in numbers.items()}, **store}
@@ -98,7 +111,7 @@ def _script(words: list[str], environment: dict[str, str], files: list[Path]) ->
         runpy.run_path(words[0], run_name="__main__")
 
 
-def _wait(started: list[ForkServerProcess], timeout: float) -> int:
+def _wait(started: list[ForkServerProcess], timeout: float, launcher: bool) -> int:
     """The exit code of the first to fail, after which the others are ended; 0 where none fails."""
     until = time.monotonic() + timeout
     code = 0
@@ -107,8 +120,8 @@ def _wait(started: list[ForkServerProcess], timeout: float) -> int:
         late = time.monotonic() >= until
         failed = next((process.exitcode for process in started if process.exitcode), 0)
         if failed and not code:
-            code, until = failed, time.monotonic() + GRACE_SECONDS
-            for process in running:
+            code, until = failed, time.monotonic() + (GRACE_SECONDS if launcher else END_SECONDS)
+            for process in running if launcher else ():
                 process.terminate()
         elif late:
             for process in running:

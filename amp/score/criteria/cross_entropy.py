@@ -77,7 +77,7 @@ def class_embeddings(tower: Tower, settings: ScoreSettings) -> Tensor:
             f"cross_entropy: {tower.base['name']} has no text encoder to classify with; entropy and kl need none",
         )
     template = settings.template or "a photo of a {c}"
-    tokens = tower.make_tokenizer()([template.format(c=name) for name in settings.classes or ()])
+    tokens = tower.make_tokenizer()([template.replace("{c}", name) for name in settings.classes or ()])
     return F.normalize(tower.encode_text(tokens.to(world().device)).float(), dim=-1).T
 
 

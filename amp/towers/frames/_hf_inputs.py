@@ -17,15 +17,6 @@ from amp.settings.model import ModelSettings, TransformSettings
 from amp.towers.base import first_line, quiet
 
 
-def square(size: Any) -> int:
-    """A config's image size as one side. Raises UserError for images that are not square."""
-    if isinstance(size, int):
-        return size
-    if len(set(size)) != 1:
-        raise UserError("model.name", f"takes images of {list(size)} px; only square ones are supported")
-    return int(size[0])
-
-
 def preprocessing(
     settings: ModelSettings, side: int, statistics: tuple[list[float], list[float]], any_size: bool
 ) -> dict[str, Any]:

@@ -30,8 +30,9 @@ from amp.errors import UserError, nearest
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower, building, first_line, quiet
 from amp.towers.find_slots import find_blocks, find_slots
-from amp.towers.frames._hf_inputs import Tokenizer, override, preprocessing, square, transform
+from amp.towers.frames._hf_inputs import Tokenizer, override, preprocessing, transform
 from amp.towers.library import Library
+from amp.towers.preprocess import square
 from amp.towers.weights import without_weights
 
 disable_progress_bar()  # The console is the run's.
@@ -107,7 +108,7 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     visual: Any = _visual(model)
     _family(settings, visual.config)
     blocks = find_blocks(visual)
-    built = square(vision_config.image_size)
+    built = square(settings, vision_config.image_size)
     processed = saved["preprocess"] if saved else preprocessing(settings, built, family.statistics, family.any_size)
     preprocess = override(processed, settings.transform)
     size = preprocess["size"]

@@ -1,0 +1,171 @@
+"""The border: YAML is plain values, every number and name has bounds, and the line says what to write."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import refusal
+
+from amp.settings.base import check_numbers
+from amp.settings.command_line import parse_prune
+from amp.settings.load import load_config
+from amp.settings.prune import PruneConfig
+
+YAML = "model: {name: ViT-B-32}\ndata: {name: coco, root: r, batch_size: 8}\noutput: {dir: o}\n"
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.fixture
+def yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "a.yaml"
+    path.write_text(YAML)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "line 1 not a YAML file of settings: anchors and aliases"),
+        ("a: &a\n  b: *a", "line 1 not a YAML file of settings: anchors and aliases"),
+        ("a: !!int foo", "tags are not allowed"),
+        ("a: !!python/object/apply:os.getcwd []", "tags are not allowed"),
+        ("a: !!binary QUJD", "tags are not allowed"),
+        (f"a: {'9' * 5000}", "a number of 5000 digits"),
+        (f"a: {'[' * 3000}", "nested more than 20 deep"),
+        ("? [a]\n: b", "a key is a word"),
+        ("? {a: b}\n: b", "a key is a word"),
+        ("a: 1\n---\nb: 2", "a second document begins"),
+        ("a: \x00", "special characters are not allowed"),
+        ("a: " + "x" * 1_000_001, "is longer than 1000000 characters"),
+    ],
+)
+def test_yaml_builds_plain_values_alone(yaml: Path, text: str, words: str) -> None:
+    yaml.write_text(text)
+    message = refusal(lambda: load_config(PruneConfig, yaml))
+    assert str(yaml) in message
+    assert words in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2024-13-45", "2024-13-45"),
+        ("2024-01-02", "2024-01-02"),
+        ("1:30", "1:30"),
+        ("0x_", "0x_"),
+        ("'1'", "1"),
+        ("=", "="),
+        ("<<", "<<"),
+        ("0x1f", 31),
+        ("017", 15),
+        ("-1_000", -1000),
+        ("1e-3", 1e-3),
+        (".5", 0.5),
+        ("yes", True),
+        ("~", None),
+        ("[1, {b: off}]", [1, {"b": False}]),
+    ],
+)
+def test_scalars_read_as_they_look(yaml: Path, text: str, value: object) -> None:
+    assert load_config(PruneConfig, yaml, [f"model.kwargs.x={text}"]).model.kwargs == {"x": value}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.seed=9223372036854775807", "less than or equal to 4294967295"),
+        ("score.seed=-1", "greater than or equal to 0"),
+        ("model.transform.input_size=1000000", "less than or equal to 8192"),
+        ("model.transform.std=[1e-320, 1, 1]", "greater than or equal to 0.001"),
+        ("model.transform.crop_pct=1e-9", "greater than or equal to 0.1"),
+        ("model.transform.mean=[.inf, 0, 0]", "finite"),
+        ("model.kwargs.img_size=100000", "img_size: 100000 is not allowed: from 1 to 8192"),
+        ("model.kwargs.img_size=-3", "img_size: -3 is not allowed"),
+        ("model.kwargs.img_size=0", "img_size: 0 is not allowed"),
+        ("model.kwargs.img_size=[224, 0]", "img_size: 0 is not allowed"),
+        ("model.kwargs.img_size=foo", "img_size: 'foo' is not allowed: pixels, from 1 to 8192"),
+        (
+            "model.kwargs.vision_cfg.layers=1000000000000",
+            "vision_cfg.layers: 1000000000000 is not allowed: from 0 to 1000",
+        ),
+        ("model.kwargs.x=.nan", "x: nan is not allowed"),
+        ("data.batch_size=10000000", "less than or equal to 1000000"),
+        ("data.num_workers=10000", "less than or equal to 1024"),
+        ("prune.store_every=10000000000", "less than or equal to 1000000000"),
+        ("prune.entropy_increase=1e300", "less than or equal to"),
+        ("score.inverse_temperature=1e-320", "greater than 0"),
+        (f"data.root={'a' * 300}", "300 characters; a name may have 255"),
+        (f"output.dir=x/{'a' * 300}/y", "a name may have 255, a path 4000"),
+        ('output.dir="a\\0b"', "control characters"),
+        ('model.name="a\\nb"', "control characters"),
+        ("output.dir=''", "is empty"),
+        ("score.template='{c} {x}'", "may hold no braces but {c}"),
+        ("score.template='{c} {0}'", "may hold no braces but {c}"),
+        ("score.template='{c.__class__}'", "has no {c}"),
+        ("score.template='{c} {c.__class__}'", "may hold no braces but {c}"),
+        (
+            "prune.target=0.6",
+            "is a group of settings (params, flops, throughput); write for example --set prune.target.params=0.6",
+        ),
+        ("prune.target.params=60", "60 is no share: greater than 0 and less than 1; of 60 % write 0.6"),
+        ("prune.target.flops=0", "0 is no share"),
+        ("model=ViT-B-32", "write for example --set model.name=ViT-B-32"),
+        ("prune.min_width=10000000", "less than or equal to"),
+        (".".join("a" * 3000) + "=1", "is no key of a setting"),
+        ("data.\x00=1", "is no key of a setting"),
+    ],
+)
+def test_every_value_has_bounds(yaml: Path, override: str, words: str) -> None:
+    message = refusal(lambda: load_config(PruneConfig, yaml, [override]))
+    assert "--set" in message
+    assert words in message
+
+
+def test_a_group_in_the_file_is_told_as_it_is_written_there(yaml: Path) -> None:
+    yaml.write_text(YAML + "prune: {target: 0.6}")
+    assert "write for example prune.target: {params: 0.6}" in refusal(lambda: load_config(PruneConfig, yaml))
+
+
+def test_too_few_images_to_calibrate_on_are_told_before_the_work(yaml: Path) -> None:
+    few = "prune.num_calibration_samples=16"
+    assert load_config(PruneConfig, yaml, [few, "prune.compensation=ridge"]).prune.num_calibration_samples == 16
+    message = refusal(lambda: load_config(PruneConfig, yaml, ["prune.num_calibration_samples=1"]))
+    assert "prune.num_calibration_samples 1 is less than one batch of batch_size 8" in message
+    large = ["data.batch_size=4096"]
+    assert load_config(PruneConfig, yaml, large).prune.compensation == "none"
+    message = refusal(lambda: load_config(PruneConfig, yaml, [*large, "prune.compensation=ridge"]))
+    assert "num_calibration_samples 2048 is less than one batch of batch_size 4096" in message
+
+
+@pytest.mark.parametrize("words", [["nan"], ["inf"], ["-1"], ["1e-3", "inf"]])
+def test_thresholds_are_numbers_that_can_be_met(
+    yaml: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_prune("", ["--config_file", str(yaml), "--sweep", *words])
+    assert ended.value.code == 2
+    assert "is no number from 0 to 1e+09" in capsys.readouterr().err
+
+
+def test_an_unreadable_file_is_told(yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*inputs: Any, **named: Any) -> str:
+        raise PermissionError(13, "Permission denied", str(yaml))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert refusal(lambda: load_config(PruneConfig, yaml)) == f"{yaml}: cannot be read (Permission denied)"
+
+
+def test_a_name_that_no_file_can_have_is_told() -> None:
+    message = refusal(lambda: load_config(PruneConfig, "a" * 300 + ".yaml"))
+    assert "cannot be read (File name too long)" in message
+
+
+def test_descriptions_of_models_keep_what_they_are() -> None:
+    described = {
+        "vision_cfg": {"layers": 12, "patch_size": 14, "image_size": [224, 224]},
+        "text_cfg": {"vocab_size": 49408},
+    }
+    assert check_numbers(described) is described
