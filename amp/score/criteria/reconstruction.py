@@ -32,9 +32,9 @@ from amp.towers.slots import MlpSlot
 
 DAMPING = 1e-3  # of the activations' covariance, as a share of its mean: compensation's default
 STEP = 1 - 2.0**-21  # from one score to the next at least, so that their order outlives fp32
-# Neurons that say the same: what one leaves of the other's variance, as a share, and by what share their gains differ at
-# most. Activations and a batch's products are fp32, and rounded otherwise by another processor; the gains of what the
-# picked ones leave, a thousandth of the variance with the damping, by a thousand times as much.
+# Neurons that say the same: the share of variance that one leaves of the other, and by which share their gains differ
+# at most. Activations and products of a batch are of fp32, and rounded otherwise by another processor; the gain of a
+# copy whose original is picked, of which a thousandth (the damping) is left, by a thousand times as much.
 SAME, SAME_GAIN = 1e-5, 1e-2
 
 
