@@ -1,4 +1,4 @@
-"""Laws of what a run was made of: other images, another model and what is lost are named, or made again, never mixed."""
+"""Laws of what a run was made of: other images, another model and what is lost are named or made again, not mixed."""
 
 import json
 import os
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes.small_run import DISTIL, KNN, PRUNE, SCORE, STEPS, inputs, results, run_in, write_inputs
 from PIL import Image
+from processes.small_run import DISTIL, KNN, PRUNE, SCORE, STEPS, inputs, results, run_in, write_inputs
 
 pytestmark = pytest.mark.slow
 
@@ -48,16 +48,20 @@ def _edit_model(place: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], None], str, tuple[tuple[str, ...], ...]]] = {
-    "a training image more": (lambda place: _add(place, "train"), "the training images", (SCORE, PRUNE, DISTIL)),
+    "a training image more": (lambda place: _add(place, "train"), "before the training images", (SCORE, PRUNE, DISTIL)),
     "a training image replaced": (
         lambda place: _replace(place, "train"),
-        "the training images",
+        "before the training images",
         (SCORE, PRUNE, DISTIL),
     ),
-    "a held-out image more": (lambda place: _add(place, "val"), "the held-out images", (PRUNE,)),
-    "a held-out image other": (lambda place: _replace(place, "val"), "the held-out images", (PRUNE,)),
-    "an image to classify more": (lambda place: _add(place, "val"), "the images", (KNN,)),
-    "another model of the same name": (_edit_model, "the files that describe the model", (SCORE, PRUNE, DISTIL)),
+    "a held-out image more": (lambda place: _add(place, "val"), "before the held-out images", (PRUNE,)),
+    "a held-out image other": (lambda place: _replace(place, "val"), "before the held-out images", (PRUNE,)),
+    "an image to classify more": (lambda place: _add(place, "val"), "before the images", (KNN,)),
+    "another model": (
+        _edit_model,
+        "before the files that describe the model|model_config.quick",
+        (SCORE, PRUNE, DISTIL),
+    ),
 }
 
 
@@ -73,7 +77,7 @@ def test_what_has_changed_is_named(change: str, state: str, place: Path) -> None
         before = inputs(place), results(place)
         ended = run_in(place, *words)
         assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
-        assert f"before {said}" in ended.err
+        assert any(part in ended.err for part in said.split("|"))
         assert (inputs(place), results(place)) == before
 
 

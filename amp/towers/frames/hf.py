@@ -111,7 +111,9 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     blocks = find_blocks(visual)
     built = square(settings, vision_config.image_size)
     asked_size = square(settings, settings.kwargs.get("img_size", built)) if family.any_size else built
-    processed = saved["preprocess"] if saved else preprocessing(settings, asked_size, family.statistics, family.any_size)
+    processed = (
+        saved["preprocess"] if saved else preprocessing(settings, asked_size, family.statistics, family.any_size)
+    )
     preprocess = override(processed, settings.transform)
     size = preprocess["size"]
     if size != built and not family.any_size:
@@ -246,10 +248,11 @@ def _model(settings: ModelSettings, class_name: str, config: Any, weights: str |
         )
     if weights is None:
         with torch.device(device):
-            model: nn.Module = kind._from_config(config, dtype=torch.float32)
-        return model
+            empty: nn.Module = kind._from_config(config, dtype=torch.float32)
+        return empty
     fixed = {"config": config, "dtype": torch.float32, "weights_only": True, "trust_remote_code": False}
-    model, report = kind.from_pretrained(weights, output_loading_info=True, **fixed)
+    loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(weights, output_loading_info=True, **fixed)
+    model, report = loaded
     # ViT's pooler is left out of many files, and no feature is taken from it.
     if missing := sorted(key for key in report["missing_keys"] if "pooler.dense." not in key):
         raise RuntimeError(f"{len(missing)} tensors missing, {missing[0]} first")

@@ -104,7 +104,9 @@ def build(
 
 def _tokenizer(shown: str, name: str, model: Any) -> Tokenizer:
     text = getattr(model, "text", model)
-    context, vocabulary = (getattr(model, key, None) or getattr(text, key, None) for key in ("context_length", "vocab_size"))
+    context, vocabulary = (
+        getattr(model, key, None) or getattr(text, key, None) for key in ("context_length", "vocab_size")
+    )
     return Tokenizer(shown, lambda: open_clip.get_tokenizer(name, context_length=context), context, vocabulary)
 
 
