@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from amp.settings.distill import DistillConfig
 from amp.settings.prune import PruneConfig
 
 EXAMPLES = int(os.environ.get("AMP_FUZZ_EXAMPLES", "0"))
+PROGRESS = re.compile(r"[^:]+: \d+ of \d+ \w+, \d+%")
 pytestmark = pytest.mark.slow
 
 
@@ -112,12 +114,12 @@ def damage(path: Path, kind: str, data: st.DataObject, others: list[Path]) -> No
 
 
 def check_line(ended: Ended, said: str) -> None:
-    """One line that names what is wrong."""
-    lines = [line for line in ended.err.splitlines() if not line.startswith(("warning: ", "note: "))]
+    """One line that names what is wrong, after warnings and progress."""
     assert ended.code == 2, f"{said}: exit code {ended.code}: {ended.err}"
-    assert len(lines) == 1, f"{said}: {ended.err}"
-    assert lines[0].startswith("error: "), f"{said}: {ended.err}"
-    assert not lines[0].startswith(("error: :", "error: None")), f"{said}: {ended.err}"
+    *before, last = ended.err.splitlines()
+    assert last.startswith("error: "), f"{said}: {ended.err}"
+    assert not last.startswith(("error: :", "error: None")), f"{said}: {ended.err}"
+    assert all(line.startswith("warning: ") or PROGRESS.match(line) for line in before), f"{said}: {ended.err}"
 
 
 @pytest.mark.parametrize("state", ["whole", "stopped"])

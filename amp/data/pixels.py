@@ -47,6 +47,8 @@ def read_rgb(source: object) -> Image.Image:
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """An open image as RGB, 8 bits, by the rule above. Raises BrokenImageError for values without such a meaning."""
+    if image.format is not None and image.format not in FORMATS:
+        raise BrokenImageError("no image of a known format")
     if image.mode in _SIXTEEN_BITS or image.mode == "I":
         image.load()
         return _rgb((_within(np.asarray(image), 65535).astype(np.uint32) + 128) // 257)

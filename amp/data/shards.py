@@ -76,7 +76,7 @@ class Sample(NamedTuple):
     key: str
     fields: dict[str, Member]
 
-    def image(self, extensions: Collection[str]) -> Member | None:
+    def image(self, extensions: Collection[str], key: str = "data.root") -> Member | None:
         """The sample's image: webp, png, jpg or jpeg, in this order, as in clip_benchmark, or else its first of another
         kind; None where it has none.
 
@@ -89,7 +89,7 @@ class Sample(NamedTuple):
         for field, member in self.fields.items():
             if Path(field).suffix in extensions:
                 raise UserError(
-                    "data.root",
+                    key,
                     f"{member}: is the field {field!r} of a sample without an image; a sample is named by what stands "
                     "before the first dot: rename it",
                 )

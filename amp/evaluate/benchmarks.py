@@ -5,6 +5,7 @@ Light to import: a mistake in a name or a folder answers before torch is loaded.
 
 import importlib.util
 import io
+import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from amp.errors import UserError, nearest, several
-from amp.evaluate.dataset_files import NEEDS, Task, family, find_missing
+from amp.evaluate.dataset_files import NEEDS, Task, family, find_missing, find_needs
 from amp.run.console import say
 
 _ENGLISH_ONLY = ("digit_scenes", "mscoco_captions")
@@ -97,8 +98,9 @@ class Benchmark:
             raise
         except ImportError as error:
             raise UserError("--dataset", f"{self.dataset} needs the Python package {error.name}") from None
-        except _UNREADABLE as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        except Exception as error:  # a damaged file fails in any way
+            told = "" if isinstance(error, pickle.UnpicklingError) else f": {error}"
+            reason = f"{type(error).__name__}{told}".splitlines()[0]
             raise UserError("--dataset_root", f"{self.root}: cannot be read as {self.dataset} ({reason})") from None
         if self.dataset == "imagenetv2":
             dataset.fnames.sort()  # listed by a glob, in the order of the file system
@@ -114,22 +116,36 @@ class Benchmark:
                 build_dataset(self.dataset, self.root, transform, **known)
             if missing := self.missing():
                 raise UserError("--download", f"clip_benchmark could not fetch it: {missing}")
+        root = Path(self.root)
+        if self.dataset.startswith("wds/"):
+            from amp.evaluate.readers.shards import Shards
+
+            return Shards(root, self.task, transform)
+        if self.task == "zeroshot_retrieval":
+            from amp.evaluate.readers.captions import open_captions
+
+            needs = find_needs(self.task, self.dataset, self.language)
+            images = root / needs[0] if len(needs) > 1 else root
+            return open_captions(self.dataset, images, root / needs[-1], transform)
+        from amp.evaluate.readers.folders import tidy
+
         with _quiet():
-            return build_dataset(self.dataset, self.root, transform, **known)
+            dataset = build_dataset(self.dataset, self.root, transform, **known)
+        tidy(dataset, "--dataset_root")
+        return dataset
 
     def _build_scenes(self, transform: Callable[[Any], Any]) -> Any:
-        from torchvision.datasets import CocoCaptions, ImageFolder
-
         from amp.data.scenes import CLASS_NAMES, build_scenes
+        from amp.evaluate.readers.captions import open_captions
+        from amp.evaluate.readers.folders import ClassFolders
 
         root = Path(self.root)
         if not root.is_dir():
             say(f"building the digit scenes in {root}")
         build_scenes(root)
         if self.task == "zeroshot_retrieval":
-            with _quiet():
-                return CocoCaptions(root / "pairs", str(root / "annotations/captions_pairs.json"), transform)
-        dataset: Any = ImageFolder(root / "test", transform)
+            return open_captions(self.dataset, root / "pairs", root / "annotations/captions_pairs.json", transform)
+        dataset: Any = ClassFolders("--dataset_root", root / "test", transform)
         if len(dataset.classes) != len(CLASS_NAMES):
             raise UserError(
                 "--dataset_root", f"{root}/test: {len(dataset.classes)} class folders of {len(CLASS_NAMES)}"

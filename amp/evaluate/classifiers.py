@@ -79,6 +79,8 @@ def load_classifiers(
                 f"{path}: embeddings {shape[0]} wide; those of {header['model']}'s images are "
                 f"{embed_width}; give a classifier of the text tower that belongs to it",
             )
+        if not classifier_DC.isfinite().all():
+            raise UserError("--load_clfs", f"{path}: holds values that are no numbers (NaN or infinite)")
         classifiers.append(classifier_DC.float())
     return sum((c / len(classifiers) for c in classifiers), torch.zeros(embed_width, num_classes))
 

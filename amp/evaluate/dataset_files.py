@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from amp.data.files import is_litter
 from amp.errors import UserError
 
 Task = Literal["zeroshot_classification", "zeroshot_retrieval"]
@@ -100,6 +101,12 @@ def family(dataset: str) -> str:
     return prefix + slash
 
 
+def find_needs(task: Task, dataset: str, language: str) -> list[str]:
+    """The globs of what a dataset needs in its folder, '|' between alternatives; of retrieval the annotations last."""
+    karpathy = "karpathy" if language == "en" else language
+    return [need.format(language=language, karpathy=karpathy) for need in NEEDS[task][family(dataset)]]
+
+
 def find_missing(task: Task, dataset: str, root: Path, language: str) -> str | None:
     """What `root` lacks to be the dataset, and where to get it; None when it lacks nothing.
 
@@ -112,8 +119,7 @@ def find_missing(task: Task, dataset: str, root: Path, language: str) -> str | N
 def _find_missing(task: Task, dataset: str, root: Path, language: str) -> str | None:
     if not root.is_dir():
         return f"{root}: no such folder; {dataset} needs one"
-    karpathy = "karpathy" if language == "en" else language
-    needs = [need.format(language=language, karpathy=karpathy) for need in NEEDS[task][family(dataset)]]
+    needs = find_needs(task, dataset, language)
     for need in needs:
         patterns = need.split("|")
         if not any(True for pattern in patterns for _ in root.glob(pattern)):
@@ -183,7 +189,7 @@ def check_class_folders(*folders: tuple[str, str]) -> None:
     for option, root in folders:
         if not Path(root).is_dir():
             raise UserError(option, f"{root}: no such folder")
-        classes.append({path.name for path in Path(root).iterdir() if path.is_dir()})
+        classes.append({p.name for p in Path(root).iterdir() if p.is_dir() and not is_litter(p.name)})
         if not classes[-1]:
             raise UserError(option, f"{root}: holds no class folder")
     for (option, root), own, other in zip(folders, classes, reversed(classes), strict=True):

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
-from torchvision.datasets import ImageFolder
 
 from amp.errors import UserError
 from amp.evaluate.options import KnnOptions
+from amp.evaluate.readers.folders import ClassFolders
 from amp.evaluate.results import Evaluation, digest_model, open_evaluation, with_images
 from amp.evaluate.sharding import ShardedBatches
 from amp.run.console import progress, say
@@ -71,7 +71,12 @@ class Featurizer:
     @torch.no_grad()
     def _feature(self, images_BCHW: Tensor) -> Tensor:
         features_BD = self.tower.feature(images_BCHW.to(world().device, self.tower.dtype))
-        return F.normalize(features_BD.float(), dim=-1).cpu()
+        features_BD = F.normalize(features_BD.float(), dim=-1).cpu()
+        if not features_BD.isfinite().all():
+            raise UserError(
+                "--model", f"{self.tower.base['name']}: its features are no numbers (NaN or infinite)", rank_local=True
+            )
+        return features_BD
 
     def accuracies(self, train: Dataset[Any], val: Dataset[Any], ks: Sequence[int] = KS) -> dict[str, float]:
         """`{knnK: share of validation images whose class the K nearest training images vote for}`, K of ascending `ks`.
@@ -132,10 +137,7 @@ def open_images(option: str, root: str, transform: Any) -> Dataset[Any]:
     Raises:
         UserError: a class folder holds no image.
     """
-    try:
-        return ImageFolder(root, transform)
-    except OSError as error:
-        raise UserError(option, f"{root}: {str(error).splitlines()[0].split(' Supported ')[0]}") from None
+    return ClassFolders(option, root, transform)
 
 
 def open_knn(options: KnnOptions) -> Evaluation[KnnOptions]:

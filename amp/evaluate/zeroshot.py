@@ -89,7 +89,7 @@ class Evaluator:
         """
         self.check_text()
         by_class = isinstance(templates, dict)
-        prompts = tuple(tuple(templates[c] if by_class else [t.format(c=c) for t in templates]) for c in classes)
+        prompts = tuple(tuple(templates[c] if by_class else [t.replace("{c}", c) for t in templates]) for c in classes)
         if prompts not in self._classifiers:
             self._classifiers[prompts] = self._build_classifier(prompts)
         return self._classifiers[prompts]
@@ -123,6 +123,13 @@ class Evaluator:
         own: dict[int, tuple[Tensor, ...]] = {}
         for index, (images, labels) in self._own_batches.batches(dataset, default_collate, self.option):
             logits_BC = (100.0 * self._embed_images(images) @ classifier_DC).cpu()
+            if labels.ndim == 1 and not 0 <= int(labels.min()) <= int(labels.max()) < classifier_DC.shape[1]:
+                raise UserError(
+                    self.option,
+                    f"labels from {int(labels.min())} to {int(labels.max())}; "
+                    f"of {classifier_DC.shape[1]} classes, 0 to {classifier_DC.shape[1] - 1} are allowed",
+                    rank_local=True,
+                )
             if labels.ndim == 2:
                 own[index] = (logits_BC, labels)
             else:
@@ -185,7 +192,12 @@ class Evaluator:
         autocast = torch.autocast(world().device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with torch.no_grad(), autocast:
             features = encode(inputs)
-        return F.normalize(features.float(), dim=-1)
+        features = F.normalize(features.float(), dim=-1)
+        if not features.isfinite().all():
+            raise UserError(
+                "--model", f"{self.tower.base['name']}: its features are no numbers (NaN or infinite)", rank_local=True
+            )
+        return features
 
 
 def _accuracies(pred_B: Tensor, top_BK: Tensor, label_B: Tensor) -> Metrics:

@@ -1,0 +1,104 @@
+"""Images with captions: the annotations of COCO, of Flickr, and of the multilingual sets of clip_benchmark."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from amp.data.files import printable
+from amp.data.pixels import read_rgb
+from amp.errors import UserError
+
+_OPTION = "--dataset_root"
+
+
+class Captioned(Dataset[Any]):
+    """(what `transform` makes of an image, its captions).
+
+    Attributes:
+        samples: (file, captions), in the order of the annotations.
+    """
+
+    classes = templates = None
+
+    def __init__(self, annotations: Path, pairs: Iterable[tuple[Path, list[str]]], transform: Any) -> None:
+        """Raises UserError where an image of the annotations is missing or has no caption, or a caption is no text."""
+        self.transform: Callable[[Image.Image], Any] = transform
+        self.samples = [(str(file), captions) for file, captions in pairs]
+        for file, captions in self.samples:
+            if not captions:
+                raise UserError(_OPTION, f"{annotations}: {printable(file)} has no caption")
+            if wrong := [caption for caption in captions if not isinstance(caption, str)]:
+                raise UserError(_OPTION, f"{annotations}: a caption of {printable(file)} is {wrong[0]!r:.40}, no text")
+            if not Path(file).is_file():
+                raise UserError(_OPTION, f"{printable(file)} is missing, which {annotations} names")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, list[str]]:
+        file, captions = self.samples[index]
+        return self.transform(read_rgb(file)), captions
+
+
+def open_captions(dataset: str, root: Path, annotations: Path, transform: Any) -> Captioned:
+    """A retrieval set of clip_benchmark, or the pairs of the digit scenes.
+
+    Args:
+        root: the folder of the images; unused where the annotations hold paths.
+        annotations: the file.
+    Raises:
+        UserError: the annotations are not what they should be.
+    """
+    if dataset in ("digit_scenes", "mscoco_captions"):
+        pairs = _read_coco(annotations, root)
+    elif dataset in ("flickr30k", "flickr8k"):
+        pairs = _read_lines(annotations, root)
+    else:
+        pairs = _read_paths(annotations)
+    return Captioned(annotations, pairs, transform)
+
+
+def _read_coco(annotations: Path, root: Path) -> list[tuple[Path, list[str]]]:
+    """By ascending id of the image, captions in the file's order. Captions of images that it does not list are none."""
+    found = json.loads(annotations.read_text(encoding="utf-8"))
+    captions_of: dict[Any, list[str]] = {}
+    file_of: dict[Any, Path] = {}
+    for image in found["images"]:
+        number = image["id"]
+        if type(number) not in (int, str) or number in file_of:
+            raise UserError(_OPTION, f"{annotations}: image id {number!r:.40}; allowed are numbers or texts, each once")
+        file_of[number] = root / image["file_name"]
+    if len({type(number) for number in file_of}) > 1:
+        raise UserError(_OPTION, f"{annotations}: image ids are numbers and texts; allowed is one kind of both")
+    for annotation in found["annotations"]:
+        captions_of.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    return [(file_of[number], captions_of.get(number, [])) for number in sorted(file_of)]
+
+
+def _read_lines(annotations: Path, root: Path) -> list[tuple[Path, list[str]]]:
+    """By lines `x.jpg,caption` below a header, images in the order of their first one."""
+    captions_of: dict[Path, list[str]] = {}
+    with annotations.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            name, mark, caption = line.strip().partition(".jpg,")
+            if bool(mark) == (number == 1) and line.strip():
+                expected = "a header, not a caption" if number == 1 else "FILE.jpg,CAPTION"
+                raise UserError(
+                    _OPTION, f"{annotations}: line {number} is {line.strip()!r:.60}; expected is {expected}"
+                )
+            if mark:
+                captions_of.setdefault(root / f"{name}.jpg", []).append(caption)
+    return list(captions_of.items())
+
+
+def _read_paths(annotations: Path) -> list[tuple[Path, list[str]]]:
+    """By two lists of one length, of paths and of their captions."""
+    found = json.loads(annotations.read_text(encoding="utf-8"))
+    paths, captions = found["image_paths"], found["annotations"]
+    if len(paths) != len(captions):
+        raise UserError(_OPTION, f"{annotations}: {len(paths)} image_paths, {len(captions)} annotations")
+    return [(Path(path), [caption]) for path, caption in zip(paths, captions, strict=True)]
