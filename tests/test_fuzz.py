@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small_run import DISTIL, PRUNE, SCORE, STEPS, Ended, inputs, results, run_in, write_inputs
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
+from processes.small_run import DISTIL, PRUNE, SCORE, STEPS, Ended, inputs, results, run_in, write_inputs
 
 from amp.settings.command_line import settings_of
 from amp.settings.distill import DistillConfig

@@ -40,8 +40,10 @@ def load_teacher_and_student(config: DistillConfig) -> tuple[Tower, Tower, Folde
 
 def check_architecture(teacher: Tower, student: Tower) -> None:
     """Raises UserError unless the student is the teacher's architecture with MLPs as wide or narrower."""
-    if not student.same_architecture(teacher):
-        raise UserError("student.pretrained", f"a pruned {_in_words(student)}, the teacher is {_in_words(teacher)}")
+    if difference := teacher.difference(student.base):
+        key, own, theirs = difference
+        names = f"a pruned {student.base['name']!r} of another model than the teacher {teacher.base['name']!r}"
+        raise UserError("student.pretrained", f"{names}: its {key} is {own!r}, the teacher's {theirs!r}")
     theirs, own = (describe_preprocess(replace(tower, notes=())) for tower in (teacher, student))
     if own != theirs:
         raise UserError(
@@ -51,11 +53,6 @@ def check_architecture(teacher: Tower, student: Tower) -> None:
     for name, narrow, wide in zip(teacher.blocks, student.widths, teacher.widths, strict=True):
         if narrow > wide:
             raise UserError("student.pretrained", f"{name}: {narrow} hidden neurons, the teacher has {wide}")
-
-
-def _in_words(tower: Tower) -> str:
-    base = tower.base
-    return f"{base['name']!r} of {base['frame']} ({len(tower.blocks)} blocks, kwargs {base.get('kwargs')})"
 
 
 @torch.no_grad()

@@ -53,8 +53,10 @@ def open_tower(
         raise UserError("--model_type", f"{frame}: {folder} is of {tower.base['frame']}")
     if folder == pretrained and name is not None and name != pretrained:
         dense = build_tower(ModelSettings(frame=tower.base["frame"], name=name), "meta")
-        if not tower.same_architecture(dense):
-            raise UserError("--pretrained", f"{folder} is a pruned {tower.base['name']!r}, not {name!r}")
+        if difference := dense.difference(tower.base):
+            key, own, asked = difference
+            told = f"{folder} is a pruned {tower.base['name']!r}, not {name!r}"
+            raise UserError("--pretrained", f"{told}: its {key} is {own!r}, not {asked!r}")
     return tower
 
 

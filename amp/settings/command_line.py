@@ -66,7 +66,7 @@ def plan_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--dry_run", action="store_true", help="print what a process's memory must hold, and end")
     options.add_argument(
-        "--gpu_memory", type=number_from(0.1), default=80.0, metavar="GB", help="of --dry_run (default: 80)"
+        "--gpu_memory", type=number_from(0.001), default=80.0, metavar="GB", help="of --dry_run (default: 80)"
     )
     return options
 

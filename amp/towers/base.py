@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from amp.errors import UserError, nearest, shortened
+from amp.run.identity import first_difference
 from amp.settings.model import ModelSettings
 from amp.towers.slots import MlpSlot
 from amp.towers.weights import why_refused
@@ -65,13 +66,13 @@ class Tower:
         size = self.preprocess["size"]
         return int(size if isinstance(size, int) else size[0])
 
-    def same_architecture(self, other: "Tower") -> bool:
-        """Whether both are of one dense model, whatever their widths and weights."""
-        return self.same_base(other.base)
+    def difference(self, base: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+        """(key, its value, this tower's) of the first thing in which `base`, another tower's, is of another model.
 
-    def same_base(self, base: Mapping[str, Any]) -> bool:
-        """Whether `base`, as JSON keeps it, is of the same dense model."""
-        return all(self.base.get(key) == base.get(key) for key in ("frame", "model_config", "kwargs"))
+        None where both are of one, whatever their widths and weights.
+        """
+        of_other, own = ({key: of.get(key) for key in ("frame", "model_config", "kwargs")} for of in (base, self.base))
+        return first_difference({"settings": of_other}, {"settings": own})
 
     @property
     def widths(self) -> list[int]:

@@ -27,6 +27,7 @@ from amp.towers.base import Tower, building, check_weights, refuse_loading
 from amp.towers.find_slots import find_blocks, find_slots
 from amp.towers.library import Library
 from amp.towers.preprocess import agreed, square
+from amp.towers.tokenizer import Tokenizer
 from amp.towers.weights import State, averaged_note, without_weights
 
 # What makes the factory read files of its own choice, or run code in them: never from settings, nor from a folder.
@@ -94,11 +95,19 @@ def build(
         preprocess=preprocess,
         dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
         transform=transform,
-        make_tokenizer=lambda: open_clip.get_tokenizer(name),
+        make_tokenizer=partial(_tokenizer, settings.name, name, model),
         encode_image=model.encode_image,
         encode_text=model.encode_text,
         notes=notes + (averaged_note(weights) if weights and Path(weights).is_file() else ()),
     )
+
+
+def _tokenizer(shown: str, name: str, model: Any) -> Tokenizer:
+    text = getattr(model, "text", model)
+    context, vocabulary = (
+        getattr(model, key, None) or getattr(text, key, None) for key in ("context_length", "vocab_size")
+    )
+    return Tokenizer(shown, lambda: open_clip.get_tokenizer(name, context_length=context), context, vocabulary)
 
 
 def _images_of(settings: ModelSettings) -> tuple[dict[str, Any], tuple[str, ...]]:
