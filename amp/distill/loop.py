@@ -7,13 +7,13 @@ import json
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TextIO
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from amp.data.batches import Batches
+from amp.distill.log import check_board, cut_log
 from amp.distill.speed import LoopSpeed, in_words
 from amp.distill.trainer import NotFiniteError, Trainer
 from amp.distill.validation import Validation
@@ -49,10 +49,12 @@ class Loop:
         """Trains to the end, which a checkpoint holds. Returns the last step's record.
 
         Raises:
-            UserError: the checkpoints in the folder are of another run, or cannot be read.
+            UserError: the checkpoints in the folder are of another run, or cannot be read; log.jsonl is
+                damaged, or tensorboard is no folder.
             StoppedError: SIGTERM or Ctrl-C came, a loss is not finite, or the disk is full; with what to do.
         """
         self._resume()
+        world().from_main(self._make_room)
         trainer, total = self.trainer, self.trainer.total_steps
         speed = LoopSpeed(trainer.batch_size, world().device)
         words = ""
@@ -79,6 +81,10 @@ class Loop:
                 if stop and not done:
                     raise self._stopped(stop)
         return self.last
+
+    def _make_room(self) -> None:
+        check_board(self.run.path("tensorboard"))
+        cut_log(self.run.path("log.jsonl"), self.trainer.step)
 
     def _remaining(self) -> Iterator[Tensor]:
         first, start = divmod(self.trainer.step, len(self.batches))
@@ -144,14 +150,10 @@ class Loop:
         )
 
     def _open_log(self) -> TextIO:
-        """log.jsonl, cut back to the steps that are done; the main process's."""
+        """log.jsonl; the main process's."""
         if not world().is_main:
             return open("/dev/null", "w", encoding="utf-8")
-        path: Path = self.run.path("log.jsonl")
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        with atomic(path) as partial:
-            partial.write_text("".join(lines[: self.trainer.step]), encoding="utf-8")
-        return path.open("a", encoding="utf-8")
+        return self.run.path("log.jsonl").open("a", encoding="utf-8")
 
     @contextmanager
     def _open_board(self) -> Iterator[Callable[[Mapping[str, float]], None]]:

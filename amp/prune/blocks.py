@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from amp.prune.bisection import Limits, search_width
 from amp.prune.measure.networks import NarrowedNetworks
+from amp.prune.progress import SearchProgress
 from amp.prune.search import Judge, Series, search_of
-from amp.run.console import progress
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
 
@@ -28,6 +28,8 @@ class WidthsFound:
         entropy_increase: that a block might add.
         scale: by which the widths that the search found were multiplied, to meet a size.
         share: of the dense tower's size at these widths, where one was asked for.
+        standard_errors: of what each settled block adds, as another choice of images would move it; None of one
+            batch.
     """
 
     widths: list[int]
@@ -39,6 +41,7 @@ class WidthsFound:
     probe_batches: list[int] = field(default_factory=list)
     scale: float = 1.0
     share: float | None = None
+    standard_errors: list[float | None] = field(default_factory=list)
 
 
 class BlockSearch:
@@ -68,6 +71,12 @@ class BlockSearch:
         """Of every probe in order."""
         return [len(one) for one in self._probes]
 
+    def standard_error(self, width: int, num_batches: int) -> float | None:
+        """Of what a probed width adds, in nats, if `num_batches` batches of other images decided; None: not known."""
+        one = next(probe for probe in self._probes if probe.width == width)
+        differences = one.values - self.reference.values[: len(one)]
+        return float(differences.std(ddof=1)) / math.sqrt(num_batches) if len(one) > 1 else None
+
     def probe(self, width: int) -> float:
         """What the block's top `width` neurons alone add to the entropy, as exactly as the decision needs it."""
         others, one = [*self._probes, *self._beside], self._series(width)
@@ -86,7 +95,11 @@ class BlockSearch:
 
 
 def search_blocks(
-    networks: NarrowedNetworks, settings: SearchSettings, entropy_increase: float, num_batches: int | None = None
+    networks: NarrowedNetworks,
+    settings: SearchSettings,
+    entropy_increase: float,
+    num_batches: int | None = None,
+    told: SearchProgress | None = None,
 ) -> WidthsFound:
     """A width for each block by binary search (AMP, arXiv 2603.08100, section 3); the tower is left as it was.
 
@@ -95,6 +108,7 @@ def search_blocks(
 
     Args:
         num_batches: the first ones alone decide; None: all.
+        told: of several searches; None: it is the only one.
     """
     tower, dense = networks.tower, networks.tower.widths
     num_batches = num_batches or networks.held_out.num_batches
@@ -102,8 +116,10 @@ def search_blocks(
     drift, bound = 0.0, settings.total_increase or math.inf
     blocks = searched_blocks(tower, settings)
     beside: list[Series] = []
-    with ExitStack() as settled, progress(None, "search", "probe", len(blocks) * settings.search_steps) as bar:
-        for block in blocks:
+    bar = told or SearchProgress("search", len(blocks) * settings.search_steps).next()
+    with ExitStack() as settled:
+        for place, block in enumerate(blocks):
+            bar.block(place + 1, len(blocks), place * settings.search_steps)
             high = min(entropy_increase, bound - drift)
             low = -min(entropy_increase, bound + drift) if settings.two_sided else -math.inf
             limits = Limits(high, low, settings.search_steps, settings.width_multiple, settings.min_width)
@@ -112,8 +128,7 @@ def search_blocks(
 
             def probe(width: int, search: BlockSearch = search, name: str = tower.slots[block].name) -> float:
                 value = search.probe(width)
-                bar.set_postfix_str(f"{name} width {width}: {value:+.4f} nats")
-                bar.update()
+                bar.probe(f"{name} width {width}: {value:+.4f} nats")
                 return value
 
             one = search_width(probe, tower.widths[block], limits)
@@ -125,7 +140,10 @@ def search_blocks(
                 beside = beside or [search.reference.frozen()]
                 found.widths[block], found.final_entropy = one.width, drift + one.value
                 drift = found.final_entropy
+                found.standard_errors.append(search.standard_error(one.width, num_batches))
                 settled.enter_context(networks.narrowed(block, one.width))
+        if told is None:
+            bar.close()
     return _above_dense(found, networks)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from amp.errors import UserError
-from amp.prune.blocks import WidthsFound
+from amp.prune.blocks import WidthsFound, searched_blocks
 from amp.prune.measure.networks import NarrowedNetworks
 from amp.prune.size import RelativeSize, Widths
 from amp.registry import ALLOCATIONS
@@ -20,16 +20,17 @@ class Pruned:
     dense_widths: list[int]
     dense_entropy: float
     final_entropy: float
+    num_batches: int
     found: WidthsFound | None = None
     errors: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def entropies(self) -> dict[str, Any]:
         """The part of `prune.json` that was measured."""
-        ends = {"dense_entropy": self.dense_entropy, "final_entropy": self.final_entropy}
+        ends: dict[str, Any] = {"dense_entropy": self.dense_entropy, "final_entropy": self.final_entropy}
         if self.found is None:
             return {**ends, "probes": []}
-        own = {key: getattr(self.found, key) for key in ("probes", "probe_batches", "dense_batches")}
+        own = {key: getattr(self.found, key) for key in ("probes", "probe_batches", "dense_batches", "standard_errors")}
         of_size = {"scale": self.found.scale} | ({} if self.found.share is None else {"share": self.found.share})
         return {**ends, **own, "entropy_increase": self.found.entropy_increase, **of_size}
 
@@ -40,12 +41,25 @@ def check_widths(tower: Tower, settings: SearchSettings) -> None:
         if block >= len(tower.slots):
             raise UserError("prune.blocks", f"{block}: the tower has blocks 0 to {len(tower.slots) - 1}")
     if settings.widths is None:
+        _check_grid(tower, settings)
         return
     if len(settings.widths) != len(tower.slots):
         raise UserError("prune.widths", f"{len(settings.widths)} widths, the tower has {len(tower.slots)} blocks")
     for block, (width, slot) in enumerate(zip(settings.widths, tower.slots, strict=True)):
         if width > slot.hidden_width:
             raise UserError("prune.widths", f"{width} at block {block}, which has {slot.hidden_width} neurons")
+
+
+def _check_grid(tower: Tower, settings: SearchSettings) -> None:
+    """Raises UserError unless some block that may be pruned has a smaller width of the grid."""
+    searches = settings.allocation == "search"
+    widest = max(tower.slots[block].hidden_width for block in searched_blocks(tower, settings))
+    for key in ("width_multiple", "min_width"):
+        value = getattr(settings, key)
+        if value > 1 and not searches:
+            raise UserError(f"prune.{key}", f"{value}: allocation: {settings.allocation} does not search; leave it out")
+        if value > 1 and value >= widest:
+            raise UserError(f"prune.{key}", f"{value}: no block could be narrowed; the widest has {widest} neurons")
 
 
 def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize | None = None) -> Pruned:
@@ -64,7 +78,7 @@ def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: Relativ
     # No probe saw widths that are given, nor a compensation or a scale that comes after the search.
     unseen = found is None or found.scale != 1 or (errors and not networks.in_search)
     final = found.final_entropy if found and not unseen else networks.mean()
-    return Pruned(kept, dense_widths, dense, final, found, errors)
+    return Pruned(kept, dense_widths, dense, final, networks.held_out.num_batches, found, errors)
 
 
 def choose_widths(

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from amp.models.folder import save_tower
 from amp.models.sizes import measure_sizes
+from amp.prune.doubt import warn_of_doubt
 from amp.prune.pruning import Pruned
 from amp.run.console import say
 from amp.run.figures import BLUE, GREY, save_figure
@@ -42,6 +43,8 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
         save_tower(tower, pruned.kept, run.header, run.path("pruned"))
     run.write("prune.json", record, "main_prune.py")
     say(describe_sizes(record["params"], record["flops"]))
+    if pruned.found:
+        warn_of_doubt(pruned.found, pruned.dense_widths, pruned.num_batches, run.config.data)
     if pruned.found and pruned.final_entropy < pruned.dense_entropy:
         say("note: the entropy fell, which the signed criterion allows; compare the features before you trust it")
     say(f"widths {tower.widths}; entropy {pruned.dense_entropy:.4f} -> {pruned.final_entropy:.4f} nats")

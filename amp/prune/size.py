@@ -6,11 +6,12 @@ A size is parameters or FLOPs, counted, or the seconds of an image, measured.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from amp.errors import under
+from amp.errors import UserError, under
 from amp.models.sizes import count_params, measure_widths
 from amp.models.throughput import measure_throughput, rebuild
 from amp.prune.measure.journal import Journal
 from amp.run.world import world
+from amp.settings.prune import TargetSettings
 from amp.towers import Tower, rebuild_dense
 from amp.towers.slots import MlpSlot
 
@@ -20,6 +21,19 @@ RelativeSize = Callable[[Sequence[int]], float]
 
 CLOSE = 1e-3  # of a size
 THROUGHPUT_BATCH, THROUGHPUT_ROUNDS = 64, 20
+
+
+def out_of_reach(target: TargetSettings, size: float, which: str) -> UserError:
+    """That no network of the settings has the size asked for.
+
+    Args:
+        size: of the dense tower's, or of its seconds an image, that is left of the network that comes closest.
+        which: what that network is, in words.
+    """
+    assert target.asked is not None
+    key, value = target.asked
+    size, unit = (1 / size, "times the dense speed") if key == "throughput" else (size, "of the dense size")
+    return UserError(f"prune.target.{key}", f"{value:g}: out of reach; {which} has {size:.3g} {unit}")
 
 
 def neuron_params(slot: MlpSlot) -> int:

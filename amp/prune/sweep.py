@@ -3,8 +3,9 @@
 import time
 from collections.abc import Sequence
 
-from amp.prune.blocks import search_blocks
+from amp.prune.blocks import search_blocks, searched_blocks
 from amp.prune.measure.networks import NarrowedNetworks
+from amp.prune.progress import SearchProgress
 from amp.prune.report import plot_sweep, sweep_table
 from amp.prune.size import sizes_of
 from amp.run.console import say
@@ -23,10 +24,13 @@ def write_sweep(run: Run[PruneConfig], networks: NarrowedNetworks, thresholds: S
     sizes = sizes_of(networks.tower)
     started = time.monotonic()
     points = []
+    own = run.config.prune
+    bar = SearchProgress("threshold", len(searched_blocks(networks.tower, own)) * own.search_steps, len(thresholds))
     for threshold in thresholds:
-        found = search_blocks(networks, run.config.prune, threshold)
+        found = search_blocks(networks, own, threshold, told=bar.next())
         ends = {"dense_entropy": found.dense_entropy, "final_entropy": found.final_entropy}
         points.append({"entropy_increase": threshold, "widths": found.widths, **sizes(found.widths), **ends})
+    bar.close()
     seconds = time.monotonic() - started
     cost = {**networks.held_out.cost, "seconds": round(seconds, 2)}
     record = {"dense": sizes(networks.tower.widths), "points": points, "cost": cost}

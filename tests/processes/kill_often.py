@@ -29,7 +29,7 @@ from PIL import Image
 from processes.start import run_processes, started
 from safetensors.torch import load_file
 
-TIMES = {"seconds", "reproduce", "checksum"}
+LEFT_OUT = {"seconds", "reproduce", "checksum", "files_sha256"}  # times, and what changes with them or with an order
 MODEL = f"{{frame: open_clip, name: {GOLDEN}/tiny-clip.json, pretrained: {GOLDEN}/tiny-clip.safetensors}}"
 RIDGE = ("prune.compensation=ridge", "prune.num_calibration_samples=64", "prune.entropy_increase=0.05")
 RACING = ("prune.search=racing", "prune.preset=strict", "data.batch_size=2")
@@ -166,7 +166,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_times(each) for key, each in value.items() if key not in TIMES}
+        return {key: _without_times(each) for key, each in value.items() if key not in LEFT_OUT}
     return value
 
 

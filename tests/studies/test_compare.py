@@ -94,7 +94,7 @@ def test_a_comparison_its_table_and_a_row_added_to_it(words: list[str], tmp_path
         ("rows={a: {criterion: entropi}}", "rows.a.criterion"),
         ("rows={a: {widths: [1]}}", "rows.a: widths and target: compare.sizes says"),
         ("rows={a: {allocation: global, two_sided: true}}", "rows.a: two_sided: allocation: global does not search"),
-        ("compare.sizes=[0.1]", "prune.target: 0.100 of the size is out of reach"),
+        ("compare.sizes=[0.1]", "prune.target.params: 0.1: out of reach"),
         ("data.name=imagenet1k", "only digit_scenes"),
         ("model={frame: timm, name: vit_tiny_patch16_224, kwargs: {img_size: 32}}", "has no text encoder"),
     ],

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from amp.errors import UserError
-from amp.prune.size import CLOSE, RelativeSize, Widths, meet_size
+from amp.prune.size import CLOSE, RelativeSize, Widths, meet_size, out_of_reach
+from amp.settings.prune import TargetSettings
 
 
-def widths_of_size(family: Callable[[float], Widths], size_of: RelativeSize | None, target: float | None) -> Widths:
+def widths_of_size(family: Callable[[float], Widths], size_of: RelativeSize | None, target: TargetSettings) -> Widths:
     """The widths whose tower comes closest to `target`.
 
     Args:
@@ -16,11 +16,8 @@ def widths_of_size(family: Callable[[float], Widths], size_of: RelativeSize | No
         UserError: with one neuron in each MLP the tower is larger than that.
     """
     assert size_of is not None
-    assert target is not None
-    met = meet_size(family, size_of, target)
-    if met.at == 0.0 and met.size / target - 1 > CLOSE:
-        raise UserError(
-            "prune.target",
-            f"{target:.3f} of the size is out of reach; with one neuron in each MLP {met.size:.3f} are left",
-        )
+    assert target.left is not None
+    met = meet_size(family, size_of, target.left)
+    if met.at == 0.0 and met.size / target.left - 1 > CLOSE:
+        raise out_of_reach(target, met.size, "the smallest network, of one neuron in each MLP,")
     return met.widths

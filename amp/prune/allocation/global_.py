@@ -21,9 +21,7 @@ def allocate(
     networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize | None
 ) -> tuple[Widths, WidthsFound | None]:
     """The widths of the size that `settings.target` asks for. Raises UserError where it is out of reach."""
-    return widths_of_size(
-        partial(global_widths, networks.tower.slots, networks.scores), size_of, settings.target.left
-    ), None
+    return widths_of_size(partial(global_widths, networks.tower.slots, networks.scores), size_of, settings.target), None
 
 
 def global_widths(slots: Sequence[MlpSlot], scores: Sequence[Tensor], kept: float) -> Widths:

@@ -4,16 +4,17 @@ import itertools
 import math
 from collections.abc import Mapping
 
-from amp.errors import UserError
 from amp.prune.blocks import WidthsFound, search_blocks, searched_blocks
 from amp.prune.measure.networks import NarrowedNetworks
+from amp.prune.progress import SearchProgress
 from amp.prune.search import trial_of
-from amp.prune.size import RelativeSize, Widths, meet_size, scaled
+from amp.prune.size import RelativeSize, Widths, meet_size, out_of_reach, scaled
 from amp.run.console import say
 from amp.settings.prune import SearchSettings
 
 # Thresholds in nats that are tried, how many, and how near to the size is near enough.
 SMALLEST, LARGEST, TRIALS, NEAR = 1e-7, 1e3, 12, 0.01
+ABOUT = 8  # searches that a size takes
 FACTORS = (0.5, 2.0)  # by which widths are multiplied where no threshold gives the size
 UNITS = {"params": "parameters", "flops": "FLOPs", "throughput": "seconds"}
 
@@ -45,8 +46,9 @@ def find_size(
     unit = UNITS[settings.target.asked[0]] if settings.target.asked else "size"
     tried: dict[float, float] = {}
     threshold = settings.entropy_increase or SMALLEST
+    bar = SearchProgress("sizing", len(searched_blocks(networks.tower, settings)) * settings.search_steps, ABOUT)
     while True:
-        tried[threshold] = size_of(search_blocks(networks, trial, threshold, few).widths)
+        tried[threshold] = size_of(search_blocks(networks, trial, threshold, few, bar.next()).widths)
         say(f"threshold {threshold:.3g} nats: {tried[threshold]:.3f} of the dense {unit}, {target:.3f} wanted")
         if abs(tried[threshold] / target - 1) <= NEAR / 2 or len(tried) == TRIALS:
             break
@@ -56,7 +58,7 @@ def find_size(
     threshold = min(tried, key=lambda one: abs(tried[one] - target))
     off, best = 0.0, None
     for _ in range(3):
-        found = search_blocks(networks, settings, threshold)
+        found = search_blocks(networks, settings, threshold, told=bar.next())
         reached = size_of(found.widths)
         if best is None or abs(reached - target) < abs(best[0] - target):
             best = (reached, found)
@@ -65,6 +67,7 @@ def find_size(
         threshold = next_threshold(tried, target - off)
         if abs(reached / target - 1) <= NEAR or not SMALLEST <= threshold <= LARGEST:
             break
+    bar.close()
     assert best is not None
     best[1].share = best[0]
     return best[1] if abs(best[0] / target - 1) <= NEAR else _scale(best[1], networks, settings, size_of, target)
@@ -82,9 +85,7 @@ def _scale(
 
     met = meet_size(family, size_of, target, *FACTORS, close=NEAR / 2)
     if abs(met.size / target - 1) > NEAR:
-        raise UserError(
-            "prune.target", f"{target:.3f} of the size is out of reach; the closest found has {met.size:.3f}"
-        )
+        raise out_of_reach(settings.target, met.size, "the closest network of these settings")
     found.widths, found.scale, found.share = met.widths, met.at, met.size
     say(f"the widths of {found.entropy_increase:.3g} nats, times {met.at:.3f}: {met.size:.3f} of the size")
     return found

@@ -15,7 +15,7 @@ def allocate(
     networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize | None
 ) -> tuple[Widths, WidthsFound | None]:
     """The widths of the size that `settings.target` asks for. Raises UserError where it is out of reach."""
-    return widths_of_size(partial(uniform_widths, networks.tower.slots), size_of, settings.target.left), None
+    return widths_of_size(partial(uniform_widths, networks.tower.slots), size_of, settings.target), None
 
 
 def uniform_widths(slots: Sequence[MlpSlot], kept: float) -> Widths:

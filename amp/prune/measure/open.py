@@ -1,5 +1,6 @@
 """Opens what a run searches: the networks, their held-out batches, and what an interrupted search has measured."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from amp.data.batches import Batches
 from amp.data.listing import list_images
+from amp.prune.doubt import warn_of_few
 from amp.prune.measure.held_out import HeldOutEntropy
 from amp.prune.measure.journal import Journal
 from amp.prune.measure.networks import NarrowedNetworks, rank
@@ -20,6 +22,8 @@ from amp.run.run import Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
 from amp.towers import Tower
+
+INPUTS = ".inputs."  # what the folders of a disk store begin with, one a process
 
 
 @contextmanager
@@ -39,10 +43,13 @@ def open_networks(
     batches = Batches(list_images(config.data, "val"), tower.transform, config.data, config.data.num_val_samples)
     about = world().from_main(lambda: journal_header(run, Path(config.output.dir, SCORES)))
     journal = Journal(run.path(JOURNAL), about, thresholds or [own.entropy_increase], len(batches))
-    store = InputStore(own.store, world().device, run.path(f".inputs.{world().rank}"))
+    world().from_main(lambda: _remove_inputs(run.folder))
+    store = InputStore(own.store, world().device, run.path(f"{INPUTS}{world().rank}"))
     held_out = HeldOutEntropy(tower, batches, config.score.inverse_temperature, store, inputs_every(own))
     gigabytes = held_out.stored_bytes / 1e9
     say(f"{held_out.num_batches} held-out batches; up to {gigabytes:.3g} GB of inputs kept: {own.store}")
+    if own.widths is None and own.allocation == "search":
+        warn_of_few(held_out.num_batches, config.data)
     orders = [rank(score_H) for score_H in scores]
     compensation = open_compensation(tower, orders, own, lambda: calibration_batches(config, tower))
     try:
@@ -50,6 +57,12 @@ def open_networks(
     finally:
         held_out.close()
     batches.say_broken()
+
+
+def _remove_inputs(folder: Path) -> None:
+    """What killed runs have left, on whatever number of processes they were."""
+    for left in folder.glob(f"{INPUTS}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def calibration_batches(config: PruneConfig, tower: Tower) -> Batches:

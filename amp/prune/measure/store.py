@@ -53,7 +53,8 @@ class InputStore:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise StoppedError(
                 f"prune.store: disk: {self._folder} cannot be written ({reason}); make room or set prune.store: host, "
-                "then the same command goes on after the last measurement"
+                "then the same command goes on after the last measurement",
+                rank_local=True,
             ) from None
         return path
 

@@ -64,7 +64,7 @@ class Compensation:
         normed = [self._slots[block] for block in group if self._slots[block].norm is not None]
         collector, tokens = MomentCollector(plain), TokenCollector(normed)
         with torch.no_grad(), collector, tokens:
-            for images_BCHW in progress(self._batches, "calibration", "batch"):
+            for images_BCHW in progress(self._batches, f"calibration of blocks {group[0]} to {group[-1]}", "batch"):
                 self._run(images_BCHW)
         return dict(zip((slot.name for slot in plain), collector.moments(), strict=True)), tokens
 

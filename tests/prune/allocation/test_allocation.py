@@ -40,7 +40,9 @@ def both(tower: Tower) -> list[Callable[[float], Widths]]:
 @pytest.mark.parametrize("target", [0.99, 0.8, 0.5, 0.4])
 def test_both_meet_the_size(tower: Tower, target: float) -> None:
     for widths_of in both(tower):
-        assert share_of(tower)(widths_of_size(widths_of, share_of(tower), target)) == pytest.approx(target, rel=0.01)
+        assert share_of(tower)(
+            widths_of_size(widths_of, share_of(tower), TargetSettings(params=target))
+        ) == pytest.approx(target, rel=0.01)
 
 
 def test_what_is_kept_is_a_share_of_the_neurons(tower: Tower) -> None:
@@ -76,7 +78,7 @@ def test_a_pruning_without_search_keeps_the_top_neurons_of_its_widths(
     held_out = ScriptedEntropy(tower, lambda widths: float(sum(widths)))
     settings = SearchSettings.model_validate({"allocation": allocation, "target": target})
     widths_of = both(tower)[allocation == "global"]
-    expected = widths_of_size(widths_of, share, 0.6 if target.params else 1 / 1.6)
+    expected = widths_of_size(widths_of, share, target)
     result = prune(networks_of(tower, scores, held_out), settings, share)
     assert tower.widths == expected
     assert [len(kept) for kept in result.kept] == expected
@@ -86,8 +88,12 @@ def test_a_pruning_without_search_keeps_the_top_neurons_of_its_widths(
 
 def test_a_size_below_the_rest_of_the_tower_is_refused(tower: Tower) -> None:
     for widths_of in both(tower):
-        says = refusal(lambda widths_of=widths_of: widths_of_size(widths_of, share_of(tower), 0.1))
-        assert "prune.target: 0.100 of the size is out of reach; with one neuron in each MLP 0.3" in says
+        says = refusal(
+            lambda widths_of=widths_of: widths_of_size(widths_of, share_of(tower), TargetSettings(flops=0.1))
+        )
+        start = "prune.target.flops: 0.1: out of reach; the smallest network, of one neuron in each MLP, has 0.3"
+        assert says.startswith(start)
+        assert says.endswith(" of the dense size")
 
 
 @pytest.mark.parametrize("setting", [{"widths": (1,)}, {"two_sided": True}, {"total_increase": 1.0}, {"blocks": (0,)}])
