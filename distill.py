@@ -25,6 +25,7 @@ def main() -> None:
         return
     check_metric(config)
 
+    from amp.data.identity import digests_of
     from amp.distill import Loop, Trainer, Validation, held_out_images, load_teacher_and_student, training_images
     from amp.evaluate.student import build_metric
     from amp.models.folder import save_tower
@@ -35,9 +36,14 @@ def main() -> None:
     from amp.towers import default_frame
 
     config = config.with_frame(config.teacher.frame or default_frame(config.teacher.name, "teacher.name"))
-    check_student(config.student.pretrained)
-    with open_run(config, student_sha256=file_sha256(config.student.pretrained)) as run:
-        if run.done("distilled/config.json", "distilled/model.safetensors"):
+
+    def inputs() -> dict[str, str | None]:
+        check_student(config.student.pretrained)
+        return {"student_sha256": file_sha256(config.student.pretrained), **digests_of(config.data, "train")}
+
+    outputs = ("distilled/config.json", "distilled/model.safetensors")
+    with open_run(config, inputs, outputs) as run:
+        if run.done(*outputs):
             return
         teacher, student, pruned = load_teacher_and_student(config)
         batches = training_images(config, teacher)

@@ -1,9 +1,11 @@
 """Finds each block's width by binary search, slices the network; writes prune.json, prune.png and pruned/."""
 
 import time
+from pathlib import Path
 
-from amp.run.console import run_script
-from amp.settings.command_line import parse_prune
+from amp.run.console import run_script, say
+from amp.settings.command_line import PruneOptions, parse_prune
+from amp.settings.prune import PruneConfig
 
 
 def main() -> None:
@@ -14,25 +16,45 @@ def main() -> None:
         print(describe_plan(config, options.gpu_memory))
         return
 
-    from amp.prune import check_widths, open_networks, prune, refit_pruned, relative_size, write_pruning, write_sweep
-    from amp.run.identity import recorded_frame
-    from amp.run.run import open_run
-    from amp.run.world import world
-    from amp.score.scores_file import check_scores, load_scores
-    from amp.towers import build_tower
+    from amp.run.world import start
 
-    with open_run(config) as run:
+    with start():
+        for own in [config.of_params(size) for size in options.sizes] or [config]:
+            prune_one(own, options)
+
+
+def prune_one(config: PruneConfig, options: PruneOptions) -> None:
+    """One pruning, or one sweep."""
+    from amp.data.identity import digests_of
+    from amp.prune import check_widths, open_networks, prune, refit_pruned, relative_size, write_pruning, write_sweep
+    from amp.prune.places import SCORES, place_of, size_name
+    from amp.run.identity import recorded_frame
+    from amp.run.run import Run, open_run
+    from amp.run.world import world
+    from amp.score.scores_file import check_fit, check_scores, load_scores
+    from amp.towers import build_tower, describe_preprocess
+
+    outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
+
+    def place(run: Run[PruneConfig]) -> Path:
+        if options.sizes:
+            return run.folder / size_name(config.prune)
+        return run.folder if options.compensate_only else place_of(run, options.sweep)
+
+    with open_run(config, lambda: digests_of(config.data, "train", "val"), outputs, place=place) as run:
         if options.compensate_only:
             refit_pruned(run)
             return
-        outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
         if not options.sweep and run.with_frame_of(*outputs).done(*outputs):
             return
-        scores, scored = load_scores(run.path("scores.safetensors"))
+        scores_file = Path(config.output.dir, SCORES)
+        scores, scored = load_scores(scores_file)
         run = run.with_frame(recorded_frame(scored))
         check_scores(scored, run.header)
         started, own = time.monotonic(), run.config.prune
         tower = build_tower(run.config.model, str(world().device))
+        check_fit(scores, tower, scores_file)
+        say(describe_preprocess(tower))
         check_widths(tower, own)
         with open_networks(run, tower, scores, options.sweep) as networks:
             if options.sweep:

@@ -16,24 +16,30 @@ def main() -> None:
         return
 
     from amp.data.batches import Batches
+    from amp.data.identity import digests_of
     from amp.data.listing import list_images
     from amp.run.console import say
     from amp.run.run import open_run
     from amp.run.world import world
-    from amp.score import SavedSums, reads_images, save_scores, score
-    from amp.towers import build_tower, default_frame
+    from amp.score import SCORES, SavedSums, reads_images, save_scores, score
+    from amp.towers import build_tower, default_frame, describe_preprocess
 
     config = config.with_frame(config.model.frame or default_frame(config.model.name))
-    with open_run(config, leave_out=("prune",)) as run:
-        path, unfinished = run.path("scores.safetensors"), run.path("scores_unfinished.safetensors")
-        if run.done(path.name):
+
+    def inputs() -> dict[str, str]:
+        list_images(config.data, "val")  # What the search will need is better missed now than after the scoring.
+        return digests_of(config.data, "train")
+
+    with open_run(config, inputs, (SCORES,), leave_out=("prune",)) as run:
+        path, unfinished = run.path(SCORES), run.path("scores_unfinished.safetensors")
+        if run.done(SCORES):
             world().from_main(lambda: unfinished.unlink(missing_ok=True))
             return
         paths = list_images(config.data, "train")
-        list_images(config.data, "val")  # What the search will need is better missed now than after the scoring.
         tower = build_tower(config.model, str(world().device))
         blocks, widths = len(tower.slots), sorted(set(tower.widths))
         say(f"{config.model.name}: {blocks} blocks of {widths} neurons, {tower.slots[0].layout} MLPs")
+        say(describe_preprocess(tower))
         if reads_images(config.score):
             batches = Batches(paths, tower.transform, config.data, config.data.num_samples)
             saved = SavedSums(unfinished, run.header, config.score.save_every)

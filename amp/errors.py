@@ -84,6 +84,8 @@ def as_line(error: BaseException, path: str | PathLike[str] | None = None) -> Us
         return StoppedError(f"{file or 'a file'} cannot be written ({reason}); make room, {GOES_ON}", 1, True)
     if number in (errno.EMFILE, errno.ENFILE):
         return StoppedError(f"{file or 'a file'} cannot be opened ({reason}); raise `ulimit -n`, {GOES_ON}", 1, True)
+    if path is not None:
+        return StoppedError(f"{path} cannot be written ({reason})", 1, True)
     return UserError(f"{file}", f"{reason[0].lower()}{reason[1:]}", rank_local=True) if file else None
 
 

@@ -20,7 +20,7 @@ def main() -> None:
     from amp.run.run import open_run
     from amp.run.world import world
 
-    with open_run(config, NOT_OF_A_CELL) as run:
+    with open_run(config, leave_out=NOT_OF_A_CELL) as run:
         world().from_main(lambda: train_dense(config))
         quality = open_quality(config)
         cells = open_cells(run)

@@ -5,7 +5,7 @@ from pathlib import Path
 from studies.search_cost_options import read_options
 
 from amp.run.console import reproduce, run_script, say
-from amp.run.files import write_json
+from amp.run.sealed import write_json
 
 SCENES = 12_800  # held-out scenes that are painted where there are none
 

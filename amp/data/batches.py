@@ -3,7 +3,6 @@
 B images, C channels, S side in pixels.
 """
 
-import io
 import math
 import os
 import signal
@@ -13,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from amp.data.files import printable
 from amp.data.layouts import Source
+from amp.data.pixels import BrokenImageError, read_rgb
 from amp.data.shards import Member, shuffle_nearby
 from amp.errors import UserError
 from amp.run.console import say, warn_here
@@ -44,12 +44,10 @@ class _Images(Dataset[tuple[Tensor, list[tuple[str, str]]]]):
         broken: list[tuple[str, str]] = []
         for step in range(len(self.paths)):
             source = self.paths[(index + step) % len(self.paths)]
-            path = str(source)
             try:
-                with Image.open(io.BytesIO(source.read()) if isinstance(source, Member) else path) as file:
-                    image = file.convert("RGB")
-            except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                broken.append((path, str(error).splitlines()[0].replace(path, "").strip(" '")))
+                image = read_rgb(source)
+            except BrokenImageError as error:
+                broken.append((printable(source), str(error)))
                 continue
             with torch.random.fork_rng(devices=[]):
                 mixed = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)

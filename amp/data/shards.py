@@ -3,19 +3,23 @@
 Streams of shards give an order that depends on who reads them; an index costs one pass over the headers at the start.
 """
 
+import posixpath
 import tarfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from webdataset.shardlists import expand_urls
 
+from amp.data.files import is_litter, printable
 from amp.errors import UserError
 from amp.run.console import progress
 
 MIXED_SHARDS = 16
+Item = TypeVar("Item")
+_FIRST = ("webp", "png", "jpg", "jpeg")
 
 
 class Member(NamedTuple):
@@ -46,7 +50,7 @@ def find_shards(root: str) -> list[str]:
         UserError: there is none, or one of the pattern's is missing.
     """
     if Path(root).is_dir():
-        shards = sorted(str(path) for path in Path(root).glob("*.tar"))
+        shards = sorted(str(path) for path in Path(root).glob("*.tar") if not is_litter(path.name))
         if not shards:
             raise UserError("data.root", f"{root}: holds no .tar shard")
         return shards
@@ -61,23 +65,125 @@ def find_shards(root: str) -> list[str]:
     return shards
 
 
+class Sample(NamedTuple):
+    """Neighbouring members of a shard whose names agree up to the first dot: `a/1.jpg`, `a/1.cls`, `a/1.seg.png`.
+
+    Attributes:
+        key: shard and name up to the dot, for messages.
+        fields: members by what follows the dot, in lower case: `jpg`, `cls`, `seg.png`.
+    """
+
+    key: str
+    fields: dict[str, Member]
+
+    def image(self, extensions: Collection[str]) -> Member | None:
+        """The sample's image: webp, png, jpg or jpeg, in this order, as in clip_benchmark, or else its first of another
+        kind; None where it has none.
+
+        Raises:
+            UserError: there is none, but an image of another name, such as `1.seg.png` or `1.v2.jpg`.
+        """
+        plain = [field for field in self.fields if f".{field}" in extensions]
+        for field in (*(field for field in _FIRST if field in plain), *plain):
+            return self.fields[field]
+        for field, member in self.fields.items():
+            if Path(field).suffix in extensions:
+                raise UserError(
+                    "data.root",
+                    f"{member}: is the field {field!r} of a sample without an image; a sample is named by what stands "
+                    "before the first dot: rename it",
+                )
+        return None
+
+
 def list_members(shards: Sequence[str], extensions: Collection[str]) -> list[Member]:
-    """Every image of the shards, in their order. Raises UserError when one is no tar file."""
+    """The image of every sample of the shards, in their order. Raises UserError when one is damaged or no tar file."""
+
+    def images(shard: str) -> list[Member]:
+        found = (sample.image(extensions) for sample in _index(shard, "data.root"))
+        return [image for image in found if image is not None]
+
+    return _of_all(shards, images)
+
+
+def list_samples(shards: Sequence[str], key: str) -> list[Sample]:
+    """Every sample of the shards, in their order; hidden files and other litter are left out.
+
+    Args:
+        key: of the setting or option that named the shards, for messages.
+    Raises:
+        UserError: one is no tar file, is cut or damaged, or holds a link to what it does not hold.
+    """
+    return _of_all(shards, lambda shard: _index(shard, key))
+
+
+def _of_all(shards: Sequence[str], read: Callable[[str], list[Item]]) -> list[Item]:
     with ThreadPoolExecutor(8) as pool:
-        found = progress(pool.map(lambda shard: _index(shard, extensions), shards), "index", "shard", len(shards))
-        return [member for members in found for member in members]
+        return [item for found in progress(pool.map(read, shards), "index", "shard", len(shards)) for item in found]
 
 
-def _index(shard: str, extensions: Collection[str]) -> list[Member]:
+def _index(shard: str, key: str) -> list[Sample]:
+    members: dict[str, Member] = {}  # by the names that links use
+    links: list[tuple[int, str, str]] = []
+    named: list[Member | None] = []  # in the order of the archive
+    last = ""
     try:
         with tarfile.open(shard, "r:") as archive:
-            return [
-                Member(shard, info.name, info.offset_data, info.size)
-                for info in archive
-                if info.isfile() and Path(info.name).suffix.lower() in extensions
-            ]
-    except (tarfile.TarError, OSError) as error:
-        raise UserError("data.root", f"{shard}: no shard that can be read ({error})") from None
+            for info in archive:
+                last = info.name
+                if info.issparse():
+                    raise UserError(
+                        key, f"{printable(shard)}: {printable(last)} is a sparse file; write the shard anew"
+                    )
+                if info.islnk() or info.issym():
+                    target = info.linkname if info.islnk() else posixpath.join(posixpath.dirname(last), info.linkname)
+                    links.append((len(named), last, posixpath.normpath(target)))
+                    named.append(None)
+                elif info.isreg():
+                    member = Member(shard, last, info.offset_data, info.size)
+                    members[posixpath.normpath(last)] = member
+                    named.append(member)
+            end = archive.offset
+        _check_end(shard, end)
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, UserError):
+            raise
+        fault = f"cut or damaged at {printable(last)} or after it" if last else "no shard that can be read"
+        raise UserError(key, f"{printable(shard)}: {fault} ({error}); fetch or write it anew") from None
+    targets = {posixpath.normpath(name): target for _, name, target in links}
+    for place, name, target in links:
+        for _ in links:
+            target = targets.get(target, target)
+        if target in members:
+            named[place] = members[target]._replace(name=name)
+        elif not is_litter(name):
+            raise UserError(key, f"{printable(shard)}: {printable(name)} links to {printable(target)}, which it lacks")
+    return _group(shard, [member for member in named if member is not None and not is_litter(member.name)])
+
+
+def _check_end(shard: str, end: int) -> None:
+    """Raises ValueError unless zeros follow the last member, at least the block of them that ends an archive."""
+    with open(shard, "rb") as file:
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+        if not block:
+            raise ValueError("the shard is cut: it lacks the mark of its end")
+        while block:
+            if block.strip(b"\0"):
+                raise ValueError("what follows is no member of it")
+            block = file.read(2**20)
+
+
+def _group(shard: str, members: list[Member]) -> list[Sample]:
+    samples: list[Sample] = []
+    for member in members:
+        folder, base = posixpath.split(member.name)
+        stem, _, field = base.partition(".")
+        key = f"{shard}/{posixpath.join(folder, stem)}"
+        if not samples or samples[-1].key != key or field.lower() in samples[-1].fields:
+            samples.append(Sample(key, {}))
+        samples[-1].fields[field.lower()] = member
+    return samples
 
 
 def shuffle_nearby(members: Sequence[Member], generator: torch.Generator) -> list[int]:

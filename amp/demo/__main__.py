@@ -12,7 +12,8 @@ from typing import Any
 
 from amp.errors import UserError
 from amp.run.console import run_script
-from amp.run.files import prepare_output, read_json, write_json
+from amp.run.files import prepare_output
+from amp.run.sealed import read_json, write_json
 from amp.settings.base import at_least
 
 HOME = Path("out/demo")

@@ -22,9 +22,9 @@ from pycocotools.coco import COCO
 from torch import Tensor, nn
 
 from amp.data.scenes import COLOURS, DIGITS, RELATIONS, build_scenes
-from amp.models.folder import write_tensors
 from amp.run.console import progress, run_script
 from amp.run.files import atomic
+from amp.run.sealed import write_tensors
 from amp.settings.base import at_least
 from amp.towers.base import quiet
 

@@ -3,23 +3,28 @@
 B images, T tokens, D width.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
 def distillation_loss(
-    student_BTD: Tensor, teacher_BTD: Tensor, num_prefix_tokens: int
+    student_BTD: Tensor, teacher_BTD: Tensor, num_prefix_tokens: int, read_tokens: Sequence[int] = (0,)
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean squared errors of the last block's output, prefix (CLS) and patch tokens at equal weight.
+    """Mean squared errors of the last block's output, prefix tokens that are read and patch tokens at equal weight.
 
     Args:
         student_BTD, teacher_BTD: tokens (B, T, D) before the final norm.
         num_prefix_tokens: how many of the T tokens lead the patch tokens (CLS, registers), >= 0.
+        read_tokens: those of them that the feature reads: the CLS token, of a distilled DeiT the second one too; never
+            registers.
     Returns:
-        (loss, loss_cls, loss_patch), scalars fp32; loss = loss_cls + loss_patch. Without prefix tokens
-        loss_cls is 0.
+        (loss, loss_cls, loss_patch), scalars fp32; loss = loss_cls + loss_patch. Where the feature reads no prefix
+        token loss_cls is 0.
     """
     squared_BTD = (student_BTD.float() - teacher_BTD.float()).square()
     loss_patch = squared_BTD[:, num_prefix_tokens:].mean()
-    loss_cls = squared_BTD[:, :1].mean() if num_prefix_tokens else torch.zeros_like(loss_patch)
+    read = [token for token in read_tokens if token < num_prefix_tokens]
+    loss_cls = squared_BTD[:, read].mean() if read else torch.zeros_like(loss_patch)
     return loss_cls + loss_patch, loss_cls, loss_patch

@@ -14,7 +14,7 @@ from amp.errors import UserError
 from amp.models.folder import read_folder_config
 from amp.models.memory import describe_memory, tensor_bytes, with_total
 from amp.models.published import published_widths
-from amp.run.files import read_json
+from amp.run.sealed import read_json
 from amp.settings.distill import DistillConfig
 from amp.towers import TokenReadout, Tower, after_last_block, build_tower
 

@@ -1,14 +1,16 @@
 """A teacher and its student: loaded, proved to be of one architecture, and given one head."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 
 from amp.errors import UserError, under
 from amp.models.folder import FolderConfig
 from amp.models.open import load_student
+from amp.run.console import say
 from amp.settings.distill import DistillConfig
-from amp.towers import Tower, after_last_block, build_tower
+from amp.towers import Tower, after_last_block, build_tower, describe_preprocess
 
 
 def load_teacher_and_student(config: DistillConfig) -> tuple[Tower, Tower, FolderConfig]:
@@ -21,6 +23,7 @@ def load_teacher_and_student(config: DistillConfig) -> tuple[Tower, Tower, Folde
     dense = config.teacher.as_model("fp32")
     with under("teacher", instead_of="model"):
         teacher = build_tower(dense)
+    say(describe_preprocess(teacher))
     student, student_config = load_student(config.student.pretrained, teacher)
     check_architecture(teacher, student)
     share_head(teacher, student, after_last_block(build_tower(dense, "meta")))
@@ -37,16 +40,19 @@ def load_teacher_and_student(config: DistillConfig) -> tuple[Tower, Tower, Folde
 
 def check_architecture(teacher: Tower, student: Tower) -> None:
     """Raises UserError unless the student is the teacher's architecture with MLPs as wide or narrower."""
-    if not student.same_architecture(teacher):
-        raise UserError("student.pretrained", f"a pruned {_in_words(student)}, the teacher is {_in_words(teacher)}")
+    if difference := teacher.difference(student.base):
+        key, own, theirs = difference
+        names = f"a pruned {student.base['name']!r} of another model than the teacher {teacher.base['name']!r}"
+        raise UserError("student.pretrained", f"{names}: its {key} is {own!r}, the teacher's {theirs!r}")
+    theirs, own = (describe_preprocess(replace(tower, notes=())) for tower in (teacher, student))
+    if own != theirs:
+        raise UserError(
+            "student.pretrained",
+            f"was pruned with {own}; the teacher's {theirs}: set teacher.transform, or prune again with the teacher's",
+        )
     for name, narrow, wide in zip(teacher.blocks, student.widths, teacher.widths, strict=True):
         if narrow > wide:
             raise UserError("student.pretrained", f"{name}: {narrow} hidden neurons, the teacher has {wide}")
-
-
-def _in_words(tower: Tower) -> str:
-    base = tower.base
-    return f"{base['name']!r} of {base['frame']} ({len(tower.blocks)} blocks, kwargs {base.get('kwargs')})"
 
 
 @torch.no_grad()

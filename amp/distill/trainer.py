@@ -135,7 +135,7 @@ class Trainer:
             target_BTD = self.target(images_BCHW)
         with self._autocast():
             tokens_BTD = self._student(images_BCHW.to(self._dtype))
-        return distillation_loss(tokens_BTD, target_BTD, self.student.num_prefix_tokens)
+        return distillation_loss(tokens_BTD, target_BTD, self.student.num_prefix_tokens, self.student.read_tokens)
 
     def update(self) -> None:
         """The optimizer's step, with the gradients that are there."""

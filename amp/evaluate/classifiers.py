@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from amp.errors import UserError
-from amp.models.folder import write_tensors
+from amp.errors import UserError, under
 from amp.run.files import atomic
+from amp.run.sealed import HEADER, read_tensors, write_tensors
 from amp.towers import Tower
 
 
@@ -87,11 +87,22 @@ def _read_classifier(path: str) -> tuple[Tensor, dict[str, str]]:
     """The tensor and its header, which is {} for a bare tensor."""
     try:
         with safe_open(path, "pt") as file:
-            return file.get_tensor("classifier"), file.metadata() or {}
+            found = file.metadata() or {}
+            if HEADER not in found:
+                return file.get_tensor("classifier"), found
     except OSError as error:
         raise UserError("--load_clfs", f"{path}: cannot be read ({error.strerror or error})") from None
     except SafetensorError:
-        pass
+        return _read_bare(path), {}
+    with under("--load_clfs"):
+        header, tensors = read_tensors(Path(path))
+    if "classifier" not in tensors:
+        raise UserError("--load_clfs", f"{path}: holds no text classifier")
+    return tensors["classifier"], header
+
+
+def _read_bare(path: str) -> Tensor:
+    """A tensor that torch.save wrote, as clip_benchmark does."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of pickle protocols
@@ -102,4 +113,4 @@ def _read_classifier(path: str) -> tuple[Tensor, dict[str, str]]:
         raise UserError("--load_clfs", f"{path}: no text classifier ({reason})") from None
     if not isinstance(classifier, Tensor):
         raise UserError("--load_clfs", f"{path}: holds a {type(classifier).__name__}, expected one tensor")
-    return classifier, {}
+    return classifier

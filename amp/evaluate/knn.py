@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 
 from amp.errors import UserError
 from amp.evaluate.options import KnnOptions
-from amp.evaluate.results import Evaluation, digest_model, open_evaluation
+from amp.evaluate.results import Evaluation, digest_model, open_evaluation, with_images
 from amp.evaluate.sharding import ShardedBatches
 from amp.run.console import progress, say
 from amp.run.world import world
@@ -141,7 +141,8 @@ def open_images(option: str, root: str, transform: Any) -> Dataset[Any]:
 def open_knn(options: KnnOptions) -> Evaluation[KnnOptions]:
     """The evaluation; nothing is measured. Raises UserError where its file cannot be written."""
     words = (Path(options.val_root).absolute().parent.name, "knn")
-    return world().from_main(lambda: open_evaluation(options, words, digest_model(options)))
+    roots = (("--train_root", options.train_root), ("--val_root", options.val_root))
+    return world().from_main(lambda: with_images(open_evaluation(options, words, digest_model(options)), *roots))
 
 
 def measure_knn(run: Evaluation[KnnOptions], tower: Tower) -> dict[str, Any]:

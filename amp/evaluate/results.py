@@ -3,21 +3,22 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from amp.data.identity import folder_digest
 from amp.errors import under
 from amp.evaluate.options import KnnOptions, ModelOptions, ZeroshotOptions, slug
 from amp.evaluate.paper import summarise
 from amp.models.open import open_tower
 from amp.run.console import say
-from amp.run.files import check_writable, file_sha256
+from amp.run.files import check_writable, file_sha256, texts_sha256
 from amp.run.identity import PACKAGES
 from amp.run.run import Run
 from amp.run.tables import percent, table, write_table
 from amp.settings.base import Precision
-from amp.towers import Tower
+from amp.towers import Tower, describe_preprocess
 
 Options = TypeVar("Options", ZeroshotOptions, KnnOptions)
 
@@ -59,14 +60,26 @@ def open_evaluation(
     identity = {"settings": decisive, "pretrained_sha256": digests["pretrained_sha256"]}
     name = slug(*words, options.model_stem, _short_digest(identity))
     path = check_writable("--output", options.output or f"out/eval/{name}.json")
-    return Evaluation(options, path.parent, identity, "--output", packages, path.name)
+    return Evaluation(options, path.parent, identity, "--output", packages, name=path.name)
+
+
+def with_images(run: Evaluation[Options], *roots: tuple[str, str]) -> Evaluation[Options]:
+    """The evaluation of the images that are there now: other names, sizes or times of files are another evaluation.
+
+    Args:
+        roots: (option, folder) of each; what is no folder, as a stream's address, does not count.
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    digests = [folder_digest(root, option) for option, root in roots if Path(root).is_dir()]
+    return replace(run, identity={**run.identity, "images_sha256": "+".join(digests)}) if digests else run
 
 
 def digest_model(options: ModelOptions) -> dict[str, str | None]:
     """The model's files by digest: `{model_sha256, pretrained_sha256}`; None where a library or nothing is named."""
     folder = next((path for path in (options.pretrained, options.model) if path and Path(path).is_dir()), None)
-    weights = str(Path(folder) / "model.safetensors") if folder else options.pretrained
-    return {"model_sha256": file_sha256(options.model), "pretrained_sha256": file_sha256(weights)}
+    described = texts_sha256(options.model) if options.model else None
+    return {"model_sha256": described, "pretrained_sha256": file_sha256(folder or options.pretrained)}
 
 
 def open_model(options: ModelOptions, precision: Precision, device: str, text_pretrained: str | None = None) -> Tower:
@@ -83,7 +96,7 @@ def open_model(options: ModelOptions, precision: Precision, device: str, text_pr
         under("--pretrained", instead_of="model.pretrained"),
         under("--img_size", instead_of="model.kwargs"),
     ):
-        return open_tower(
+        tower = open_tower(
             options.model,
             options.model_type,
             options.pretrained,
@@ -92,6 +105,8 @@ def open_model(options: ModelOptions, precision: Precision, device: str, text_pr
             text_pretrained,
             options.img_size,
         )
+    say(describe_preprocess(tower))
+    return tower
 
 
 def write_summary(options: ZeroshotOptions, records: Sequence[Mapping[str, Any]], folder: Path) -> None:

@@ -27,7 +27,7 @@ from torch.utils.data import default_collate
 from amp.errors import UserError
 from amp.evaluate.classifiers import classifier_header, load_classifiers, save_classifier
 from amp.evaluate.options import ZeroshotOptions
-from amp.evaluate.results import Evaluation, digest_model, open_evaluation, open_model
+from amp.evaluate.results import Evaluation, digest_model, open_evaluation, open_model, with_images
 from amp.evaluate.sharding import ShardedBatches
 from amp.run.console import progress, say
 from amp.run.files import check_writable, file_sha256
@@ -37,6 +37,7 @@ from amp.settings.base import Precision
 from amp.towers import Tower
 
 Metrics = dict[str, float | None]
+DATASET_ROOT = "--dataset_root"
 RECALL_KS = (1, 5, 10)
 
 
@@ -59,7 +60,7 @@ class Evaluator:
     precision: Precision = "fp32"
     num_workers: int = 4
     text_batch_size: int = 80
-    option: str = "--dataset_root"
+    option: str = DATASET_ROOT
     in_step: bool = False
     _classifiers: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -220,13 +221,16 @@ def open_evaluations(each: Sequence[ZeroshotOptions]) -> list[Evaluation[Zerosho
             if file:
                 check_writable(key, file)
         return [
-            open_evaluation(
-                replace(own, precision=precision),
-                (own.dataset, own.task),
-                digests,
-                (*PACKAGES, "clip_benchmark"),
-                load_clfs_sha256=[*map(file_sha256, own.load_clfs)],
-                **(of_texts if own.builds_classifier else {}),
+            with_images(
+                open_evaluation(
+                    replace(own, precision=precision),
+                    (own.dataset, own.task),
+                    digests,
+                    (*PACKAGES, "clip_benchmark"),
+                    load_clfs_sha256=[*map(file_sha256, own.load_clfs)],
+                    **(of_texts if own.builds_classifier else {}),
+                ),
+                (DATASET_ROOT, own.dataset_root),
             )
             for own in each
         ]
@@ -260,6 +264,7 @@ def measure_zeroshot(run: Evaluation[ZeroshotOptions], evaluator: Evaluator) -> 
     """The record of one data set, which is written: `{metrics, num_images, seconds, ...}`."""
     options, tower = run.config, evaluator.tower
     dataset = options.benchmark.build(tower.transform)
+    run = world().from_main(lambda: with_images(run, (DATASET_ROOT, options.dataset_root)))  # some are made or fetched
     started = time.monotonic()
     if options.task == "zeroshot_retrieval":
         metrics, num_images = evaluator.retrieve(dataset)

@@ -1,6 +1,6 @@
 """Models from files and to files: folders of ours, published checkpoints, whatever a user names."""
 
-from amp.models.folder import FolderConfig, is_model_folder, load_tower, read_folder_config, save_tower, write_tensors
+from amp.models.folder import FolderConfig, is_model_folder, load_tower, read_folder_config, save_tower
 from amp.models.open import check_student, describe_published, load_pruned, load_student, open_published, open_tower
 from amp.models.published import published_widths, write_published
 
@@ -18,5 +18,4 @@ __all__ = [
     "read_folder_config",
     "save_tower",
     "write_published",
-    "write_tensors",
 ]

@@ -1,7 +1,6 @@
 """The self-describing model folder: `model.safetensors` (the whole model) and `config.json` (what rebuilds it)."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from amp.errors import UserError, shortened
-from amp.run.files import atomic
+from amp.run.files import atomic, file_sha256
+from amp.run.sealed import WEIGHTS_DIGEST, check_digest, read_json, write_json, write_tensors
 from amp.settings.base import Precision, Settings
 from amp.towers import Tower, rebuild_dense
 
@@ -24,6 +24,7 @@ class FolderConfig(Settings):
     """`config.json`: the dense model, each block's width and kept neurons, provenance.
 
     `kept` are indices into the dense model; null where they are not known, as of a published checkpoint.
+    `weights_sha256` is the digest of `model.safetensors`.
     """
 
     format: int
@@ -31,14 +32,7 @@ class FolderConfig(Settings):
     widths: tuple[int, ...]
     kept: tuple[tuple[int, ...], ...] | None
     provenance: dict[str, Any]
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file, on the CPU, readable by whom the user's umask allows."""
-    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, path, dict(metadata or {}))
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    weights_sha256: str | None = None
 
 
 def is_model_folder(path: str | None) -> bool:
@@ -76,7 +70,8 @@ def save_tower(
         partial.mkdir()
         own = {prefix_of(tower) + name: tensor for name, tensor in (weights or {}).items()}
         write_tensors(partial / "model.safetensors", tower.model.state_dict() | own)
-        (partial / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1) + "\n", "utf-8")
+        digest = {WEIGHTS_DIGEST: file_sha256(str(partial / "model.safetensors"))}
+        write_json(partial / "config.json", config.model_dump(mode="json") | digest)
 
 
 def prefix_of(tower: Tower) -> str:
@@ -88,10 +83,10 @@ def prefix_of(tower: Tower) -> str:
 def read_folder_config(folder: str | Path) -> FolderConfig:
     """Raises UserError when the folder is no pruned model of ours."""
     path = Path(folder) / "config.json"
+    if not path.exists():
+        raise UserError(folder, "holds no config.json; expected a pruned/ or distilled/ folder")
     try:
-        config = FolderConfig.model_validate_json(path.read_bytes())
-    except OSError:
-        raise UserError(folder, "holds no config.json; expected a pruned/ or distilled/ folder") from None
+        config = FolderConfig.model_validate_json(json.dumps(read_json(path)))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
@@ -121,6 +116,7 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
     for slot, indices in zip(tower.slots, _kept(config, tower, folder), strict=True):
         slot.keep(torch.tensor(indices))
     weights = Path(folder) / "model.safetensors"
+    check_digest(weights, config.weights_sha256)
     try:
         tower.model.load_state_dict(load_file(weights))
     except (OSError, SafetensorError) as error:

@@ -1,5 +1,6 @@
 """Models from what a user names: a library's name, a folder of ours, a published checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,10 @@ def open_tower(
         raise UserError("--model_type", f"{frame}: {folder} is of {tower.base['frame']}")
     if folder == pretrained and name is not None and name != pretrained:
         dense = build_tower(ModelSettings(frame=tower.base["frame"], name=name), "meta")
-        if not tower.same_architecture(dense):
-            raise UserError("--pretrained", f"{folder} is a pruned {tower.base['name']!r}, not {name!r}")
+        if difference := dense.difference(tower.base):
+            key, own, asked = difference
+            told = f"{folder} is a pruned {tower.base['name']!r}, not {name!r}"
+            raise UserError("--pretrained", f"{told}: its {key} is {own!r}, not {asked!r}")
     return tower
 
 
@@ -68,13 +71,13 @@ def open_published(settings: ModelSettings, text_pretrained: str | None = None, 
     path, rest = settings.pretrained, None
     if path is None or device == "meta" or not Path(path).is_file():
         return None
-    dense = build_tower(settings.model_copy(update={"pretrained": None}), "meta")
+    dense = build_tower(settings.model_copy(update={"pretrained": text_pretrained or path}), "meta")
     if not is_published(path, dense):
         return None
     if text_pretrained is not None:
         with under("--text_pretrained", instead_of="model.pretrained"):
             rest = outside_tower(build_tower(settings.model_copy(update={"pretrained": text_pretrained})))
-    return load_published(path, dense.base, rest, device)
+    return replace(load_published(path, dense.base, rest, device), notes=dense.notes)
 
 
 def check_student(path: str) -> None:

@@ -3,47 +3,26 @@
 Read as towers, written from our folders. `original_names` has the names.
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from amp.errors import UserError, shortened, under
-from amp.models.folder import prefix_of, write_tensors
-from amp.models.original_names import State, from_original, read_widths, rename, strip_prefixes, to_original
+from amp.models.folder import prefix_of
+from amp.models.original_names import from_original, read_widths, rename, strip_prefixes, to_original
 from amp.run.files import atomic
-from amp.towers import Tower, rebuild_dense
+from amp.run.sealed import write_tensors
+from amp.towers import Tower, library, rebuild_dense
+from amp.towers.weights import State, read_state
 
 
-def read_state(path: str | Path) -> State:
-    """The named tensors of a weights file, mapped into memory where its format allows. Never runs code from it.
-
-    Raises:
-        UserError: unreadable, or more than named tensors.
-    """
-    try:
-        if str(path).endswith(".safetensors"):
-            return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except OSError as error:
-        raise UserError(path, f"cannot be read ({error.strerror or error})") from None
-    except pickle.UnpicklingError:
-        raise UserError(path, "no weights file, or one of more than tensors; loading it could run code") from None
-    except (SafetensorError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(path, f"cannot be read ({shortened(error)})") from None
-    for key in ("state_dict", "model", "module"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(path, "holds no state dict of named tensors")
-    return state
+def _state_of(path: str | Path, base: Mapping[str, Any]) -> State:
+    """The weights that the model's library takes of a checkpoint of several sets."""
+    return read_state(path, library(base["frame"]).checkpoint_keys)
 
 
 def is_published(path: str | Path, dense: Tower) -> bool:
@@ -53,7 +32,7 @@ def is_published(path: str | Path, dense: Tower) -> bool:
         dense: the dense model, on the meta device.
     """
     try:
-        state = strip_prefixes(read_state(path))
+        state = strip_prefixes(_state_of(path, dense.base))
     except UserError:
         return False  # The library says what is wrong with it.
     prefix = prefix_of(dense)
@@ -79,7 +58,7 @@ def load_published(
         UserError: not the vision tower of that model.
     """
     tower = rebuild_dense(base)
-    state = read_state(path)
+    state = _state_of(path, base)
     try:
         with under(path):
             own = from_original(state, tower)
@@ -103,7 +82,7 @@ def load_published(
 
 def published_widths(path: str | Path, dense: Tower) -> list[int]:
     """Hidden width of every block of a published checkpoint of `dense`. Raises UserError."""
-    return read_widths(from_original(read_state(path), dense), dense)
+    return read_widths(from_original(_state_of(path, dense.base), dense), dense)
 
 
 def outside_tower(dense: Tower) -> State:

@@ -24,7 +24,7 @@ def refit_pruned(run: Run[PruneConfig]) -> None:
     pruned = read_folder_config(run.path("pruned"))
     run = run.with_frame(pruned.base["frame"])
     tower = build_tower(run.config.model, str(world().device))
-    if pruned.kept is None or not tower.same_base(pruned.base):
+    if pruned.kept is None or tower.difference(pruned.base):
         name = run.config.model.name
         raise UserError("--compensate_only", f"{run.path('pruned')}: its kept neurons are not those of {name}")
     # Scores by which the neurons that were kept come first, in their own order.

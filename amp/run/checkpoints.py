@@ -1,6 +1,5 @@
 """The store of a run's resumable states: `checkpoints/step_0000500/`, each whole or not there."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from amp.errors import StoppedError, UserError
-from amp.run.files import read_json
+from amp.run.files import file_sha256
 from amp.run.identity import check_same
 from amp.run.run import Run
+from amp.run.sealed import check_digest, read_json, write_json
 from amp.run.world import world
 
 RECORD = "state.json"
@@ -87,8 +87,9 @@ class Checkpoints:
         )
 
     def _finish(self, step: int, partial: Path, record: Mapping[str, Any], best: int) -> None:
-        whole = {"header": self.run.header, **record, "step": step}
-        (partial / RECORD).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        digests = {path.name: file_sha256(str(path)) for path in sorted(partial.iterdir())}
+        whole = {"header": self.run.header, **record, "step": step, "files_sha256": digests}
+        write_json(partial / RECORD, whole)
         for path in (partial / RECORD, partial):
             _sync(path)
         _discard(self.path(step))
@@ -101,13 +102,16 @@ class Checkpoints:
         """What was recorded beside a checkpoint's tensors.
 
         Raises:
-            UserError: it cannot be read, or is another run's.
+            UserError: it cannot be read, is damaged, or is another run's.
         """
         return world().from_main(lambda: self._record(step))
 
     def _record(self, step: int) -> dict[str, Any]:
-        record = read_json(self.path(step) / RECORD)
+        advice = f"delete {self.path(step)} to go on from an earlier one"
+        record = read_json(self.path(step) / RECORD, advice)
         check_same(self.path(step), record.pop("header", {}), self.run.identity, self.run.key)
+        for name, digest in dict(record.pop("files_sha256", {})).items():
+            check_digest(self.path(step) / name, digest, advice)
         return record
 
     def load(self, step: int, tensors: Mapping[str, Tensor]) -> None:

@@ -1,24 +1,32 @@
-"""Files of a run: written beside and renamed, read with one line for what is wrong."""
+"""A run's files and folder: written beside and renamed, checked before the work, held by one run at a time."""
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import shlex
 import shutil
+import socket
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
-from amp.errors import StoppedError, UserError, under
+from amp.errors import UserError, as_line, under
+
+LOCK = ".lock"
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A name beside `path` to write a file or folder at; renamed to `path` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _remove(partial)  # of a killed run: in a container the next one has the same process id
     try:
@@ -35,61 +43,35 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Around the writing of `path`, by the one process that writes it: a full disk is one line, no traceback.
-
-    What killed runs have left of it is removed first.
-    """
+    """Around the writing of `path`: a full disk is one line, no traceback."""
     try:
-        for left in path.parent.glob(f".{path.name}.*.partial"):
-            _remove(left)
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        advice = "make room, then the same command goes on from the last checkpoint"
-        raise StoppedError(f"{path} cannot be written ({reason}); {advice}") from None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        line = as_line(error, path)
+        if line is None:
+            raise
+        raise line from None
+
+
+def remove_left(folder: Path) -> None:
+    """Removes what killed runs have left in a run's folder; nobody else may be writing there."""
+    for pattern in (".*.partial", ".*.old*"):
+        for left in folder.glob(pattern):
+            _remove(left)
+
+
+def _remove_left(path: Path) -> None:
+    """Removes what processes that are gone have left of `path`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        number = left.name.removesuffix(".partial").rpartition(".")[2]
+        if not (number.isdigit() and Path("/proc", number).exists()):
+            _remove(left)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """A JSON file, written beside and renamed."""
-    with atomic(path) as partial:
-        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def append_line(path: Path, value: Any) -> None:
-    """A line of JSON, on the disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_lines(path: Path, take: Callable[[int, Any], None], advice: str) -> None:
-    """Hands the lines of a file of JSON to `take`, numbered from 0; drops a last one that was not written to its end.
-
-    Args:
-        take: raises ValueError, KeyError, TypeError or AttributeError where a line is not as it should be; a UserError
-            of its own, of a file that is another run's for example, leaves the file as it is.
-        advice: what to do about a damaged file.
-    Raises:
-        UserError: a line before the last one is damaged, or there is none.
-    """
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole = text[: text.rfind("\n") + 1]
-    for number, line in enumerate(whole.splitlines() or [""]):
-        try:
-            take(number, json.loads(line))
-        except UserError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(path, f"line {number + 1} is damaged ({error}); {advice}") from None
-    if len(whole) < len(text):
-        os.truncate(path, len(whole.encode()))
 
 
 def prepare_output(folder: str) -> Path:
@@ -119,24 +101,105 @@ def check_writable(key: str, file: str) -> Path:
     return path
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError when the file is no JSON object."""
+@contextmanager
+def alone_in(folder: Path, key: str = "output.dir") -> Iterator[None]:
+    """Within the block, this process is the only one that writes into `folder`, which is made where it is missing.
+
+    What killed runs have left there is removed. The lock goes with its process, however that ends. File systems that
+    know no locks are used without.
+
+    Args:
+        key: the setting or option that chose the folder.
+    Raises:
+        UserError: another run holds it; says which.
+    """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    descriptor = _take(path, key)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(path, f"cannot be read ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(path, "expected a JSON object")
-    return value
+        remove_left(folder)
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+        for place in new:
+            with suppress(OSError):
+                place.rmdir()  # where nothing was written
+
+
+def _take(path: Path, key: str) -> int:
+    """The descriptor of the locked file, which says who holds it: a record lock, for loader workers inherit others."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            held_by = os.pread(descriptor, 4096, 0).decode(errors="replace")
+            os.close(descriptor)
+            raise UserError(
+                key, f"{path.parent} is in use by {_in_words(held_by)}; wait for it to end, or choose another {key}"
+            ) from None
+        except OSError:
+            pass
+        if _is_still(path, descriptor):
+            break
+        os.close(descriptor)
+    holder = {"process": os.getpid(), "host": socket.gethostname(), "command": shlex.join(map(str, sys.argv))}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps({**holder, "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}).encode(), 0)
+    return descriptor
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether the name is that of the open file, which its last holder may have removed in between."""
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _in_words(text: str) -> str:
+    try:
+        holder = json.loads(text)
+        return "process {process} on {host} since {since} ({command})".format(**holder)
+    except (ValueError, KeyError, TypeError):
+        return "another run"
 
 
 def file_sha256(path: str | None) -> str | None:
-    """Hex digest of a local file's bytes, or of a folder's safetensors; None for a library's tag or no weights."""
+    """Hex digest of a local file's bytes, or of a folder's weights; None for a library's tag or no weights.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     if path is None or not Path(path).exists():
         return None
-    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
+    own = Path(path)
+    return "+".join(_digests(own, ("*.safetensors", "*.bin") if own.is_dir() else ())) or None
+
+
+def texts_sha256(path: str) -> str | None:
+    """Hex digest of the bytes of a local file, or of a folder's JSON and text files; None for a library's name.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    own = Path(path)
+    if not own.exists():
+        return None
+    digests = _digests(own, ("*.json", "*.txt", "*.model") if own.is_dir() else ())
+    return hashlib.sha256("+".join(digests).encode()).hexdigest() if own.is_dir() else "+".join(digests)
+
+
+def _digests(path: Path, patterns: Sequence[str]) -> list[str]:
+    """Of a file, or of a folder's files of these patterns, sorted."""
     digests = []
-    for file in files:
-        with file.open("rb") as opened:
-            digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
-    return "+".join(digests) or None
+    try:
+        for file in sorted(file for pattern in patterns for file in path.glob(pattern)) if patterns else [path]:
+            with file.open("rb") as opened:
+                digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    except OSError as error:
+        raise UserError(error.filename or path, f"cannot be read ({error.strerror})") from None
+    return digests

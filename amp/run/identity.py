@@ -1,24 +1,34 @@
 """What decides a run's result, where artifacts record it, and in what two runs differ.
 
-An identity is `{settings, pretrained_sha256, ...}`: the settings that decide the result, and digests of the files that
-they name. A header is an identity with the versions of the software, as artifacts hold it.
+An identity is `{settings, model_sha256, pretrained_sha256, ...}`: the settings that decide the result, and digests of
+the files that they name. A header is an identity with the versions of the software, as artifacts hold it.
 """
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from amp.errors import UserError
-from amp.run.files import file_sha256, read_json
+from amp.run.files import file_sha256, texts_sha256
+from amp.run.sealed import read_json, read_tensor_header
 from amp.settings.run import RunConfig
 from amp.version import __version__
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers")
 DIGEST = "_sha256"
+# What a digest is of, for people.
+CONTENTS = {
+    "model_sha256": "the files that describe the model",
+    "pretrained_sha256": "the weights",
+    "student_sha256": "the student",
+    "train_sha256": "the training images (names, sizes or times of the files)",
+    "train_names_sha256": "the training images (names or sizes of the files)",
+    "val_sha256": "the held-out images (names, sizes or times of the files)",
+    "val_names_sha256": "the held-out images (names or sizes of the files)",
+    "images_sha256": "the images (names, sizes or times of the files)",
+    "scores_sha256": "the scores",
+}
 
 
 def identity(config: RunConfig, leave_out: tuple[str, ...] = (), **digests: str | None) -> dict[str, Any]:
@@ -26,10 +36,10 @@ def identity(config: RunConfig, leave_out: tuple[str, ...] = (), **digests: str 
 
     Args:
         leave_out: groups of settings that have no say in it.
-        digests: of files besides the dense model's weights, their names ending in `_sha256`.
+        digests: of files besides the dense model's, their names ending in `_sha256`.
     """
-    pretrained = file_sha256(config.dense.weights)
-    return {"settings": config.decisive(leave_out), "pretrained_sha256": pretrained, **digests}
+    own = {"model_sha256": texts_sha256(config.dense.name), "pretrained_sha256": file_sha256(config.dense.weights)}
+    return {"settings": config.decisive(leave_out), **own, **digests}
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
@@ -41,17 +51,13 @@ def read_header(path: Path, advice: str = "") -> dict[str, Any]:
     """The header that an artifact holds: a JSON record, a model folder's config.json, or a file of tensors.
 
     Args:
-        advice: ends the message where a file of tensors cannot be read.
+        advice: ends the message where it cannot be read.
     Raises:
         UserError: it cannot be read, or holds none.
     """
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return dict(json.loads((file.metadata() or {})["amp"]))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(path, f"cannot be read ({error}){advice and f'; {advice}'}") from None
-    record = read_json(path)
+        return read_tensor_header(path, advice)
+    record = read_json(path, advice)
     if path.name == "config.json":
         record = record.get("provenance", {})
     return record
@@ -88,12 +94,18 @@ def check_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any
     """
     difference = first_difference(recorded, wanted)
     if difference:
-        name, old, new = difference
         raise UserError(
             key,
-            f"{path.parent} holds another run: {path.name} was made with {name} = {old!r}, asked for {new!r}; "
+            f"{path.parent} holds another run: {path.name} was made {in_words(*difference)}; "
             f"choose another {key} or delete {path}",
         )
+
+
+def in_words(key: str, old: object, new: object) -> str:
+    """What differs between a record and what is asked for, after "was made ..."."""
+    if key.endswith(DIGEST):
+        return f"before {CONTENTS.get(key, key.removesuffix(DIGEST))} changed"
+    return f"with {key} = {old!r}, asked for {new!r}"
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """`Run`: one verb at work in one folder, from its settings to the files that hold its result."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from amp.errors import UserError
 from amp.run.console import reproduce, say
-from amp.run.files import prepare_output, read_json, write_json
+from amp.run.files import alone_in, prepare_output
 from amp.run.identity import PACKAGES, check_same, identity, read_header, recorded_frame, versions
+from amp.run.sealed import check_whole, read_json, write_json
 from amp.run.world import start, world
 from amp.settings.model import Frame
 from amp.settings.run import RunConfig
@@ -27,6 +29,7 @@ class Run(Generic[Config]):
         identity: what decides the result, as of `amp.run.identity`.
         key: the setting or option that chose the folder, for messages.
         packages: whose versions are recorded.
+        missing: what is wrong with the inputs of a run whose outputs are there, which then needs none.
     """
 
     config: Config
@@ -34,6 +37,7 @@ class Run(Generic[Config]):
     identity: Mapping[str, Any]
     key: str = "output.dir"
     packages: tuple[str, ...] = PACKAGES
+    missing: UserError | None = None
 
     @property
     def header(self) -> dict[str, Any]:
@@ -63,11 +67,11 @@ class Run(Generic[Config]):
         Of a file in a folder, `pruned/config.json`, people are told of the folder.
 
         Raises:
-            UserError: it was made by another run.
+            UserError: it was made by another run, or one of them is damaged.
         """
         there = self._all_there(first, *others)
         if there:
-            world().from_main(lambda: self.check(first))
+            world().from_main(lambda: self._check_all(first, *others))
             names = dict.fromkeys(_as_told(name) for name in (first, *others))
             say(f"already done: {' and '.join(str(self.path(name)) for name in names)}")
         return there
@@ -80,6 +84,14 @@ class Run(Generic[Config]):
         told = self.path(_as_told(name))
         header = read_header(self.path(name), f"delete {told} to make it anew")
         check_same(told, header, self.identity, self.key)
+
+    def _check_all(self, first: str, *others: str) -> None:
+        try:
+            self.check(first)
+        except UserError as error:
+            raise self.missing or error from None
+        for name in (first, *others):
+            check_whole(self.path(name), f"delete {self.path(_as_told(name))} to make it anew")
 
     def found(self, name: str) -> dict[str, Any] | None:
         """The JSON record of this run, if it is there; as the main process reads it.
@@ -111,15 +123,45 @@ def _as_told(name: str) -> str:
     return name.partition("/")[0]
 
 
+Inputs = Callable[[], Mapping[str, str | None]]
+
+
 @contextmanager
-def open_run(config: RunSettings, leave_out: tuple[str, ...] = (), **digests: str | None) -> Iterator[Run[RunSettings]]:
-    """The run of an entry script, with its processes: `with open_run(config) as run: ...`.
+def open_run(
+    config: RunSettings,
+    inputs: Inputs = dict,
+    outputs: tuple[str, ...] = (),
+    leave_out: tuple[str, ...] = (),
+    place: Callable[[Run[RunSettings]], Path] = lambda run: run.folder,
+) -> Iterator[Run[RunSettings]]:
+    """The run of an entry script, with its processes, alone in its folder: `with open_run(config) as run: ...`.
+
+    What is wrong with the inputs is told before anything is said of the folder, about which a mistake in them says
+    nothing. A run that is done needs its inputs no more.
 
     Args:
-        leave_out, digests: as of `amp.run.identity.identity`.
+        inputs: digests of what the run reads besides the dense model, their names ending in `_sha256`; asked on the
+            main process.
+        outputs: of which `Run.done` will be asked.
+        leave_out: as of `amp.run.identity.identity`.
+        place: the run's folder, where it is not `output.dir` itself.
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: an input is missing, the folder cannot be written to, or another run holds it.
     """
-    with start() as own:
-        folder = own.from_main(lambda: prepare_output(config.output.dir))
-        yield Run(config, folder, own.from_main(lambda: identity(config, leave_out, **digests)))
+    with start() as own, ExitStack() as locks:
+
+        def begin() -> Run[RunSettings]:
+            missing, digests = None, {}
+            try:
+                digests = dict(inputs())
+            except UserError as error:
+                missing = error
+            run = Run(config, Path(config.output.dir), identity(config, leave_out, **digests), missing=missing)
+            run = replace(run, folder=place(run))
+            if missing and not (outputs and all(run.path(name).exists() for name in outputs)):
+                raise missing
+            locks.enter_context(alone_in(prepare_output(str(run.folder))))
+            return run
+
+        run = own.from_main(begin)
+        yield run

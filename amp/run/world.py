@@ -234,13 +234,16 @@ def recompute_in_backward(module: nn.Module, blocks: Collection[nn.Module]) -> N
 def start(device: str | None = None) -> Iterator[World]:
     """The world of a script run by python (one process) or torchrun (many): CUDA with NCCL or CPU with gloo.
 
-    When one process ends before its work is done, the others end with it and say which and why.
+    Within another one it is that one. When a process ends before its work is done, the others end with it and say why.
 
     Args:
         device: 'cpu' or 'cuda'; None takes CUDA when there is one.
     Raises:
         UserError: the launcher's environment is not as it should be, or not all processes come.
     """
+    if _started:
+        yield _started[-1]
+        return
     kind = device or _default_device().type
     place = place_of()
     if place is None:

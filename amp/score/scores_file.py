@@ -1,37 +1,60 @@
 """`scores.safetensors`: one score a neuron, and the settings they were made with."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+import torch
 from torch import Tensor
 
 from amp.errors import UserError
-from amp.models.folder import write_tensors
-from amp.run.files import atomic
-from amp.run.identity import first_difference, read_header
+from amp.run.files import atomic, room_for
+from amp.run.identity import first_difference, in_words
+from amp.run.sealed import read_tensors, write_tensors
+from amp.towers import Tower
 
+SCORES = "scores.safetensors"
 FOREIGN = "not a scores file of main_score.py"
 
 
 def save_scores(scores: Sequence[Tensor], header: Mapping[str, Any], path: Path) -> None:
-    """`score.{block}` fp32 (H,) for every block, and a JSON header of settings."""
-    with atomic(path) as partial:
-        tensors = {f"score.{block}": score_H for block, score_H in enumerate(scores)}
-        write_tensors(partial, tensors, {"amp": json.dumps(header)})
+    """`score.{block}` fp32 (H,) for every block, and a JSON header of settings. Raises StoppedError on a full disk."""
+    tensors = {f"score.{block}": score_H for block, score_H in enumerate(scores)}
+    with room_for(path), atomic(path) as partial:
+        write_tensors(partial, tensors, header)
 
 
 def load_scores(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
-    """(H,) fp32 scores by block, on the CPU, and their header. Raises UserError when the file holds none."""
+    """(H,) fp32 scores by block, on the CPU, and their header.
+
+    Raises:
+        UserError: the file holds none, it is damaged, or a score is no finite number.
+    """
     if not path.exists():
         raise UserError(path, "no such file; run main_score.py with the same --config_file first")
-    header, tensors = read_header(path, FOREIGN), load_file(path)
-    missing = next((name for block in range(len(tensors)) if (name := f"score.{block}") not in tensors), None)
-    if missing:
-        raise UserError(path, f"holds no {missing}; {FOREIGN}")
-    return [tensors[f"score.{block}"] for block in range(len(tensors))], header
+    header, tensors = read_tensors(path, FOREIGN)
+    names = [f"score.{block}" for block in range(len(tensors))]
+    for name in names:
+        score_H = tensors.get(name)
+        if score_H is None:
+            raise UserError(path, f"holds no {name}; {FOREIGN}")
+        if score_H.ndim != 1 or score_H.dtype != torch.float32 or not torch.isfinite(score_H).all():
+            raise UserError(path, f"{name}: is no list of finite fp32 numbers; delete the file to score anew")
+    if not names:
+        raise UserError(path, f"holds no score.0; {FOREIGN}")
+    return [tensors[name] for name in names], header
+
+
+def check_fit(scores: Sequence[Tensor], tower: Tower, path: Path) -> None:
+    """Raises UserError unless there is one score for every neuron of every block of a dense tower."""
+    found, wanted = [len(score_H) for score_H in scores], tower.widths
+    if len(found) != len(wanted):
+        raise UserError(path, f"scores of {len(found)} blocks, the tower has {len(wanted)}; delete it to score anew")
+    for block, (number, width) in enumerate(zip(found, wanted, strict=True)):
+        if number != width:
+            raise UserError(
+                path, f"score.{block}: {number} scores, the block has {width} neurons; delete the file to score anew"
+            )
 
 
 def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -43,9 +66,7 @@ def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     decisive = {key: wanted["settings"][key] for key in ("model", "data", "score")}
     difference = first_difference(scored, {**wanted, "settings": decisive})
     if difference:
-        key, old, new = difference
         raise UserError(
-            "scores.safetensors",
-            f"made with {key} = {old!r}, asked for {new!r}; "
-            "run main_score.py with these settings, into another output.dir",
+            SCORES,
+            f"made {in_words(*difference)}; run main_score.py with these settings, into another output.dir",
         )

@@ -42,27 +42,34 @@ class Scoring:
 
     @property
     def num_done(self) -> int:
-        """Batches whose sums are there already."""
+        """Batches of the pass under way whose sums are there already."""
         return 0 if self.saved is None else self.saved.num_batches
 
-    def batches(self, start: int = 0) -> Iterator[Tensor]:
-        """(B, C, S, S) on the device, in the tower's precision, from batch `start` on, under a progress bar."""
-        images = self.images
+    def steps(self, scorer: HasSums) -> Iterator[Tensor]:
+        """One pass: (B, C, S, S) of each batch, on the device, in the tower's precision, under a progress bar.
+
+        The scorer adds each to its sums, which are taken up where an earlier run left them, and saved now and then.
+        """
+        start, images = self.num_done, self.images
+        if start:
+            say(f"going on after batch {start} of {len(images)}")
+        if self.saved is not None:
+            self.saved.restore(scorer)
         remaining = images.epoch(0, start) if isinstance(images, Batches) else images[start:]
         for images_BCSS in progress(remaining, "score", "batch", total=len(images), initial=start):
             yield images_BCSS.to(world().device, self.tower.dtype, non_blocking=True)
-
-    def steps(self, scorer: HasSums) -> Iterator[Tensor]:
-        """The batches, each of which the scorer adds to its sums: these are taken up, and saved now and then."""
-        start = self.num_done
-        if start:
-            say(f"going on after batch {start} of {len(self.images)}")
-        if self.saved is not None:
-            self.saved.restore(scorer)
-        for images_BCSS in self.batches(start):
-            yield images_BCSS
             if self.saved is not None:
                 self.saved.step(scorer)
+
+    def finished(self, name: str, work: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+        """What one of several passes gives, on the device: as an earlier run kept it, or done now and kept.
+
+        Args:
+            name: of the pass, like no other's.
+            work: goes through `steps` once -> tensors that are equal on every process.
+        """
+        results = work() if self.saved is None else self.saved.finished(name, work)
+        return [result.to(world().device) for result in results]
 
 
 class Criterion(Protocol):

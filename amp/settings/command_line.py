@@ -66,7 +66,7 @@ def plan_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--dry_run", action="store_true", help="print what a process's memory must hold, and end")
     options.add_argument(
-        "--gpu_memory", type=number_from(0.1), default=80.0, metavar="GB", help="of --dry_run (default: 80)"
+        "--gpu_memory", type=number_from(0.001), default=80.0, metavar="GB", help="of --dry_run (default: 80)"
     )
     return options
 
@@ -77,12 +77,14 @@ class PruneOptions:
 
     Attributes:
         sweep: thresholds to compare, in nats, ascending; none: prune to the settings'.
+        sizes: shares of the dense tower's parameters to prune to, one after another, descending; none: the settings'.
         compensate_only: refit a folder that is pruned already.
         dry_run: print what a process's memory must hold.
         gpu_memory: of a dry run, in GB.
     """
 
     sweep: tuple[float, ...]
+    sizes: tuple[float, ...]
     compensate_only: bool
     dry_run: bool
     gpu_memory: float
@@ -94,17 +96,26 @@ def parse_prune(description: str, argv: Sequence[str] | None = None) -> tuple[Pr
     add = parser.add_argument
     several_sizes = "size and entropy at several entropy_increases"
     add("--sweep", nargs="+", type=number_from(0), default=[], metavar="NATS", help=several_sizes)
+    each = "prune to each of these shares of the parameters, into output.dir/params-SHARE"
+    add("--sizes", nargs="+", type=number_from(0), default=[], metavar="SHARE", help=each)
     refit = "refit the out-projections of output.dir/pruned as prune.compensation says; writes output.dir/compensated"
     add("--compensate_only", action="store_true", help=refit)
     config = parse_args(PruneConfig, description, argv, [parser])
     args, _ = parser.parse_known_args(argv)
-    options = PruneOptions(tuple(sorted(set(args.sweep))), args.compensate_only, args.dry_run, args.gpu_memory)
+    sweep, sizes = tuple(sorted(set(args.sweep))), tuple(sorted(set(args.sizes), reverse=True))
+    options = PruneOptions(sweep, sizes, args.compensate_only, args.dry_run, args.gpu_memory)
     own = config.prune
     if options.compensate_only and own.compensation == "none":
         raise UserError("--compensate_only", "prune.compensation is none; say --set prune.compensation=ridge, or mean")
     for key, given in (("widths", own.widths), ("target", own.target.asked)):
         if options.sweep and given:
             raise UserError("--sweep", f"prune.{key} must be null; the thresholds alone decide")
+        if options.sizes and given:
+            raise UserError("--sizes", f"prune.{key} must be null; the sizes alone decide")
+    if sizes and (options.sweep or options.compensate_only):
+        raise UserError("--sizes", "goes with neither --sweep nor --compensate_only")
+    if wrong := [size for size in sizes if not 0 < size < 1]:
+        raise UserError("--sizes", f"{wrong[0]:g}: shares lie between 0 and 1, for example 0.8 0.6 0.4")
     return config, options
 
 

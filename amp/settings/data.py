@@ -26,3 +26,8 @@ class DataSettings(Settings):
     max_broken: Annotated[float, Field(ge=0, le=1)] = Field(
         0.01, description="a run ends at more than this share of broken images", **ASIDE
     )
+    compare_times: bool = Field(
+        True,
+        description="take an image file with another time for another one; false where files are copied without times",
+        **ASIDE,
+    )

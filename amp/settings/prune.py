@@ -161,6 +161,11 @@ class PruneConfig(RunConfig):
         """The dense model."""
         return self.model
 
+    def of_params(self, share: float) -> Self:
+        """The same settings with `prune.target.params`."""
+        own = self.prune.model_copy(update={"target": TargetSettings(params=share)})
+        return self.model_copy(update={"prune": own})
+
     def with_frame(self, frame: Frame | None) -> Self:
         """The same settings with `model.frame` filled in where it was left open."""
         return self.model_copy(update={"model": self.model.model_copy(update={"frame": self.model.frame or frame})})

@@ -8,9 +8,11 @@ import torch
 
 from amp.errors import UserError
 from amp.settings.model import ModelSettings
-from amp.towers.base import TokenReadout, Tower, after_last_block
+from amp.towers.base import Tower
 from amp.towers.library import Library, library
 from amp.towers.names import default_frame, knows, other_reader
+from amp.towers.preprocess import describe_preprocess
+from amp.towers.readout import TokenReadout, after_last_block, check_readout
 from amp.towers.slots import MlpSlot
 from amp.towers.weights import check_complete
 
@@ -22,6 +24,7 @@ __all__ = [
     "after_last_block",
     "build_tower",
     "default_frame",
+    "describe_preprocess",
     "knows",
     "library",
     "rebuild_dense",
@@ -37,7 +40,8 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
         saved: the `base` of an earlier Tower: rebuild that model. Off 'meta' its parameters are empty until a state
             dict is loaded into it.
     Raises:
-        UserError: unknown name, missing weights, weights of another architecture, no prunable MLP.
+        UserError: unknown name, missing weights, weights of another architecture, no prunable MLP, other images than
+            square RGB ones, tokens instead of one feature an image.
     """
     with torch.random.fork_rng(devices=[]):
         # Without weights every process and every script must draw the same ones.
@@ -50,6 +54,8 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
             raise (UserError(error.key, f"{error.text}{more}") if more else error) from None
     if saved is None and device != "meta":
         check_complete(tower.model, str(settings.pretrained))
+    tower = check_readout(tower)
+    if saved is None and device != "meta":
         tower.model.to(device)
     return tower
 

@@ -14,8 +14,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from amp.errors import UserError, nearest, shortened
+from amp.run.identity import first_difference
 from amp.settings.model import ModelSettings
 from amp.towers.slots import MlpSlot
+from amp.towers.weights import why_refused
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,9 @@ class Tower:
         slots: the prunable MLP of each block, in the same order.
         feature: images (B, C, S, S) -> the criterion's feature (B, D).
         num_prefix_tokens: tokens before the patch tokens (CLS, registers).
+        read_tokens: those of them that the feature reads, as `amp.towers.build_tower` finds it.
         preprocess: `{size, mean, std, interpolation, ...}` of the evaluation transform.
+        notes: what of the model the user should know, a line each.
         dtype: images are cast to it.
         transform: evaluation transform, PIL image -> (C, S, S) fp32.
         make_tokenizer: builds the text tokenizer, texts -> ids (N, context); gives None where there is no text tower.
@@ -53,6 +57,8 @@ class Tower:
     make_tokenizer: Callable[[], Any]
     encode_image: Callable[[Tensor], Tensor] | None = None
     encode_text: Callable[[Tensor], Tensor] | None = None
+    read_tokens: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -60,59 +66,18 @@ class Tower:
         size = self.preprocess["size"]
         return int(size if isinstance(size, int) else size[0])
 
-    def same_architecture(self, other: "Tower") -> bool:
-        """Whether both are of one dense model, whatever their widths and weights."""
-        return self.same_base(other.base)
+    def difference(self, base: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+        """(key, its value, this tower's) of the first thing in which `base`, another tower's, is of another model.
 
-    def same_base(self, base: Mapping[str, Any]) -> bool:
-        """Whether `base`, as JSON keeps it, is of the same dense model."""
-        return all(self.base.get(key) == base.get(key) for key in ("frame", "model_config", "kwargs"))
+        None where both are of one, whatever their widths and weights.
+        """
+        of_other, own = ({key: of.get(key) for key in ("frame", "model_config", "kwargs")} for of in (base, self.base))
+        return first_difference({"settings": of_other}, {"settings": own})
 
     @property
     def widths(self) -> list[int]:
         """Hidden width of every block, first to last."""
         return [slot.hidden_width for slot in self.slots]
-
-
-class TokenReadout(nn.Module):
-    """images (B, C, S, S) -> the last block's output (B, T, D), before the final norm and the head.
-
-    Called with another readout of its tower too, it gives that one's output: what is wrapped around this module then
-    works for both.
-    """
-
-    def __init__(self, tower: Tower) -> None:
-        super().__init__()
-        self.visual = tower.visual
-        self._tokens: list[Tensor] = []
-        last = list(tower.blocks.values())[-1]
-        last.register_forward_hook(lambda module, inputs, output: self._tokens.append(_first(output)))
-
-    def forward(self, images_BCHW: Tensor, read: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        self._tokens.clear()
-        output = (read or self.visual)(images_BCHW)
-        (tokens_BTD,) = self._tokens
-        self._tokens.clear()
-        return output if read else tokens_BTD
-
-
-def _first(output: Any) -> Tensor:
-    """The tokens, where a block gives its attention's weights too."""
-    tokens_BTD: Tensor = output[0] if isinstance(output, tuple) else output
-    return tokens_BTD
-
-
-def after_last_block(tower: Tower) -> frozenset[str]:
-    """Paths in `visual` of the parameters that the last block's output does not depend on: final norm, pool, head.
-
-    Args:
-        tower: on the meta device; its parameters are left requiring gradients.
-    """
-    parameters = dict(tower.visual.requires_grad_(True).named_parameters())
-    images_1CSS = torch.empty(1, 3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta")
-    tokens_1TD = TokenReadout(tower)(images_1CSS)
-    gradients = torch.autograd.grad(tokens_1TD.sum(), list(parameters.values()), allow_unused=True)
-    return frozenset(name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None)
 
 
 @contextmanager
@@ -133,9 +98,7 @@ def building(settings: ModelSettings, weights: str | None, library: str) -> Iter
             warnings.filterwarnings("ignore", category=UserWarning, message="Detected pickle protocol")
             yield
     except pickle.UnpicklingError as error:
-        code = "Unsupported" in str(error) or "GLOBAL" in str(error)
-        reason = "holds more than tensors; refused, since loading it could run code" if code else "no weights file"
-        raise UserError("model.pretrained", f"{weights}: {reason}") from None
+        raise UserError("model.pretrained", f"{weights}: {why_refused(error)}") from None
     except (SafetensorError, EOFError, OSError) as error:
         raise UserError("model.pretrained", f"{weights}: cannot be read ({first_line(error)})") from None
     except (AttributeError, KeyError, StopIteration, ValueError) as error:

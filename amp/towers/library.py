@@ -7,6 +7,7 @@ from typing import Any
 from amp.registry import FRAMES
 from amp.settings.model import Frame, ModelSettings
 from amp.towers.base import Tower
+from amp.towers.weights import WRAPPED
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Library:
         names: every name it knows; None where nobody can list them.
         folders: whether its models are folders and hub ids, not names.
         own_files: what the weights files are called that no other library reads, for messages.
+        checkpoint_keys: by which keys a training checkpoint of several sets holds the weights that the library takes,
+            the first one there.
     """
 
     known_as: str
@@ -30,6 +33,7 @@ class Library:
     names: Callable[[], list[str]] | None = None
     folders: bool = False
     own_files: str | None = None
+    checkpoint_keys: Sequence[str] = WRAPPED
 
 
 def library(frame: Frame) -> Library:

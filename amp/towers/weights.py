@@ -1,11 +1,15 @@
-"""Weights that are held once: modules built without any, which take over the tensors of the file that is loaded."""
+"""Weights of a file: read without running its code, and held once, by modules built without any that take them over."""
 
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -13,9 +17,70 @@ from torch.nn.modules.module import (
 )
 from torch.utils import serialization
 
-from amp.errors import UserError
+from amp.errors import UserError, shortened
 
 ALIGNMENT = 64  # bytes
+
+State = dict[str, Tensor]
+WRAPPED = ("state_dict", "model", "module")
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+EMA_FIRST = ("state_dict_ema", "model_ema", *WRAPPED)
+
+
+def read_state(path: str | Path, order: Sequence[str] = WRAPPED) -> State:
+    """The named tensors of a weights file, mapped into memory where its format allows. Never runs code from it.
+
+    Args:
+        order: keys that a checkpoint of more than one set may hold its weights by; the first one there is taken.
+    Raises:
+        UserError: unreadable, or more than named tensors.
+    """
+    state = _read(path)
+    for key in order:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(path, "holds no state dict of named tensors")
+    return state
+
+
+def _read(path: str | Path) -> Any:
+    try:
+        if str(path).endswith(".safetensors"):
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except OSError as error:
+        raise UserError(path, f"cannot be read ({error.strerror or error})") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(path, why_refused(error)) from None
+    except (SafetensorError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(path, f"cannot be read ({shortened(error)})") from None
+
+
+def why_refused(error: pickle.UnpicklingError) -> str:
+    """What a pickle holds that is not loaded, and the way out."""
+    text = str(error)
+    if "Unsupported" not in text and "GLOBAL" not in text:
+        return "no weights file"
+    return (
+        "holds more than tensors; refused, since loading it could run code. "
+        "Of a whole model that was pickled (torch.save(model)), save its state_dict()"
+    )
+
+
+def averaged_note(path: str, order: Sequence[str] = WRAPPED) -> tuple[str, ...]:
+    """A note of which weights are taken, where a checkpoint holds averaged (EMA) ones beside those of its last step."""
+    if not is_zipfile(path):
+        return ()
+    try:
+        keys = [key for key, value in _read(path).items() if isinstance(value, dict)]
+    except (UserError, AttributeError):
+        return ()
+    taken = next((key for key in order if key in keys), None)
+    others = [key for key in (*AVERAGED, *WRAPPED) if key in keys and key != taken]
+    if taken is None or not any(key in AVERAGED for key in (taken, *others)):
+        return ()
+    return (f"weights: {taken!r} of {path}, not {' or '.join(map(repr, others))} beside it",) if others else ()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from amp.data.identity import digests_of
 from amp.errors import UserError
 from amp.run.console import progress, say
 from amp.run.identity import identity
@@ -59,7 +60,7 @@ def open_cells(run: Run[CompareConfig]) -> Cells:
     A cell is decided by its row alone, not by the others; its size and seed are in its name. The dense model must be
     there.
     """
-    config, common = run.config, identity(run.config, NOT_OF_A_CELL)
+    config, common = run.config, identity(run.config, NOT_OF_A_CELL, **digests_of(run.config.data, "train", "val"))
     cells = {}
     sizes, seeds = config.compare.sizes, config.compare.seeds
     for cell in (Cell(seed, row, size) for seed in seeds for row in config.rows for size in sizes):

@@ -116,13 +116,44 @@ def test_other_settings_in_the_same_folder_are_refused(prune_yaml: Path, tmp_pat
     assert call("main_score.py", *words)[0] == 0
     assert call("main_prune.py", *words, "--set", "prune.search_steps=1")[0] == 0
     before = _files(tmp_path)
+    for script in ("main_score.py", "main_prune.py"):
+        code, _, err = call(script, *words, "--set", "score.inverse_temperature=20", "--set", "data.root=nowhere")
+        assert (code, err.count("\n"), "nowhere: no such folder" in err) == (2, 1, True), "what is missing comes first"
     code, _, err = call("main_score.py", *words, "--set", "score.inverse_temperature=20")
     assert code == 2
     assert "holds another run: scores.safetensors was made with score.inverse_temperature = 15.0, asked for 20.0" in err
-    code, _, err = call("main_prune.py", *words, "--set", "prune.search_steps=2")
-    assert code == 2
-    assert "prune.json was made with prune.search_steps = 1, asked for 2" in err
     assert _files(tmp_path) == before
+
+
+def test_a_second_size_goes_to_a_folder_of_its_own(prune_yaml: Path, tmp_path: Path, call: Call) -> None:
+    words, out = ["--config_file", prune_yaml, "--set", "prune.search_steps=1"], tmp_path / "out"
+    assert call("main_score.py", *words)[0] == 0
+    assert call("main_prune.py", *words)[0] == 0
+    first = _files(tmp_path)
+    sizes = {}
+    for place, more in (
+        ("params-0.8", ["prune.target.params=0.8"]),
+        ("params-0.6", ["prune.target.params=0.6"]),
+        ("increase-0.1", ["prune.entropy_increase=0.1"]),
+    ):
+        settings = [word for setting in more for word in ("--set", setting)]
+        code, console, err = call("main_prune.py", *words, *settings)
+        assert code == 0, err
+        assert f"{out} holds another pruning of these scores; this one goes to {out}/{place}" in console
+        sizes[place] = json.loads((out / place / "prune.json").read_text())["params"]
+        code, console, _ = call("main_prune.py", *words, *settings)
+        assert (code, f"already done: {out}/{place}/prune.json" in console) == (0, True)
+    assert sizes["params-0.6"]["pruned"] < sizes["params-0.8"]["pruned"]
+    code, console, err = call("main_prune.py", *words, "--set", "prune.target.params=0.6", "--set", "prune.min_width=9")
+    assert code == 0, err
+    assert f"goes to {out}/params-0.6-" in console, "of two with one name the second has a digest in its own"
+    code, _, err = call("main_prune.py", *words, "--sizes", "0.7", "0.8")
+    assert code == 0, err
+    assert (out / "params-0.7" / "pruned").is_dir()
+    for wrong in (["0.7", "60"], ["0.5", "--sweep", "0.1"], ["0.5", "--set", "prune.target.flops=0.5"]):
+        code, _, err = call("main_prune.py", *words, "--sizes", *wrong)
+        assert (code, err.startswith("error: --sizes: ")) == (2, True)
+    assert {path: content for path, content in _files(tmp_path).items() if path in first} == first
 
 
 def test_scores_of_another_model_are_refused(prune_yaml: Path, tmp_path: Path, call: Call) -> None:
@@ -153,7 +184,7 @@ def test_weights_changed_under_the_same_name_are_noticed(prune_yaml: Path, tmp_p
     for script in ("main_score.py", "main_prune.py"):
         code, _, err = call(script, *words)
         assert code == 2
-        assert "pretrained_sha256" in err
+        assert "before the weights changed" in err
 
 
 class _Malice:
@@ -174,7 +205,7 @@ def _broken_folder(root: Path, text: str | None) -> Path:
 
 BAD: dict[str, tuple[str, list[str]]] = {
     "missing folder": ("data.root={tmp}/nowhere", ["data.root", "/nowhere", "no such folder"]),
-    "empty folder": ("data.root={tmp}/empty", ["data.root", "/empty/train", "no image file"]),
+    "empty folder": ("data.root={tmp}/empty", ["data.root", "/empty/val", "no image file"]),
     "no readable image": ("data.root={tmp}/text", ["data.root", "/text", "no readable image"]),
     "fewer images than a batch": ("data.batch_size=65", ["data.batch_size", "65", "64 images"]),
     "unknown model": ("model.name=ViT-B-23", ["model.name", "'ViT-B-23'", "did you mean 'ViT-B-32'"]),

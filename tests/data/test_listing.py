@@ -1,5 +1,6 @@
 """Laws of the images' files: which ones a layout on disk holds, for training and held out."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,3 +93,30 @@ def test_a_split_without_images_is_named(tmp_path: Path, name: str) -> None:
     message = refusal(lambda: list_images(settings(tmp_path, name=name), "train"))
     assert message.startswith("data.root: ")
     assert str(folder) in message
+
+
+def test_litter_is_no_image(tmp_path: Path) -> None:
+    """What macOS, Windows and notebooks leave in folders, some of it with the endings of images."""
+    names = ("._a.png", ".DS_Store", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints/a.png", "__MACOSX/a.png")
+    write_images(tmp_path / "train", *names, "n01/._a.png", "n01/.hidden.png")
+    (expected,) = write_images(tmp_path / "train", "n01/a.png")
+    assert list_images(settings(tmp_path, name="imagenet1k"), "train") == [expected]
+
+
+def test_a_hidden_folder_may_hold_the_images(tmp_path: Path) -> None:
+    (expected,) = write_images(tmp_path / ".cache", "train/a.png")
+    assert list_images(settings(tmp_path / ".cache", name="imagenet1k"), "train") == [expected]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "train", "n01/a.png", "n02/b.png")
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("n02"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    message = refusal(lambda: list_images(settings(tmp_path, name="imagenet1k"), "train"))
+    assert message == f"data.root: {tmp_path}/train/n02: cannot be read (Permission denied)"

@@ -41,6 +41,17 @@ def test_prefix_tokens_are_no_patch_tokens() -> None:
     torch.testing.assert_close(loss_patch, F.mse_loss(student_BTD, teacher_BTD))
 
 
+def test_the_first_loss_is_of_the_prefix_tokens_that_are_read() -> None:
+    """Both of a distilled DeiT; none of the registers of a tower whose feature is the mean of its patches."""
+    student_BTD, teacher_BTD = torch.randn(2, 3, 9, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    _, loss_cls, loss_patch = distillation_loss(student_BTD, teacher_BTD, 2, (0, 1))
+    torch.testing.assert_close(loss_cls, F.mse_loss(student_BTD[:, :2], teacher_BTD[:, :2]))
+    torch.testing.assert_close(loss_patch, F.mse_loss(student_BTD[:, 2:], teacher_BTD[:, 2:]))
+    loss, loss_cls, loss_patch = distillation_loss(student_BTD, teacher_BTD, 4, ())
+    assert loss_cls.item() == 0.0
+    torch.testing.assert_close(loss, F.mse_loss(student_BTD[:, 4:], teacher_BTD[:, 4:]))
+
+
 def test_distillation_loss_of_bf16_tokens_is_computed_in_fp32() -> None:
     student_BTD, teacher_BTD = torch.randn(2, 3, 9, 4, generator=torch.Generator().manual_seed(0)).bfloat16().unbind()
     found = distillation_loss(student_BTD, teacher_BTD, 1)

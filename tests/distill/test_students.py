@@ -53,7 +53,7 @@ def test_pair_of_two_architectures_is_refused(distill_yaml: Path, tmp_path: Path
     other["vision_cfg"]["layers"] = 4
     (tmp_path / "other.json").write_text(json.dumps(other))
     teacher = build_tower(ModelSettings(frame="open_clip", name=str(tmp_path / "other.json")))
-    with pytest.raises(UserError, match=r"student.pretrained: .*tiny-clip.json.* the teacher is .*other.json"):
+    with pytest.raises(UserError, match=r"student.pretrained: .*tiny-clip.json.* the teacher .*other.json"):
         check_architecture(teacher, student)
 
 
@@ -64,5 +64,5 @@ def test_wider_student_and_another_library_are_refused(distill_yaml: Path) -> No
     with pytest.raises(UserError, match=r"student.pretrained: transformer.resblocks.3: \d+ hidden neurons, .* has 2$"):
         check_architecture(narrow, student)
     other = replace(student, base={**student.base, "frame": "timm"})
-    with pytest.raises(UserError, match=r"a pruned '.*' of open_clip \(5 blocks, .* the teacher is '.*' of timm"):
+    with pytest.raises(UserError, match="its frame is 'open_clip', the teacher's 'timm'"):
         check_architecture(other, student)

@@ -143,7 +143,8 @@ def test_the_second_run_does_nothing(tmp_path: Path, pictures: Path, call: Any) 
     words = [*MODEL, "--dataset_root", pictures, "--output", tmp_path / "result.json"]
     code, out, _ = call(SCRIPT, *words)
     assert (code, "already done" in out) == (0, False)
-    skipped, *rest = out.splitlines(keepends=True)
+    read, skipped, *rest = out.splitlines(keepends=True)
+    assert read.startswith("images: 32 px, bicubic, ")
     assert skipped == "skipped k = 100, 200: more than the 27 training images\n"
     before = (tmp_path / "result.json").stat().st_mtime_ns
     assert call(SCRIPT, *words)[:2] == (0, "already done\n" + "".join(rest))

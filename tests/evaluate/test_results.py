@@ -1,6 +1,5 @@
 """The file of a result: its name, found again, refused where it is of something else; a model under its options."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,8 @@ from conftest import GOLDEN, refusal
 
 from amp.evaluate.options import KnnOptions
 from amp.evaluate.results import digest_model, open_evaluation, open_model
-from amp.run.files import file_sha256, write_json
+from amp.run.files import file_sha256
+from amp.run.sealed import read_json, write_json
 
 OPTIONS = KnnOptions(model="m/tiny.json", train_root="train", val_root="val")
 
@@ -31,17 +31,17 @@ def test_a_result_holds_what_decided_it(tmp_path: Path) -> None:
     digests = {"model_sha256": None, "pretrained_sha256": "abc"}
     run = open_evaluation(options, ("data", "knn"), digests, ("torch",), more=1)
     written = run.write(run.name, {"metrics": {}})
-    assert json.loads((tmp_path / "config.json").read_text()) == written == run.found(run.name)
+    assert read_json(tmp_path / "config.json") == written == run.found(run.name)
     assert list(written) == ["metrics", "settings", "pretrained_sha256", "versions"]
     assert list(written["versions"]) == ["amp", "torch"]
     assert written["settings"] == {**options.decisive(), "model_sha256": None, "more": 1}
     for own, more, said in (
-        ({**digests, "pretrained_sha256": "def"}, 1, "pretrained_sha256 = 'abc', asked for 'def'"),
-        (digests, 2, "more = 1, asked for 2"),
+        ({**digests, "pretrained_sha256": "def"}, 1, "before the weights changed"),
+        (digests, 2, "with more = 1, asked for 2"),
     ):
         other = open_evaluation(options, ("data", "knn"), own, more=more)
         message = refusal(lambda other=other: other.found(other.name))
-        assert message.startswith(f"--output: {tmp_path} holds another run: config.json was made with {said}")
+        assert message.startswith(f"--output: {tmp_path} holds another run: config.json was made {said}")
 
 
 def test_the_files_of_a_model_are_told_by_digest(folder: Path) -> None:

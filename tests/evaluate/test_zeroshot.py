@@ -24,7 +24,7 @@ from amp.errors import UserError
 from amp.evaluate.benchmarks import Benchmark
 from amp.evaluate.classifiers import classifier_header, load_classifiers, save_classifier
 from amp.evaluate.zeroshot import Evaluator
-from amp.models.folder import write_tensors
+from amp.run.sealed import write_tensors
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from amp.models.folder import save_tower
+from amp.run.sealed import CHECKSUM
 from amp.towers import Tower
 
 # A saved pruned model: widths of all kinds, and where it says it comes from.
@@ -41,7 +42,10 @@ def folder(tower: Tower, kept: list[list[int]], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def edit(folder: Path) -> Callable[..., None]:
-    """edit(value, *keys) sets, edit(..., *keys) deletes, a value of the folder's config.json."""
+    """edit(value, *keys) sets, edit(..., *keys) deletes, a value of the folder's config.json.
+
+    Its checksum goes, as of a folder that an earlier version wrote.
+    """
 
     def edit_config(value: Any, *keys: str) -> None:
         path = folder / "config.json"
@@ -53,6 +57,7 @@ def edit(folder: Path) -> Callable[..., None]:
             del group[keys[-1]]
         else:
             group[keys[-1]] = value
+        config.pop(CHECKSUM, None)
         path.write_text(json.dumps(config))
 
     return edit_config

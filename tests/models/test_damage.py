@@ -21,12 +21,20 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-5, 0.001, 0.5, 0.999999])
-def test_truncated_weights_are_refused(folder: Path, share: float) -> None:
+def test_truncated_weights_are_refused(folder: Path, edit: Callable[..., None], share: float) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    message = refusal(lambda: load_tower(folder))
-    assert str(path) in message
-    assert "cannot be read" in message
+    assert f"{path}: is damaged" in refusal(lambda: load_tower(folder))
+    edit(..., "weights_sha256")
+    assert f"{path}: cannot be read" in refusal(lambda: load_tower(folder))
+
+
+def test_one_other_bit_of_the_weights_is_damage(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert f"{path}: is damaged" in refusal(lambda: load_tower(folder))
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
@@ -122,8 +130,9 @@ def test_no_damage_to_the_base_model_gives_a_traceback(
 
 @pytest.mark.parametrize("weights", ["dense", "another model", "part of it", "more of it", "nothing"])
 def test_weights_that_do_not_fit_the_config_are_refused(
-    folder: Path, golden_model: ModelSettings, weights: str
+    folder: Path, edit: Callable[..., None], golden_model: ModelSettings, weights: str
 ) -> None:
+    edit(..., "weights_sha256")
     path = folder / "model.safetensors"
     own = load_file(path)
     tensors = {

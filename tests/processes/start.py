@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -45,25 +46,44 @@ def run_processes(
     variables = dict(os.environ if environment is None else environment)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if number > 1 else None
-        port = store.port if store else 0
-        if not launcher:
-            del store
-        started = []
-        for rank in range(number):
-            own = {**variables, **(_place(rank, number, port, launcher) if number > 1 else {})}
-            started.append(_context.Process(target=_script, args=(list(words), own, files)))
-            started[-1].start()
-        code = _wait(started, timeout, launcher)
+        with started(number, words, variables, files, launcher) as processes:
+            code = _wait(processes, timeout, launcher)
         out, err = (path.read_text() if path.exists() else "" for path in files)
     return subprocess.CompletedProcess(list(words), min(abs(code), 1) if number > 1 else code, out, err)
 
 
+@contextmanager
+def started(
+    number: int,
+    words: Sequence[str],
+    variables: Mapping[str, str] | None = None,
+    files: Sequence[Path] = (Path(os.devnull),) * 2,
+    launcher: bool = True,
+) -> Iterator[list[ForkServerProcess]]:
+    """A script on `number` processes, started and not waited for; they must have ended when the block does.
+
+    Args:
+        variables: of the environment; None: this process's own.
+        files: of their console, stdout and stderr.
+        launcher: as of `run_processes`.
+    """
+    own = dict(os.environ if variables is None else variables)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if number > 1 else None
+    port = store.port if store else 0
+    if not launcher:
+        del store
+    processes = []
+    for rank in range(number):
+        place = _place(rank, number, port, launcher) if number > 1 else {}
+        processes.append(_context.Process(target=_script, args=(list(words), {**own, **place}, list(files))))
+        processes[-1].start()
+    yield processes
+
+
 def start_process(words: Sequence[str]) -> ForkServerProcess:
     """Starts a script on one process, its console lost, and does not wait for it."""
-    process = _context.Process(target=_script, args=(list(words), dict(os.environ), [Path(os.devnull)] * 2))
-    process.start()
-    return process
+    with started(1, words) as (process,):
+        return process
 
 
 def _place(rank: int, number: int, port: int, launcher: bool) -> dict[str, str]:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.scripted_entropy import INCREASE, ScriptedEntropy, search
+from conftest import refusal
+from helpers.scripted_entropy import INCREASE, ScriptedEntropy, networks_of, search
 from torch import Tensor, nn
 
 from amp.prune.measure.held_out import HeldOutEntropy
@@ -204,5 +205,12 @@ def test_an_entropy_that_is_not_a_number_is_no_silent_success(tower: Tower, scor
     """Weights that overflow give NaN everywhere; keeping every neuron would look like a cautious search."""
     tower.slots[0].out_projection.bias.fill_(torch.nan)
     held_out = HeldOutEntropy(tower, [torch.zeros(4, 3, 32, 32)], 15.0)
-    with pytest.raises(RuntimeError):
-        search(tower, scores, held_out)
+    assert refusal(lambda: search(tower, scores, held_out)).startswith("model.precision: ")
+
+
+def test_scores_that_are_not_one_finite_number_a_neuron_are_refused(tower: Tower, scores: list[Tensor]) -> None:
+    damaged = scores[2].clone()
+    damaged[7] = torch.nan
+    for wrong in (scores[:4], [*scores, scores[0]], [*scores[:4], scores[4][:5]], [*scores[:2], damaged, *scores[3:]]):
+        says = refusal(lambda wrong=wrong: networks_of(tower, wrong, None))
+        assert says.startswith("scores: ")

@@ -9,6 +9,8 @@ import pytest
 
 from amp.models.folder import load_tower
 from amp.prune.measure.held_out import HeldOutEntropy
+from amp.run.sealed import read_json
+from amp.score.scores_file import load_scores, save_scores
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +25,7 @@ def words(prune_yaml: Path, scored: Path) -> tuple[str, str]:
 
 
 def without_times(folder: Path) -> dict[str, Any]:
-    record = json.loads((folder / "prune.json").read_text())
+    record = read_json(folder / "prune.json")
     del record["cost"]["seconds"], record["reproduce"]
     return record
 
@@ -51,9 +53,10 @@ def test_an_interrupted_search_goes_on_and_ends_in_the_same_bytes(
     journal = out / "prune_journal.jsonl"
     assert len(journal.read_text().splitlines()) == 1 + 7
     assert not (out / "prune.json").exists()
-    code, _, err = call("main_prune.py", *whole, "--set", "prune.two_sided=true")
-    assert code == 2
-    assert f"{journal.name} was made with prune.two_sided = False, asked for True" in err
+    before = journal.read_bytes()
+    code, console, _ = call("main_prune.py", *whole, "--set", "prune.two_sided=true")
+    assert (code, journal.read_bytes()) == (0, before)
+    assert f"another pruning of these scores; this one goes to {out}/increase-" in console
     assert call("main_prune.py", *whole)[0] == 0
     resumed = without_times(out), (out / "pruned" / "model.safetensors").read_bytes()
     for name in ("prune.json", "prune_journal.jsonl"):
@@ -69,13 +72,18 @@ def test_changed_scores_are_noticed(
     with monkeypatch.context() as patch:
         stop_at(patch, 2)
         assert call("main_prune.py", *words)[0] == 130
-    scores = tmp_path / "out" / "scores.safetensors"
-    content = bytearray(scores.read_bytes())
+    path = tmp_path / "out" / "scores.safetensors"
+    content = bytearray(path.read_bytes())
     content[-4] ^= 1
-    scores.write_bytes(content)
+    path.write_bytes(content)
     code, _, err = call("main_prune.py", *words)
-    assert code == 2
-    assert "prune_journal.jsonl was made with scores_sha256 = " in err
+    assert (code, "scores.safetensors: is damaged" in err) == (2, True)
+    content[-4] ^= 1
+    path.write_bytes(content)
+    scores, header = load_scores(path)
+    save_scores([-score_H for score_H in scores], header, path)
+    code, _, err = call("main_prune.py", *words)
+    assert (code, "prune_journal.jsonl was made before the scores changed" in err) == (2, True)
 
 
 def test_a_sweep_shows_size_against_entropy_and_its_points_are_written_without_measuring(

@@ -10,9 +10,9 @@ from conftest import refusal
 from pydantic import BaseModel
 
 import amp
-from amp.models.folder import write_tensors
 from amp.run.identity import check_same, first_difference, identity, read_header
 from amp.run.run import Run
+from amp.run.sealed import write_tensors
 from amp.settings.base import ASIDE
 from amp.settings.distill import DistillConfig
 from amp.settings.load import load_config
@@ -31,7 +31,7 @@ def _aside(kind: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def test_these_settings_leave_a_result_as_it_is() -> None:
-    reading, output = ["data.num_workers", "data.max_broken"], ["output"]
+    reading, output = ["data.compare_times", "data.max_broken", "data.num_workers"], ["output"]
     score, prune = ["score.micro_batch", "score.save_every"], ["prune.store", "prune.store_every"]
     assert sorted(_aside(PruneConfig)) == sorted([*reading, *score, *prune, *output])
     working = ["parallel", "accumulate", "activation_checkpointing", "compile", "step_in_backward"]
@@ -68,7 +68,7 @@ def test_every_kind_of_artifact_holds_the_header(tmp_path: Path) -> None:
     run = Run(None, tmp_path, {"settings": {"a": 1}, "pretrained_sha256": None})
     assert run.header["versions"]["amp"] == amp.__version__
     written = run.write("record.json", {"found": 2}, "script.py")
-    write_tensors(run.path("scores.safetensors"), {"x": torch.ones(1)}, {"amp": json.dumps(run.header)})
+    write_tensors(run.path("scores.safetensors"), {"x": torch.ones(1)}, run.header)
     run.path("folder").mkdir()
     run.path("folder/config.json").write_text(json.dumps({"provenance": run.header}))
     assert read_header(run.path("record.json")) == written

@@ -123,7 +123,7 @@ def test_check_scores_notices_other_weights_of_the_same_name(prune_yaml: Path, t
     scored = identity(plain, ("prune",))
     other = tmp_path / "other.safetensors"
     save_file({"a": torch.ones(1)}, other)
-    with pytest.raises(UserError, match="pretrained_sha256"):
+    with pytest.raises(UserError, match="before the weights changed"):
         check_scores(scored, {**identity(plain), "pretrained_sha256": file_sha256(str(other))})
 
 

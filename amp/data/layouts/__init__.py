@@ -10,10 +10,7 @@ which gives the images of a split, `train` or `val`, in a fixed order, and raise
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
 from amp.data.shards import Member
 
 Split = Literal["train", "val"]
 Source = Path | Member
-EXTENSIONS = frozenset(Image.registered_extensions())

@@ -1,11 +1,12 @@
 """Images in folders: what several layouts have in common."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from amp.data.layouts import EXTENSIONS, Source, Split
+from amp.data.files import walk
+from amp.data.layouts import Source, Split
+from amp.data.pixels import EXTENSIONS
 from amp.errors import UserError
 
 HELD_OUT_EVERY = 4
@@ -30,7 +31,7 @@ def folder_in(root: str, folder: str, layout: str) -> Path:
 
 def images_below(folder: Path) -> list[Path]:
     """Image files of a folder, at any depth, sorted. Raises UserError where there is none."""
-    paths = sorted(p for p in _files(folder) if p.suffix.lower() in EXTENSIONS and p.is_file())
+    paths = sorted(p for p in walk(folder, "data.root") if p.suffix.lower() in EXTENSIONS)
     if not paths:
         raise UserError("data.root", f"{folder}: holds no image file")
     return paths
@@ -47,15 +48,3 @@ def part(images: Sequence[Image], split: Split, root: str) -> list[Image]:
         raise UserError("data.root", f"{root}: {len(images)} images; to hold out one in {HELD_OUT_EVERY} takes more")
     held_out = set(images[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
     return [image for image in images if (image in held_out) == (split == "val")]
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Files at any depth; linked folders too, each folder once, lest links in a circle never end."""
-    seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        if (real := os.path.realpath(parent)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        yield from (Path(parent, name) for name in files)

@@ -3,8 +3,9 @@
 Of one folder, or of a pattern such as `shards/train-{0000..1023}.tar`, every fourth image is held out.
 """
 
-from amp.data.layouts import EXTENSIONS, Split
+from amp.data.layouts import Split
 from amp.data.layouts._folders import folder_in, is_split, part
+from amp.data.pixels import EXTENSIONS
 from amp.data.shards import Member, find_shards, list_members
 from amp.errors import UserError
 

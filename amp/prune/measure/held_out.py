@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from amp.data.batches import Batches
+from amp.errors import UserError
 from amp.prune.measure.replay import Replay
 from amp.prune.measure.store import InputStore
 from amp.run.world import world
@@ -48,14 +49,16 @@ class HeldOutEntropy:
         """The entropy of each of the batches, in nats, of a tower whose blocks before `block` are dense.
 
         Raises:
-            RuntimeError: an entropy is not finite.
+            UserError: an entropy is not finite.
         """
         self.charge(block, batches)
         values = torch.stack(self._replay.map(block, batches, self._entropy)).tolist()
         # One process decides for all, so that rounding can never part their ways.
         entropies: list[float] = world().broadcast(values)
         if not all(map(math.isfinite, entropies)):
-            raise RuntimeError("the entropy of the held-out images is not finite; try model.precision: fp32")
+            raise UserError(
+                "model.precision", "the entropy of the held-out images is not finite; fp32 has the widest range"
+            )
         return entropies
 
     @property

@@ -1,14 +1,17 @@
 """What a search measured, appended line by line, so that a killed one goes on after its last measurement."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amp.run.files import append_line, atomic, read_lines
-from amp.run.identity import check_same
+from amp.run.files import atomic, room_for
+from amp.run.identity import check_same, first_difference
+from amp.run.sealed import append_line, read_lines
 from amp.run.world import world
 
 Network = tuple[int, ...]
+ADVICE = "delete the file to search anew"
 
 
 class Journal:
@@ -22,18 +25,23 @@ class Journal:
         path: None keeps nothing.
         header: of the run, with all that decides a measurement or a decision.
         thresholds: of the search, in nats; may be fewer than the journal's, since each can be decided from it alone.
+        num_batches: held-out batches that there are; None: any number.
     Raises:
         UserError: the file is of another run, or damaged before its last line.
     """
 
     def __init__(
-        self, path: Path | None = None, header: Mapping[str, Any] | None = None, thresholds: Sequence[float] = ()
+        self,
+        path: Path | None = None,
+        header: Mapping[str, Any] | None = None,
+        thresholds: Sequence[float] = (),
+        num_batches: int | None = None,
     ) -> None:
         self._path = path
         self._known: dict[Network, list[float]] = {}
         self._sizes: dict[Network, float] = {}
         if path is not None and header is not None:
-            self._known, self._sizes = world().from_main(lambda: _open(path, _about(header, thresholds)))
+            self._known, self._sizes = world().from_main(lambda: _open(path, _about(header, thresholds), num_batches))
 
     def __getitem__(self, network: Network) -> list[float]:
         """Its entropies on the first batches, in nats; maybe none."""
@@ -53,36 +61,80 @@ class Journal:
         return self._sizes[network]
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        if self._path is not None and world().is_main:
-            append_line(self._path, line)
+        path = self._path
+        if path is not None:
+            world().from_main(lambda: _append(path, line))
 
 
-def _open(path: Path, header: dict[str, Any]) -> tuple[dict[Network, list[float]], dict[Network, float]]:
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    with room_for(path):
+        append_line(path, line)
+
+
+def _open(
+    path: Path, header: dict[str, Any], num_batches: int | None
+) -> tuple[dict[Network, list[float]], dict[Network, float]]:
     """Starts a journal, or reads one."""
     known: dict[Network, list[float]] = {}
     sizes: dict[Network, float] = {}
     if not path.exists():
         # The header comes with the file's name, so that no kill can part them.
-        with atomic(path) as partial:
+        with room_for(path), atomic(path) as partial:
             append_line(partial, header)
         return known, sizes
 
     def take(number: int, entry: dict[str, Any]) -> None:
         if number == 0:
-            thresholds = entry["settings"]["thresholds"]
-            if set(header["settings"]["thresholds"]) <= set(thresholds):
-                header["settings"]["thresholds"] = thresholds
-            check_same(path, entry, header)
+            check_same(path, entry, _with_thresholds_of(entry, header))
         elif "share" in entry:
-            sizes[tuple(entry["widths"])] = float(entry["share"])
+            sizes[_network(entry)] = _finite([entry["share"]])[0]
         else:
-            values = known.setdefault(tuple(entry["widths"]), [])
+            values = known.setdefault(_network(entry), [])
             if entry["start"] != len(values):
                 raise ValueError("lines are missing before it")
-            values += map(float, entry["entropies"])
+            values += _finite(entry["entropies"])
+            if num_batches is not None and len(values) > num_batches:
+                raise ValueError(f"{len(values)} entropies, of {num_batches} held-out batches")
 
-    read_lines(path, take, "delete the file to search anew")
+    read_lines(path, take, ADVICE)
     return known, sizes
+
+
+def _network(entry: Mapping[str, Any]) -> Network:
+    widths = entry["widths"]
+    if not all(type(width) is int and width >= 0 for width in widths):
+        raise ValueError("a width is no whole number")
+    return tuple(widths)
+
+
+def _finite(values: Sequence[Any]) -> list[float]:
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        raise ValueError("a value is no finite number")
+    return [float(value) for value in values]
+
+
+def other_search(path: Path, header: Mapping[str, Any], thresholds: Sequence[float]) -> tuple[str, Any, Any] | None:
+    """In what the journal `path`, if there is one, differs from the search that `Journal` would open with these.
+
+    Raises:
+        UserError: its first line is damaged.
+    """
+    found: list[tuple[str, Any, Any] | None] = [None]
+
+    def take(number: int, entry: dict[str, Any]) -> None:
+        if number == 0:
+            found[0] = first_difference(entry, _with_thresholds_of(entry, _about(header, thresholds)))
+
+    if path.exists():
+        read_lines(path, take, ADVICE)
+    return found[0]
+
+
+def _with_thresholds_of(entry: Mapping[str, Any], header: dict[str, Any]) -> dict[str, Any]:
+    """The header with the journal's thresholds, where its own are among them."""
+    theirs, settings = entry["settings"]["thresholds"], header["settings"]
+    own = settings["thresholds"]
+    return {**header, "settings": {**settings, "thresholds": theirs if set(own) <= set(theirs) else own}}
 
 
 def _about(header: Mapping[str, Any], thresholds: Sequence[float]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from torch import Tensor
 
@@ -11,10 +12,10 @@ from amp.prune.measure.held_out import HeldOutEntropy
 from amp.prune.measure.journal import Journal
 from amp.prune.measure.networks import NarrowedNetworks, rank
 from amp.prune.measure.store import InputStore
+from amp.prune.places import JOURNAL, SCORES, journal_header
 from amp.prune.refit import open_compensation
 from amp.prune.search import inputs_every
 from amp.run.console import say
-from amp.run.files import file_sha256
 from amp.run.run import Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
@@ -35,10 +36,9 @@ def open_networks(
         UserError: the folder holds the journal of another search, or there are too few held-out images.
     """
     config, own = run.config, run.config.prune
-    digest = world().from_main(lambda: file_sha256(str(run.path("scores.safetensors"))))
-    about = {**run.header, "settings": {**run.header["settings"], "scores_sha256": digest}}
-    journal = Journal(run.path("prune_journal.jsonl"), about, thresholds or [own.entropy_increase])
     batches = Batches(list_images(config.data, "val"), tower.transform, config.data, config.data.num_val_samples)
+    about = world().from_main(lambda: journal_header(run, Path(config.output.dir, SCORES)))
+    journal = Journal(run.path(JOURNAL), about, thresholds or [own.entropy_increase], len(batches))
     store = InputStore(own.store, world().device, run.path(f".inputs.{world().rank}"))
     held_out = HeldOutEntropy(tower, batches, config.score.inverse_temperature, store, inputs_every(own))
     gigabytes = held_out.stored_bytes / 1e9

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from amp.data.batches import Batches
+from amp.errors import UserError
 from amp.prune.measure.store import InputStore
 from amp.run.console import progress
 from amp.towers import Tower
@@ -173,7 +174,7 @@ class Replay:
 
     @torch.inference_mode()
     def _prove(self) -> Tensor:
-        """Blank images; raises RuntimeError unless a replay of the last block gives the feature of the whole run."""
+        """Blank images; raises UserError unless a replay of the last block gives the feature of the whole run."""
         images_BCSS = self.images(0)
         outputs: list[Any] = []
         handles = [
@@ -197,7 +198,6 @@ class Replay:
             found_BD = self._tower.feature(torch.zeros_like(few_BCSS))
         self._handed = None
         if last and not torch.allclose(found_BD, expected_BD, rtol=1e-3, atol=1e-3, equal_nan=True):
-            raise RuntimeError(
-                f"{type(self._tower.visual).__name__}: cannot be run from a block on; prune.search: plain"
-            )
+            name = type(self._tower.visual).__name__
+            raise UserError("prune.search", f"a {name} cannot be run from a block on; plain runs every block each time")
         return torch.zeros_like(images_BCSS)

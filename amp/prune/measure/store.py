@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from amp.errors import UserError
+from amp.errors import StoppedError, UserError
 
 Place = Literal["device", "host", "disk"]
 
@@ -30,13 +31,9 @@ class InputStore:
         return key in self._held
 
     def put(self, key: tuple[int, int], tensor: Tensor) -> None:
-        """Raises UserError when the device is full."""
+        """Raises UserError when the device is full, StoppedError when the disk is."""
         if self._place == "disk":
-            assert self._folder is not None
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / f"{key[0]}-{key[1]}.safetensors"
-            save_file({"input": tensor.cpu().contiguous()}, path)
-            self._held[key] = path
+            self._held[key] = self._write(key, tensor)
             return
         try:
             self._held[key] = tensor.to(self._device if self._place == "device" else "cpu")
@@ -45,6 +42,20 @@ class InputStore:
                 "prune.store",
                 "device: the blocks' inputs do not fit its memory; choose host or disk, or a larger prune.store_every",
             ) from None
+
+    def _write(self, key: tuple[int, int], tensor: Tensor) -> Path:
+        assert self._folder is not None
+        path = self._folder / f"{key[0]}-{key[1]}.safetensors"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_file({"input": tensor.cpu().contiguous()}, path)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise StoppedError(
+                f"prune.store: disk: {self._folder} cannot be written ({reason}); make room or set prune.store: host, "
+                "then the same command goes on after the last measurement"
+            ) from None
+        return path
 
     def get(self, key: tuple[int, int]) -> Tensor:
         """On the device."""

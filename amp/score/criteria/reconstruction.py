@@ -14,6 +14,7 @@ N tokens, D width of the MLP's output, H hidden neurons, E width of the feature.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Self
 
 import torch
@@ -31,6 +32,10 @@ from amp.towers.slots import MlpSlot
 
 DAMPING = 1e-3  # of the activations' covariance, as a share of its mean: compensation's default
 STEP = 1 - 2.0**-21  # from one score to the next at least, so that their order outlives fp32
+# Neurons that say the same: the share of variance that one leaves of the other, and by which share their gains differ
+# at most. Activations and products of a batch are of fp32, and rounded otherwise by another processor; the gain of a
+# copy whose original is picked, of which a thousandth (the damping) is left, by a thousand times as much.
+SAME, SAME_GAIN = 1e-5, 1e-2
 
 
 def moment_bytes(tower: Tower, batch_size: int) -> int:
@@ -54,27 +59,34 @@ def score(scoring: Scoring, gigabytes: float = GIGABYTES) -> list[Tensor]:
         UserError: an activation or gradient that is not finite, all scores of a block zero, or too few images.
     """
     slots = scoring.tower.slots
-    sensitivities = _sensitivities(scoring)
+    sensitivities = scoring.finished("sensitivities", lambda: _sensitivities(scoring))
     scores: list[Tensor] = []
     for blocks in groups([slot.hidden_width for slot in slots], gigabytes):
-        group = [slots[block] for block in blocks]
-        with torch.no_grad(), MomentCollector(group, "score.criterion", "data.num_samples") as collector:
-            for images_BCSS in scoring.batches():
-                scoring.tower.feature(images_BCSS)
-        for slot, moments in zip(group, collector.moments(), strict=True):
-            covariance_HH = moments.covariance_HH
-            if slot.out_projection.bias is None:  # nothing can carry a constant
-                covariance_HH = covariance_HH + torch.outer(moments.mean_H, moments.mean_H)
-            weight_DH = slot.out_projection.weight.detach().double()
-            scores.append(forward_gains(covariance_HH, weight_DH, sensitivities[len(scores)]))
+        own = slice(blocks.start, blocks.stop)
+        work = partial(_score_group, scoring, slots[own], sensitivities[own])
+        scores += scoring.finished(f"blocks_{blocks.start}_to_{blocks.stop - 1}", work)
     return checked(slots, scores)
+
+
+def _score_group(scoring: Scoring, slots: Sequence[MlpSlot], sensitivities: Sequence[Tensor]) -> list[Tensor]:
+    with torch.no_grad(), MomentCollector(slots, "score.criterion", "data.num_samples") as collector:
+        for images_BCSS in scoring.steps(collector):
+            scoring.tower.feature(images_BCSS)
+    scores = []
+    for slot, moments, sensitivity_DD in zip(slots, collector.moments(), sensitivities, strict=True):
+        covariance_HH = moments.covariance_HH
+        if slot.out_projection.bias is None:  # nothing can carry a constant
+            covariance_HH = covariance_HH + torch.outer(moments.mean_H, moments.mean_H)
+        scores.append(forward_gains(covariance_HH, slot.out_projection.weight.detach().double(), sensitivity_DD))
+    return scores
 
 
 def forward_gains(covariance_HH: Tensor, weight_DH: Tensor, sensitivity_DD: Tensor, damping: float = DAMPING) -> Tensor:
     """(H,) fp32: by how much each neuron, when greedy forward selection picks it, lowers the loss above.
 
     Bounded by the gain of the pick before it, so that scores fall in the order of the picks. O(H^2 (D + H)) in fp64.
-    What never varies, or follows from the picked ones to rounding, scores 0.
+    What never varies, or follows from the picked ones to rounding, scores 0. Of neurons that say the same, the first is
+    picked first, however the sums are rounded.
 
     Args:
         covariance_HH, weight_DH, sensitivity_DD: fp64.
@@ -83,7 +95,8 @@ def forward_gains(covariance_HH: Tensor, weight_DH: Tensor, sensitivity_DD: Tens
     values_D, vectors_DD = torch.linalg.eigh(sensitivity_DD)
     root_DD = values_D.clamp(min=0).sqrt()[:, None] * vectors_DD.T
     shift = damping * covariance_HH.diagonal().mean()
-    left_H = covariance_HH.diagonal() + shift  # what of each neuron's variance the picked ones leave
+    variance_H = covariance_HH.diagonal()
+    left_H = variance_H + shift  # what of each neuron's variance the picked ones leave
     change_DH = root_DD @ weight_DH @ covariance_HH + shift * (root_DD @ weight_DH)
     factor_KH = torch.zeros_like(covariance_HH)
     score_H = torch.zeros_like(left_H)
@@ -92,9 +105,14 @@ def forward_gains(covariance_HH: Tensor, weight_DH: Tensor, sensitivity_DD: Tens
     for k in range(len(covariance_HH)):
         deviation_H = left_H.clamp(min=0).sqrt()
         gain_H = (torch.linalg.vector_norm(change_DH, dim=0) / deviation_H).square()
-        pick = int(torch.where(left_H > nothing, gain_H, -1.0).argmax())
-        if left_H[pick] <= nothing:
+        gain_H = torch.where(left_H > nothing, gain_H, -1.0)
+        best = gain_H.argmax()
+        if left_H[best] <= nothing:
             break
+        same_H = covariance_HH[best].square() >= (1 - SAME) * variance_H[best] * variance_H
+        same_H &= gain_H >= (1 - SAME_GAIN) * gain_H[best]
+        same_H[best] = True
+        pick = int(same_H.int().argmax())
         bound = torch.minimum(gain_H[pick], bound * STEP)
         score_H[pick] = bound
         column_H = covariance_HH[pick] - factor_KH[:k, pick] @ factor_KH[:k]
@@ -112,10 +130,9 @@ def _sensitivities(scoring: Scoring) -> list[Tensor]:
 
     E[J^T v v^T J] = J^T J for v of a standard normal, drawn once an image: one backward pass serves all E directions.
     """
-    generator = torch.Generator().manual_seed(scoring.settings.seed)
-    num_images = 0
+    generator, skipped = torch.Generator().manual_seed(scoring.settings.seed), scoring.num_done
     with SensitivityCollector(scoring.tower.slots) as collector:
-        for images_BCSS in scoring.batches():
+        for images_BCSS in scoring.steps(collector):
             local = len(images_BCSS)
             micro_batch = scoring.settings.micro_batch or local
             directions_BE: Tensor | None = None
@@ -124,20 +141,28 @@ def _sensitivities(scoring: Scoring) -> list[Tensor]:
                 unit_BE = F.normalize(feature_BE.float(), dim=-1)
                 if directions_BE is None:
                     # Those of the whole batch on every process, lest they depend on how many there are.
-                    drawn_AE = torch.randn(local * world().size, unit_BE.shape[1], generator=generator)
+                    for _ in range(1 + skipped):
+                        drawn_AE = torch.randn(local * world().size, unit_BE.shape[1], generator=generator)
+                    skipped = 0
                     directions_BE = drawn_AE[world().share(len(drawn_AE))].to(unit_BE.device)
                 (unit_BE * directions_BE[start : start + len(unit_BE)]).sum().backward()
-            num_images += local * world().size
-    return [total / num_images for total in collector.sums()]
+            collector.sums[-1] += local
+    return collector.sensitivities()
 
 
 class SensitivityCollector(MlpHooks):
-    """Sums g g^T over tokens and images, g the gradient at each MLP's output, while inside `with`."""
+    """Sums g g^T over tokens and images, g the gradient at each MLP's output, while inside `with`.
+
+    Attributes:
+        sums: (D, D) fp64 a block, over this process's images so far; then their number, on the CPU, which the caller
+            counts.
+    """
 
     def __init__(self, slots: Sequence[MlpSlot]) -> None:
         super().__init__(slots)
         sizes = [(slot.out_projection.out_features, slot.out_projection.weight.device) for slot in slots]
-        self._sums = [torch.zeros(size, size, dtype=torch.float64, device=device) for size, device in sizes]
+        self.sums = [torch.zeros(size, size, dtype=torch.float64, device=device) for size, device in sizes]
+        self.sums.append(torch.zeros((), dtype=torch.int64))
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -152,16 +177,17 @@ class SensitivityCollector(MlpHooks):
     def _add(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(module: nn.Module, gradients: tuple[Tensor, ...]) -> None:
             g_ND = gradients[0].detach().flatten(0, -2).float()
-            self._sums[index] += (g_ND.T @ g_ND).double()
+            self.sums[index] += (g_ND.T @ g_ND).double()
 
         return add
 
-    def sums(self) -> list[Tensor]:
-        """(D, D) fp64 a block, over all processes. Raises UserError when one is not finite."""
-        totals = [world().sum(total) for total in self._sums]
+    def sensitivities(self) -> list[Tensor]:
+        """(D, D) fp64 a block, averaged over the images of all processes. Raises UserError when one is not finite."""
+        num_images = world().sum(self.sums[-1].to(world().device)).item()
+        totals = [world().sum(total) for total in self.sums[:-1]]
         for slot, total in zip(self._slots, totals, strict=True):
             if not torch.isfinite(total).all():
                 raise UserError(
                     "score.criterion", f"block {slot.name}: a gradient is not finite; try model.precision: fp32"
                 )
-        return totals
+        return [total / num_images for total in totals]

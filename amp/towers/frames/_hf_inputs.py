@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,6 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambd
 from amp.errors import UserError
 from amp.settings.model import ModelSettings, TransformSettings
 from amp.towers.base import first_line, quiet
-
-
-def square(size: Any) -> int:
-    """A config's image size as one side. Raises UserError for images that are not square."""
-    if isinstance(size, int):
-        return size
-    if len(set(size)) != 1:
-        raise UserError("model.name", f"takes images of {list(size)} px; only square ones are supported")
-    return int(size[0])
 
 
 def preprocessing(
@@ -83,21 +73,19 @@ def transform(preprocess: Mapping[str, Any]) -> Callable[[Any], Tensor]:
     )
 
 
-class Tokenizer:
-    """texts -> token ids (N, context). Its files are read at the first call: a model without them still loads."""
+def tokenize(name: str, config: Any) -> Callable[[list[str]], Tensor]:
+    """texts -> ids (N, context), by the tokenizer beside the model; its files are read now.
 
-    def __init__(self, name: str, config: Any) -> None:
-        self.name, self.context = name, config.text_config.max_position_embeddings
+    SigLIP and SigLIP 2 were trained on lower-case texts; files of the latter may name Gemma's tokenizer, which keeps
+    capitals. A tokenizer that says `do_lower_case: false` is left as it is.
+    """
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    context = config.text_config.max_position_embeddings
+    fit = {"padding": "max_length", "truncation": True, "max_length": context, "return_tensors": "pt"}
+    lower = config.model_type == "siglip" and tokenizer.init_kwargs.get("do_lower_case", True)
 
-    @cached_property
-    def _tokenizer(self) -> Any:
-        try:
-            with quiet():
-                return transformers.AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
-        except Exception as error:  # Whatever the files hold.
-            raise UserError(self.name, f"its tokenizer cannot be read ({first_line(error)})") from None
+    def read(texts: list[str]) -> Tensor:
+        ids_NT: Tensor = tokenizer([text.lower() for text in texts] if lower else texts, **fit).input_ids
+        return ids_NT
 
-    def __call__(self, texts: list[str]) -> Tensor:
-        """Raises UserError where the folder or the hub has no tokenizer of the model."""
-        fit = {"padding": "max_length", "truncation": True, "max_length": self.context}
-        return self._tokenizer(texts, return_tensors="pt", **fit).input_ids
+    return read

@@ -1,6 +1,6 @@
 """DINOv2 and DINOv3 of timm, with the weights files that Meta released.
 
-Feature of the criterion: (B, D), the CLS token after the final norm.
+Feature of the criterion: (B, D), the CLS token after the final norm, unless `model.kwargs` says `global_pool`.
 """
 
 import math
@@ -15,8 +15,8 @@ from amp.errors import UserError, nearest
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower
 from amp.towers.frames import timm as timm_frame
-from amp.towers.frames.timm import State
 from amp.towers.library import Library
+from amp.towers.weights import EMA_FIRST, State
 
 OFFSET = 0.1  # patches
 
@@ -38,7 +38,7 @@ def from_meta(settings: ModelSettings, state: State) -> State:
     if "pos_embed" not in state or "reg_token" in state:
         return state
     with torch.device("meta"):
-        twin: Any = timm.create_model(settings.name.partition(".")[0], **settings.kwargs)
+        twin: Any = timm.create_model(settings.name, **settings.kwargs)
     return {**state, "pos_embed": resample_positions(state["pos_embed"], twin.patch_embed.grid_size)}
 
 
@@ -80,4 +80,5 @@ LIBRARY = Library(
         ("DINOv3 small to large; H+ and 7B", "plain; split gate", "vit_large_patch16_dinov3"),
     ],
     names=lambda: timm.list_models("*dinov[23]*"),
+    checkpoint_keys=EMA_FIRST,
 )

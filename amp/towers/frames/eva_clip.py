@@ -19,8 +19,8 @@ from amp.errors import UserError
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower
 from amp.towers.frames import open_clip as open_clip_frame
-from amp.towers.frames.open_clip import State
 from amp.towers.library import Library
+from amp.towers.weights import State
 
 MODEL_8B = "EVA-CLIP-8B"
 CONFIG_8B = Path(__file__).parents[3] / "configs" / "models" / f"{MODEL_8B}.json"

@@ -30,8 +30,10 @@ from amp.errors import UserError, nearest
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower, building, first_line, quiet
 from amp.towers.find_slots import find_blocks, find_slots
-from amp.towers.frames._hf_inputs import Tokenizer, override, preprocessing, square, transform
+from amp.towers.frames._hf_inputs import override, preprocessing, tokenize, transform
 from amp.towers.library import Library
+from amp.towers.preprocess import square
+from amp.towers.tokenizer import Tokenizer
 from amp.towers.weights import without_weights
 
 disable_progress_bar()  # The console is the run's.
@@ -107,8 +109,11 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     visual: Any = _visual(model)
     _family(settings, visual.config)
     blocks = find_blocks(visual)
-    built = square(vision_config.image_size)
-    processed = saved["preprocess"] if saved else preprocessing(settings, built, family.statistics, family.any_size)
+    built = square(settings, vision_config.image_size)
+    asked_size = square(settings, settings.kwargs.get("img_size", built)) if family.any_size else built
+    processed = (
+        saved["preprocess"] if saved else preprocessing(settings, asked_size, family.statistics, family.any_size)
+    )
     preprocess = override(processed, settings.transform)
     size = preprocess["size"]
     if size != built and not family.any_size:
@@ -130,10 +135,15 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
         preprocess=preprocess,
         dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
         transform=transform(preprocess),
-        make_tokenizer=lambda: Tokenizer(settings.name, config) if dual else None,
+        make_tokenizer=lambda: _tokenizer(settings.name, config) if dual else None,
         encode_image=partial(_embed_images, model) if dual else None,
         encode_text=partial(_embed_texts, model) if dual else None,
     )
+
+
+def _tokenizer(name: str, config: Any) -> Tokenizer:
+    text = config.text_config
+    return Tokenizer(name, partial(tokenize, name, config), text.max_position_embeddings, text.vocab_size)
 
 
 def _run(visual: nn.Module, side: int) -> None:
@@ -184,6 +194,8 @@ def _describe(settings: ModelSettings) -> dict[str, Any]:
     values = json.loads(config.to_json_string(use_diff=False))
     vision_values = values.get("vision_config", values)
     for key, value in settings.kwargs.items():
+        if key == "img_size" and _family(settings, vision_config).any_size:
+            continue  # Its images are resized, not its weights.
         key = "image_size" if key == "img_size" else key
         if key not in vision_values or key in DROPPED | {"model_type"}:
             raise UserError("model.kwargs", f"{key}: no setting of {name}{nearest(key, list(vision_values))}")
@@ -216,14 +228,12 @@ def _is_folder(key: str, name: str) -> bool:
     return path.is_dir()
 
 
-def _weights(settings: ModelSettings) -> str | None:
-    """The folder or hub id that the weights come from; None: random."""
+def _weights(settings: ModelSettings) -> str:
+    """The folder or hub id that the weights come from; there are no random ones."""
     source = settings.pretrained or settings.name
-    if not _is_folder("model.pretrained", source) or any((Path(source) / file).is_file() for file in WEIGHTS):
-        return source
-    if settings.pretrained:
+    if _is_folder("model.pretrained", source) and not any((Path(source) / file).is_file() for file in WEIGHTS):
         raise UserError("model.pretrained", f"{source}: the folder holds none of {', '.join(WEIGHTS)}")
-    return None
+    return source
 
 
 def _model(settings: ModelSettings, class_name: str, config: Any, weights: str | None, device: str) -> nn.Module:
@@ -238,14 +248,24 @@ def _model(settings: ModelSettings, class_name: str, config: Any, weights: str |
         )
     if weights is None:
         with torch.device(device):
-            model: nn.Module = kind._from_config(config, dtype=torch.float32)
-        return model
+            empty: nn.Module = kind._from_config(config, dtype=torch.float32)
+        return empty
     fixed = {"config": config, "dtype": torch.float32, "weights_only": True, "trust_remote_code": False}
-    model, report = kind.from_pretrained(weights, output_loading_info=True, **fixed)
+    loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(weights, output_loading_info=True, **fixed)
+    model, report = loaded
     # ViT's pooler is left out of many files, and no feature is taken from it.
     if missing := sorted(key for key in report["missing_keys"] if "pooler.dense." not in key):
         raise RuntimeError(f"{len(missing)} tensors missing, {missing[0]} first")
+    parts = {name.partition(".")[0] for name in (*model.state_dict(), *model.base_model.state_dict())}
+    # A head of another task is no part of this model; a layer is, and so is what a layer has more than the config says.
+    if more := sorted(key for key in report["unexpected_keys"] if key.partition(".")[0] in parts and not _is_idle(key)):
+        raise RuntimeError(f"{len(more)} tensors more than its config.json tells of, {more[0]} first")
     return model
+
+
+def _is_idle(key: str) -> bool:
+    """Of a tensor in a file: an index that is computed nowadays, or a pooler that no feature is taken from."""
+    return key.endswith(("position_ids", "relative_position_index")) or "pooler.dense." in key
 
 
 def _visual(model: Any) -> nn.Module:

@@ -18,7 +18,7 @@ import open_clip
 import torch
 from open_clip.factory import load_state_dict
 from open_clip.timm_model import TimmModel
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from torch import Tensor
 
 from amp.errors import UserError, nearest
@@ -26,7 +26,9 @@ from amp.settings.model import ModelSettings, TransformSettings
 from amp.towers.base import Tower, building, check_weights, refuse_loading
 from amp.towers.find_slots import find_blocks, find_slots
 from amp.towers.library import Library
-from amp.towers.weights import without_weights
+from amp.towers.preprocess import agreed, square
+from amp.towers.tokenizer import Tokenizer
+from amp.towers.weights import State, averaged_note, without_weights
 
 # What makes the factory read files of its own choice, or run code in them: never from settings, nor from a folder.
 LOADING = frozenset(inspect.signature(open_clip.create_model).parameters) - {
@@ -39,8 +41,6 @@ LOADING = frozenset(inspect.signature(open_clip.create_model).parameters) - {
     "model_kwargs",
 } | {"pretrained_hf"}
 TOKENIZER_KWARGS = frozenset({"clean", "strip_sep_token", "language"})
-
-State = dict[str, Tensor]
 
 
 def build(
@@ -59,8 +59,8 @@ def build(
     config = saved["model_config"] if saved else config or _model_config(settings.name)
     name = _register(settings.name, config)
     kwargs = _kwargs(settings, config)
-    if saved:
-        kwargs["force_preprocess_cfg"] = saved["preprocess"]
+    images, notes = (saved["preprocess"], ()) if saved else _images_of(settings)
+    kwargs["force_preprocess_cfg"] = images
     weights = None if saved or device == "meta" else settings.pretrained
     if weights:
         check_weights(settings, open_clip.list_pretrained_tags_by_model(settings.name))
@@ -79,6 +79,7 @@ def build(
             "of open_clip, native vision transformers and those of timm can be pruned",
         )
     preprocess = dict(visual.preprocess_cfg)
+    preprocess["size"] = square(settings, preprocess["size"])
     transform, preprocess = _transform(preprocess, settings.transform)
     blocks = find_blocks(visual)
     asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
@@ -94,10 +95,43 @@ def build(
         preprocess=preprocess,
         dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
         transform=transform,
-        make_tokenizer=lambda: open_clip.get_tokenizer(name),
+        make_tokenizer=partial(_tokenizer, settings.name, name, model),
         encode_image=model.encode_image,
         encode_text=model.encode_text,
+        notes=notes + (averaged_note(weights) if weights and Path(weights).is_file() else ()),
     )
+
+
+def _tokenizer(shown: str, name: str, model: Any) -> Tokenizer:
+    text = getattr(model, "text", model)
+    context, vocabulary = (
+        getattr(model, key, None) or getattr(text, key, None) for key in ("context_length", "vocab_size")
+    )
+    return Tokenizer(shown, lambda: open_clip.get_tokenizer(name, context_length=context), context, vocabulary)
+
+
+def _images_of(settings: ModelSettings) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the weights say of their images, and what to tell the user of it.
+
+    A tag says it; of a file, and of none, all the tags of the name that agree; where they do not, open_clip's default.
+    """
+    name = settings.name.replace("/", "-")
+    by_tag = {tag: _of_images(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
+    if settings.pretrained in by_tag:
+        return by_tag[settings.pretrained], ()
+    default = merge_preprocess_dict(PreprocessCfg(), {})
+    default.pop("size")
+    own = [*by_tag.values()] or [default]
+    if all(images == own[0] for images in own):
+        return own[0], ()
+    told = settings.pretrained is None or {"mean", "std"} <= settings.transform.model_dump(exclude_none=True).keys()
+    return default, () if told else agreed(name, by_tag, default)
+
+
+def _of_images(name: str, tag: str) -> dict[str, Any]:
+    images = merge_preprocess_dict(PreprocessCfg(), open_clip.get_pretrained_cfg(name, tag))
+    images.pop("size")  # Towers say it themselves.
+    return images
 
 
 def _kwargs(settings: ModelSettings, config: dict[str, Any]) -> dict[str, Any]:
@@ -174,10 +208,11 @@ def _transform(preprocess: dict[str, Any], own: TransformSettings) -> tuple[Any,
         return image_transform_v2(PreprocessCfg(**preprocess), is_train=False), preprocess
     from timm.data import create_transform
 
+    preprocess |= {"resize_mode": "shortest", "crop_pct": own.crop_pct}
     size = preprocess["size"]
     return (
         create_transform(
-            input_size=(3, *(size if isinstance(size, (tuple, list)) else (size, size))),
+            input_size=(3, size, size),
             interpolation=preprocess["interpolation"],
             mean=tuple(preprocess["mean"]),
             std=tuple(preprocess["std"]),

@@ -1,17 +1,21 @@
 """Towers of timm: any plain vision transformer by name.
 
-Feature of the criterion: (B, D), after the final norm and the pooling, before the classifier: what
+Feature of the criterion: (B, D). Of DINOv2 and DINOv3, unless `model.kwargs` says `global_pool`: the CLS token after
+the final norm. Of all others, after the final norm and the pooling, before the classifier: what
 `forward_head(forward_features(images), pre_logits=True)` returns.
+
+Images are those of the weights' tag, else of the tag in the name (`name.tag`), else of timm's default tag.
 """
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.data import create_transform, resolve_model_data_config
-from timm.models import load_state_dict
+from timm.models import clean_state_dict, get_pretrained_cfg
 from torch import Tensor
 
 from amp.errors import UserError, nearest
@@ -19,14 +23,13 @@ from amp.settings.model import ModelSettings
 from amp.towers.base import Tower, building, check_weights, refuse_loading
 from amp.towers.find_slots import find_blocks, find_slots
 from amp.towers.library import Library
-from amp.towers.weights import without_weights
+from amp.towers.preprocess import agreed, square
+from amp.towers.weights import EMA_FIRST, State, averaged_note, read_state, without_weights
 
 # What makes the factory read files of its own choice: never from settings, nor from a folder.
 LOADING = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable", "no_jit"}
 )
-
-State = dict[str, Tensor]
 
 
 def build(
@@ -47,11 +50,15 @@ def build(
     weights = None if saved or device == "meta" else settings.pretrained
     if weights:
         check_weights(settings, _tags(name))
+    full_name = saved.get("variant", name) if saved else _full_name(settings)
+    if not saved:
+        settings = _with_own_head(settings, full_name)
     empty = device != "meta" and bool(saved or weights)
     with building(settings, weights, "timm"), without_weights(weights) if empty else torch.device(device):
-        model: Any = (
-            timm.create_model(name, **settings.kwargs) if weights is None else _load(settings, weights, convert)
-        )
+        if weights is None:
+            model: Any = timm.create_model(full_name, **settings.kwargs)
+        else:
+            model = _load(settings, full_name, weights, convert)
     for method in ("forward_features", "forward_head", "num_prefix_tokens"):
         if not hasattr(model, method):
             raise UserError(
@@ -62,20 +69,31 @@ def build(
     blocks = find_blocks(model)
     preprocess = _preprocess(model, settings, saved)
     asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
-    base = {"frame": settings.frame, **asked, "model_config": name.partition(".")[0], "preprocess": preprocess}
+    described = {"model_config": name.partition(".")[0], "variant": full_name, "preprocess": preprocess}
+    base = {"frame": settings.frame or "timm", **asked, **described}
     return Tower(
         base=base,
         model=model,
         visual=model,
         blocks=blocks,
         slots=find_slots(blocks),
-        feature=partial(_feature, model),
+        feature=partial(_cls_token if _is_dino(name) and "global_pool" not in settings.kwargs else _feature, model),
         num_prefix_tokens=model.num_prefix_tokens,
         preprocess=preprocess,
         dtype=dtype,
         transform=_transform(**preprocess),
         make_tokenizer=lambda: None,
+        notes=() if saved else _notes(settings, weights, preprocess),
     )
+
+
+def _is_dino(name: str) -> bool:
+    return "dinov" in name
+
+
+def _cls_token(model: Any, images_BCHW: Tensor) -> Tensor:
+    tokens_BTD: Tensor = model.forward_features(images_BCHW)
+    return tokens_BTD[:, 0]
 
 
 def _feature(model: Any, images_BCHW: Tensor) -> Tensor:
@@ -87,16 +105,59 @@ def _tags(name: str) -> list[str]:
     return [full.partition(".")[2] for full in timm.list_pretrained(f"{name.partition('.')[0]}.*")]
 
 
-def _load(settings: ModelSettings, weights: str, convert: Callable[[ModelSettings, State], State] | None) -> Any:
-    architecture = settings.name.partition(".")[0]
+def _full_name(settings: ModelSettings) -> str:
+    """With the tag that says what the weights are: theirs, else the one in the name."""
+    architecture, _, tag = settings.name.partition(".")
+    if settings.pretrained in _tags(architecture):
+        return f"{architecture}.{settings.pretrained}"
+    try:
+        get_pretrained_cfg(settings.name, allow_unregistered=False)
+    except RuntimeError:
+        known = _tags(architecture)
+        hint = f"{nearest(tag, known)} (tags: {', '.join(known) or 'none'})"
+        raise UserError("model.name", f"timm has no tag {tag!r} of {architecture}{hint}") from None
+    return settings.name
+
+
+def _with_own_head(settings: ModelSettings, full_name: str) -> ModelSettings:
+    """The settings with `num_classes` of the classifier that the weights file holds, unless the user says it."""
+    path = settings.pretrained
+    if path is None or "num_classes" in settings.kwargs or not Path(path).is_file():
+        return settings
+    try:
+        state = read_state(path, EMA_FIRST)
+    except UserError:
+        return settings  # What is wrong with it is said where it is loaded.
+    config = get_pretrained_cfg(full_name, allow_unregistered=False)
+    names = config.classifier if isinstance(config.classifier, tuple) else (config.classifier,)
+    heads = [tensor for key, tensor in state.items() for name in names if key.endswith(f"{name}.weight")]
+    if len(heads) != len(names) or len(heads[0]) == config.num_classes:
+        return settings
+    return settings.model_copy(update={"kwargs": {**settings.kwargs, "num_classes": len(heads[0])}})
+
+
+def _load(
+    settings: ModelSettings, full_name: str, weights: str, convert: Callable[[ModelSettings, State], State] | None
+) -> Any:
     if weights in _tags(settings.name):
-        return timm.create_model(f"{architecture}.{weights}", pretrained=True, **settings.kwargs)
-    state = load_state_dict(weights, weights_only=True)
+        return timm.create_model(full_name, pretrained=True, **settings.kwargs)
+    state = clean_state_dict(read_state(weights, EMA_FIRST))
     overlay = {"state_dict": convert(settings, state) if convert else state, "custom_load": False}
     if settings.kwargs.get("num_classes"):
         # Else timm takes the file's classifier for one of other classes, and leaves it out.
         overlay["num_classes"] = settings.kwargs["num_classes"]
-    return timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=overlay, **settings.kwargs)
+    return timm.create_model(full_name, pretrained=True, pretrained_cfg_overlay=overlay, **settings.kwargs)
+
+
+def _notes(settings: ModelSettings, weights: str | None, preprocess: dict[str, Any]) -> tuple[str, ...]:
+    """Of which weights a file gives, and of tags that do not agree where neither it nor the name says one."""
+    name, said = settings.name, settings.transform.model_dump(exclude_none=True).keys()
+    notes = averaged_note(weights, EMA_FIRST) if weights and Path(weights).is_file() else ()
+    if "." in name or settings.pretrained in (None, *_tags(name)) or {"mean", "std"} <= said:
+        return notes
+    by_tag = {tag: get_pretrained_cfg(f"{name}.{tag}", allow_unregistered=False) for tag in _tags(name)}
+    images = {tag: {key: getattr(own, key) for key in ("mean", "std", "interpolation")} for tag, own in by_tag.items()}
+    return notes + agreed(name, images, preprocess)
 
 
 def _transform(size: int, **others: Any) -> Any:
@@ -111,7 +172,7 @@ def _preprocess(model: Any, settings: ModelSettings, saved: dict[str, Any] | Non
     size = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][1:]
     own = settings.transform
     return {
-        "size": own.input_size or int(size[0]),
+        "size": own.input_size or square(settings, size),
         "interpolation": own.interpolation or config["interpolation"],
         "mean": list(own.mean or config["mean"]),
         "std": list(own.std or config["std"]),
@@ -135,4 +196,5 @@ LIBRARY = Library(
         ("EVA02 tiny and small; base and large", "packed gate; split gate + norm", "eva02_base_patch14_224"),
     ],
     names=lambda: [name for family in ("vit_*", "deit*", "beit*", "eva*") for name in timm.list_models(family)],
+    checkpoint_keys=EMA_FIRST,
 )

@@ -12,6 +12,7 @@ from conftest import GOLDEN, WORLD, refusal
 from helpers.scripted_entropy import INCREASE, networks_of
 from torch import Tensor
 
+from amp.errors import StoppedError
 from amp.prune.blocks import WidthsFound, search_blocks
 from amp.prune.measure.held_out import HeldOutEntropy
 from amp.prune.measure.replay import Replay
@@ -129,8 +130,16 @@ def test_a_tower_that_cannot_be_replayed_is_refused(tower: Tower, batches: Calla
     seen: list[Tensor] = []
     embed.register_forward_hook(lambda module, inputs, output: seen.append(output.mean()))
     list(tower.blocks.values())[-1].register_forward_hook(lambda module, inputs, output: output * seen[-1])
-    with pytest.raises(RuntimeError, match=r"prune\.search: plain"):
-        Replay(tower, batches("val"), InputStore("host", WORLD.device), every=2)
+    says = refusal(lambda: Replay(tower, batches("val"), InputStore("host", WORLD.device), every=2))
+    assert says.startswith("prune.search: a ")
+    assert says.endswith("plain runs every block each time")
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    store = InputStore("disk", WORLD.device, tmp_path / "a file" / "inputs")
+    (tmp_path / "a file").touch()
+    with pytest.raises(StoppedError, match=r"prune\.store: disk: .*inputs cannot be written \(Not a directory\)"):
+        store.put((0, 0), torch.ones(2))
 
 
 def test_a_full_device_is_the_users_to_mend() -> None:

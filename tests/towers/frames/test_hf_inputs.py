@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import transformers
 from conftest import refusal
 from helpers.hf_models import DUAL, VISION, add_clip_tokenizer, add_siglip_tokenizer, settings, write
 from PIL import Image
+from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -18,6 +20,7 @@ from amp.models.folder import save_tower
 from amp.models.open import load_pruned
 from amp.settings.model import TransformSettings
 from amp.towers import build_tower
+from amp.towers.tokenizer import Tokenizer
 
 
 def test_transform_is_the_processors(tmp_path: Path) -> None:
@@ -68,6 +71,38 @@ def test_embeddings_are_the_models_own(name: str, tmp_path: Path) -> None:
     assert (output.text_embeds[0] - output.text_embeds[1]).abs().max() > 1e-2
     # The last one fills the context: nothing may hang on the padding of the texts beside it.
     torch.testing.assert_close(tower.encode_text(ids[2:]), tower.encode_text(ids)[2:], rtol=0, atol=1e-5)
+
+
+def _add_gemma_tokenizer(folder: Path, **more: Any) -> None:
+    """What the files of a fixed-size SigLIP 2 name: it keeps capitals."""
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", *"abcdABCD"]
+    tokenizer = transformers.GemmaTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[], **more)
+    tokenizer.save_pretrained(folder)
+
+
+def test_siglip_2_reads_lower_case(tmp_path: Path) -> None:
+    for name, more, lower in (("as released", {}, True), ("told not to", {"do_lower_case": False}, False)):
+        write(tmp_path / name, "SiglipModel", DUAL)
+        _add_gemma_tokenizer(tmp_path / name, **more)
+        tokenizer = build_tower(settings(tmp_path / name)).make_tokenizer()
+        assert torch.equal(tokenizer(["ABBA"]), tokenizer(["abba"])) == lower
+    write(tmp_path / "clip", "CLIPModel", DUAL)
+    _add_gemma_tokenizer(tmp_path / "clip")
+    tokenizer = build_tower(settings(tmp_path / "clip")).make_tokenizer()
+    assert not torch.equal(tokenizer(["ABBA"]), tokenizer(["abba"]))
+
+
+def test_a_tokenizer_of_another_model_is_refused() -> None:
+    def broken(texts: list[str]) -> Tensor:
+        raise ValueError("no padding token")
+
+    for words, make, context, vocabulary in (
+        ("m: its tokenizer gives 3 ids a text, the text tower reads 4", lambda texts: torch.full((1, 3), 7), 4, 8),
+        ("m: its tokenizer gives the id 7, the text tower knows 7 ids", lambda texts: torch.full((1, 3), 7), 3, 7),
+        ("m: its tokenizer cannot read texts (no padding token)", broken, 3, 7),
+    ):
+        tokenizer = Tokenizer("m", lambda make=make: make, context, vocabulary)  # type: ignore[misc]
+        assert refusal(lambda tokenizer=tokenizer: tokenizer(["a"])) == words  # type: ignore[misc]
 
 
 def test_tokenizer_is_read_from_the_folder_when_called(tmp_path: Path) -> None:

@@ -39,6 +39,46 @@ def test_bad_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "sentinel").exists()
 
 
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "ViTModel", VISION)
+    (tmp_path / "model.safetensors").unlink()
+    assert refusal(lambda: build_tower(settings(tmp_path))).startswith(
+        f"model.pretrained: {tmp_path}: the folder holds"
+    )
+    assert build_tower(settings(tmp_path), "meta").widths == [48] * 3
+
+
+def test_a_config_of_another_model_than_its_weights_is_refused(tmp_path: Path) -> None:
+    """Fewer layers, another width, a layer scale fewer: nothing of a file may be left unread without a word."""
+    for name, kind, key, value in (
+        ("ViTModel", "ViTModel", "num_hidden_layers", 2),
+        ("ViTModel", "ViTModel", "intermediate_size", 64),
+        ("ViTModel", "ViTModel", "num_hidden_layers", 4),
+        ("BeitModel", "BeitModel", "layer_scale_init_value", 0.0),
+    ):
+        folder = tmp_path / f"{kind}-{key}-{value}"
+        write(folder, name, VISION)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {key: value}))
+        message = refusal(lambda folder=folder: build_tower(settings(folder)))  # type: ignore[misc]
+        assert message.startswith(f"model.pretrained: {folder}: not the weights of ")
+
+
+def test_a_head_that_the_model_has_not_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "whole", "ViTForImageClassification", VISION)
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text(json.dumps(config | {"architectures": ["ViTModel"]}))
+    build_tower(settings(tmp_path / "bare", pretrained=str(tmp_path / "whole")))
+
+
+def test_dinov2_takes_images_of_another_size(tmp_path: Path) -> None:
+    write(tmp_path, "Dinov2Model", VISION)
+    tower = build_tower(settings(tmp_path, kwargs={"img_size": 64}))
+    assert tower.image_size == 64
+    assert tower.feature(torch.zeros(1, 3, 64, 64)).shape == (1, 32)
+
+
 def test_bad_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()

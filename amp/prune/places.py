@@ -1,0 +1,81 @@
+"""The folder of a pruning: `output.dir` of the first one, and below it one for every other size of the same scores."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from amp.prune.measure.journal import other_search
+from amp.run.console import say
+from amp.run.files import atomic, file_sha256, room_for
+from amp.run.identity import first_difference, read_header, recorded_frame
+from amp.run.run import Run
+from amp.settings.prune import PruneConfig, SearchSettings
+
+SCORES = "scores.safetensors"
+RECORD = "prune.json"
+JOURNAL = "prune_journal.jsonl"
+
+
+def journal_header(run: Run[PruneConfig], scores: Path) -> dict[str, object]:
+    """What decides a measurement: the run, and the scores."""
+    own = {"scores_sha256": file_sha256(str(scores))}
+    return {**run.header, "settings": {**run.header["settings"], **own}}
+
+
+def place_of(run: Run[PruneConfig], thresholds: Sequence[float] = ()) -> Path:
+    """Where a pruning goes: `output.dir`, or where another pruning of the same scores is there, a folder in it that is
+    named by what is asked for, as `params-0.6`.
+
+    A pruning of another model or of other images leaves no place for this one; that is for the run to say.
+
+    Args:
+        thresholds: of a sweep, in nats.
+    """
+    wanted = thresholds or [run.config.prune.entropy_increase]
+    if _is_free(run, run.folder, wanted):
+        return run.folder
+    name = f"sweep-{min(thresholds):g}-{max(thresholds):g}" if thresholds else size_name(run.config.prune)
+    text = json.dumps([run.config.prune.decisive(), wanted], sort_keys=True)
+    places = [run.folder / name, run.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"]
+    place = next((place for place in places if _is_free(run, place, wanted)), places[-1])
+    say(f"{run.folder} holds another pruning of these scores; this one goes to {place}")
+    _take_journal_along(run, place, wanted)
+    return place
+
+
+def size_name(settings: SearchSettings) -> str:
+    """A folder's name for what is asked for: the target, the widths, or the threshold."""
+    if settings.widths is not None:
+        return f"widths-{hashlib.sha256(json.dumps(settings.widths).encode()).hexdigest()[:8]}"
+    kind, value = settings.target.asked or ("increase", settings.entropy_increase)
+    return f"{kind}-{value:g}"
+
+
+def _is_free(run: Run[PruneConfig], folder: Path, thresholds: Sequence[float]) -> bool:
+    """Whether the folder holds no pruning, or this one's; or one that differs in more than what it asks for."""
+    record = folder / RECORD
+    if record.exists():
+        header = read_header(record, f"delete {record} to prune anew")
+        difference = first_difference(header, run.with_frame(recorded_frame(header)).identity)
+    else:
+        difference = _other_search(run, folder, thresholds)
+    return difference is None or not difference[0].startswith(("prune.", "thresholds"))
+
+
+def _other_search(run: Run[PruneConfig], folder: Path, thresholds: Sequence[float]) -> tuple[str, Any, Any] | None:
+    if not (folder / JOURNAL).exists():
+        return None
+    scores = run.folder / SCORES
+    framed = run.with_frame(recorded_frame(read_header(scores))) if scores.exists() else run
+    return other_search(folder / JOURNAL, journal_header(framed, scores), thresholds)
+
+
+def _take_journal_along(run: Run[PruneConfig], place: Path, thresholds: Sequence[float]) -> None:
+    """What an earlier search measured of the same networks need not be measured again."""
+    source, own = run.folder / JOURNAL, place / JOURNAL
+    if source.exists() and not own.exists() and _other_search(run, run.folder, thresholds) is None:
+        with room_for(own), atomic(own) as partial:
+            shutil.copyfile(source, partial)

@@ -1,0 +1,111 @@
+"""Laws of what a run was made of: other images, another model and what is lost are named or made again, not mixed."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from processes.small_run import DISTIL, KNN, PRUNE, SCORE, STEPS, inputs, results, run_in, write_inputs
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the inputs and all artifacts of a run."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_inputs(folder)
+    for words in STEPS:
+        ended = run_in(folder, *words)
+        assert ended.code == 0, ended.err
+    return folder
+
+
+@pytest.fixture
+def place(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it, with the files' times."""
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def _add(place: Path, split: str) -> None:
+    Image.new("RGB", (20, 20), (1, 2, 3)).save(place / "images" / split / "a" / "new.png")
+
+
+def _replace(place: Path, split: str) -> None:
+    """Another image of the same name and size in bytes."""
+    path = next(iter(sorted((place / "images" / split / "a").iterdir())))
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+def _edit_model(place: Path) -> None:
+    config = json.loads((place / "tiny.json").read_text())
+    (place / "tiny.json").write_text(json.dumps(config | {"quick_gelu": True}))
+
+
+CHANGES: dict[str, tuple[Callable[[Path], None], str, tuple[tuple[str, ...], ...]]] = {
+    "a training image more": (lambda place: _add(place, "train"), "before the training images", (SCORE, PRUNE, DISTIL)),
+    "a training image replaced": (
+        lambda place: _replace(place, "train"),
+        "before the training images",
+        (SCORE, PRUNE, DISTIL),
+    ),
+    "a held-out image more": (lambda place: _add(place, "val"), "before the held-out images", (PRUNE,)),
+    "a held-out image other": (lambda place: _replace(place, "val"), "before the held-out images", (PRUNE,)),
+    "an image to classify more": (lambda place: _add(place, "val"), "before the images", (KNN,)),
+    "another model": (
+        _edit_model,
+        "before the files that describe the model|model_config.quick",
+        (SCORE, PRUNE, DISTIL),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("state", ["done", "killed"])
+def test_what_has_changed_is_named(change: str, state: str, place: Path) -> None:
+    make, said, refused = CHANGES[change]
+    if state == "killed":
+        (place / "out" / "prune.json").unlink()
+        shutil.rmtree(place / "out" / "distilled")
+    make(place)
+    for words in refused:
+        before = inputs(place), results(place)
+        ended = run_in(place, *words)
+        assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+        assert any(part in ended.err for part in said.split("|"))
+        assert (inputs(place), results(place)) == before
+
+
+def test_files_with_other_times_are_the_same_where_that_is_said(place: Path) -> None:
+    for path in (place / "images").rglob("*.png"):
+        os.utime(path, (1, 1))
+    for words in (SCORE, PRUNE, DISTIL):
+        assert run_in(place, *words).code == 2
+        ended = run_in(place, *words, "--set", "data.compare_times=false")
+        assert (ended.code, "already done" in ended.out) == (0, True), ended.err
+
+
+def test_a_run_that_is_done_needs_its_images_no_more(place: Path) -> None:
+    shutil.rmtree(place / "images")
+    for words in (SCORE, PRUNE, DISTIL):
+        ended = run_in(place, *words)
+        assert (ended.code, "already done" in ended.out) == (0, True), ended.err
+    ended = run_in(place, *SCORE, "--set", "score.seed=1")
+    assert (ended.code, "images: no such folder" in ended.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "lost", ["pruned/model.safetensors", "distilled/model.safetensors", "pruned", "scores.safetensors"]
+)
+def test_what_is_lost_is_made_again(lost: str, place: Path) -> None:
+    right, path = results(place), place / "out" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for words in STEPS:
+        ended = run_in(place, *words)
+        assert ended.code == 0, ended.err
+    assert results(place) == right
