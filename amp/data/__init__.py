@@ -1,9 +1,7 @@
-"""Images without labels: which files there are, how they are read, in which order, with which augmentation."""
+"""Images: which files there are, how they are read, in which order, with which augmentation.
 
-from amp.data.augmentation import augmentation
-from amp.data.batches import Batches, Transform
-from amp.data.layouts import Source, Split
-from amp.data.listing import list_images
-from amp.data.scenes import build_scenes
+`listing.list_images` gives the images of a split, `batches.Batches` reads them in a fixed global order, `pixels`
+decodes them, `loading` hands them over from worker processes, `identity` tells one set of files from another.
 
-__all__ = ["Batches", "Source", "Split", "Transform", "augmentation", "build_scenes", "list_images"]
+Nothing is imported here: what only looks at names must answer before torch is loaded.
+"""

@@ -4,19 +4,19 @@ B images, C channels, S side in pixels.
 """
 
 import math
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from amp.data.files import printable
 from amp.data.layouts import Source
+from amp.data.loading import read_batches
 from amp.data.pixels import BrokenImageError, read_rgb
 from amp.data.shards import Member, shuffle_nearby
 from amp.errors import UserError
@@ -54,12 +54,6 @@ class _Images(Dataset[tuple[Tensor, list[tuple[str, str]]]]):
                 torch.default_generator.manual_seed(int(mixed[0] >> np.uint64(1)))
                 return self.transform(image), broken
         return torch.empty(0), broken
-
-
-def outlive_signals(worker: int) -> None:
-    """A queue signals every process of a job; workers end when the process that reads them does."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(
@@ -126,23 +120,17 @@ class Batches:
         """Local images (B / processes, C, S, S) fp32 of the epoch's batches, from batch `start` on."""
         order = self.order(epoch)
         keys = [[(epoch, i) for i in self._cut(order, b)[self._share]] for b in range(start, len(self))]
-        loader: DataLoader[Any] = DataLoader(
-            _Images(self.paths, self.transform, self.settings.seed),
-            batch_sampler=keys,
-            generator=torch.Generator(),  # its own, since the loader draws a seed from the global one
-            num_workers=min(self.settings.num_workers, os.cpu_count() or 1),
-            collate_fn=_collate,
-            pin_memory=world().device.type == "cuda",
-            worker_init_fn=outlive_signals,
-        )
-        for images, broken in loader:
-            self._num_read += self._share.stop - self._share.start
-            self._note(broken)
-            if images is None:
-                raise UserError("data.root", f"{self.settings.root}: holds no readable image")
-            if broken:
-                self._check_share(*broken[-1])
-            yield images
+        images_of = _Images(self.paths, self.transform, self.settings.seed)
+        workers = self.settings.num_workers
+        with closing(read_batches(images_of, _collate, workers, "data.num_workers", batch_sampler=keys)) as read:
+            for images, broken in read:
+                self._num_read += self._share.stop - self._share.start
+                self._note(broken)
+                if images is None:
+                    raise UserError("data.root", f"{self.settings.root}: holds no readable image")
+                if broken:
+                    self._check_share(*broken[-1])
+                yield images
 
     def _note(self, broken: list[tuple[str, str]]) -> None:
         for path, reason in broken:

@@ -6,18 +6,18 @@ and pads none. What is computed of a batch, and so every number, is therefore th
 Shapes: B items of a batch; W processes.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
-from amp.data.batches import outlive_signals
+from amp.data.loading import read_batches
 from amp.errors import UserError
 from amp.run.console import progress
 from amp.run.world import world
@@ -43,49 +43,39 @@ class ShardedBatches:
     def batches(
         self, dataset: Any, collate: Callable[[list[Any]], Any], option: str, name: str = "images"
     ) -> Iterator[tuple[int, Any]]:
-        """(index in the global list, collated batch) of this process.
+        """(index in the global list, columns of the batch) of this process.
 
         Args:
-            dataset: items by index, or a stream of them.
+            dataset: items by index, or a stream of them; an item is a tuple.
+            collate: makes a column of what are no tensors, such as labels or captions.
             option: that named its folder, for messages.
             name: for the progress bar.
         Raises:
-            UserError: an item cannot be read.
+            UserError: an item cannot be read, or a worker was killed.
         """
-        workers = min(self.num_workers, os.cpu_count() or 1)
         if isinstance(dataset, IterableDataset):
             # Several workers would mix the stream.
-            stream: DataLoader[Any] = DataLoader(
-                _Stream(dataset, option, self._own),
-                self.batch_size,
-                num_workers=min(workers, 1),
-                collate_fn=partial(_collate, collate),
-            )
-            for number, batch in enumerate(progress(stream, name, "batch")):
-                if isinstance(batch, UserError):
-                    raise batch
-                yield world().rank + number * world().size, batch
-            return
-        spans = self.spans(len(dataset))
-        loader: DataLoader[Any] = DataLoader(
-            _Items(dataset, option),
-            batch_sampler=[list(span) for span in spans.values()],
-            num_workers=workers,
-            collate_fn=partial(_collate, collate),
-            worker_init_fn=outlive_signals,
-            pin_memory=world().device.type == "cuda",
-        )
-        for index, batch in zip(spans, progress(loader, name, "batch"), strict=True):
-            if isinstance(batch, UserError):
-                raise batch
-            yield index, batch
+            source: Dataset[Any] = _Stream(dataset, option, self._own)
+            indices: Iterator[int] = count(world().rank, world().size)
+            workers, total = min(self.num_workers, 1), None
+            batching: dict[str, Any] = {"batch_size": self.batch_size}
+        else:
+            spans = self.spans(len(dataset))
+            source, indices = _Items(dataset, option), iter(spans)
+            workers, total = self.num_workers, len(spans)
+            batching = {"batch_sampler": [list(span) for span in spans.values()]}
+        with closing(read_batches(source, _columns, workers, "--num_workers", **batching)) as read:
+            for columns in progress(read, name, "batch", total):
+                if isinstance(columns, UserError):
+                    raise columns
+                yield next(indices), tuple(c if isinstance(c, Tensor) else collate(c) for c in columns)
 
-    def spans(self, count: int) -> dict[int, range]:
-        """{index in the global list: its items} of this process's batches of `count` items."""
-        starts = range(0, count, self.batch_size)
-        last = len(starts) + (-len(starts) % world().size if self.in_step and count else 0)
+    def spans(self, total: int) -> dict[int, range]:
+        """{index in the global list: its items} of this process's batches of `total` items."""
+        starts = range(0, total, self.batch_size)
+        last = len(starts) + (-len(starts) % world().size if self.in_step and total else 0)
         own = [index % len(starts) for index in range(world().rank, last, world().size)]
-        return {index: range(starts[index], min(starts[index] + self.batch_size, count)) for index in own}
+        return {index: range(starts[index], min(starts[index] + self.batch_size, total)) for index in own}
 
     def _own(self, stream: Iterable[Value]) -> Iterator[Value]:
         """The items of a stream that belong to this process's batches."""
@@ -144,23 +134,14 @@ class _Stream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            yield from self._items()
+            yield from self.own(self.dataset)
         except Exception as error:  # what reads the stream may raise anything
             lines = str(error).strip().splitlines() or [type(error).__name__]
             yield UserError(self.option, f"the stream cannot be read ({lines[0]})", rank_local=True)
 
-    def _items(self) -> Iterator[Any]:
-        if not hasattr(self.dataset, "pipeline"):
-            return self.own(self.dataset)
-        from webdataset import DataPipeline
-        from webdataset.autodecode import Decoder
 
-        # Every process reads the archives of a webdataset whole, but decodes the images of its own batches alone.
-        stages = self.dataset.pipeline
-        decodes = [any(isinstance(arg, Decoder) for arg in getattr(stage, "args", ())) for stage in stages]
-        place = decodes.index(True)
-        return iter(DataPipeline(*stages[:place], self.own, *stages[place:]))
-
-
-def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
-    return next((item for item in items if isinstance(item, UserError)), None) or collate(items)
+def _columns(items: list[Any]) -> Any:
+    """Of items, as many columns: one tensor of tensors, else a list. Or the first item that could not be read."""
+    failed = next((item for item in items if isinstance(item, UserError)), None)
+    columns = zip(*items, strict=True) if failed is None else ()
+    return failed or tuple(torch.stack(c) if isinstance(c[0], Tensor) else list(c) for c in columns)

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from clip_benchmark.datasets.builder import image_captions_collate_fn
 from clip_benchmark.metrics.zeroshot_classification import average_precision_per_class
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
@@ -142,7 +141,7 @@ class Evaluator:
         self.check_text()
         tokenizer = self.tower.make_tokenizer()
         own: dict[int, tuple[Tensor, ...]] = {}
-        for index, (images, captions) in self._own_batches.batches(dataset, image_captions_collate_fn, self.option):
+        for index, (images, captions) in self._own_batches.batches(dataset, list, self.option):
             counts_B = torch.tensor([len(of_image) for of_image in captions])
             texts_TD = self._embed_texts(tokenizer, [text for of_image in captions for text in of_image])
             own[index] = (self._embed_images(images).cpu(), texts_TD.cpu(), counts_B)
