@@ -3,7 +3,9 @@
 Streams of shards give an order that depends on who reads them; an index costs one pass over the headers at the start.
 """
 
+import math
 import posixpath
+import re
 import tarfile
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from amp.errors import UserError
 from amp.run.console import progress
 
 MIXED_SHARDS = 16
+MOST_SHARDS = 10**6
 Item = TypeVar("Item")
 _FIRST = ("webp", "png", "jpg", "jpeg")
 
@@ -54,7 +57,7 @@ def find_shards(root: str) -> list[str]:
         if not shards:
             raise UserError("data.root", f"{root}: holds no .tar shard")
         return shards
-    shards = list(expand_urls(root))
+    shards = _expanded(root)
     missing = [shard for shard in shards if not Path(shard).is_file()]
     if missing:
         raise UserError(
@@ -94,6 +97,16 @@ class Sample(NamedTuple):
                     "before the first dot: rename it",
                 )
         return None
+
+
+def _expanded(pattern: str) -> list[str]:
+    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
+    if math.prod(abs(int(last[:20]) - int(first[:20])) + 1 for first, last in ranges) > MOST_SHARDS:
+        raise UserError("data.root", f"{pattern}: a pattern of more than {MOST_SHARDS} shards")
+    try:
+        return list(expand_urls(pattern))
+    except ValueError:
+        raise UserError("data.root", f"{pattern}: a brace that is not closed, or a range that is none") from None
 
 
 def list_members(shards: Sequence[str], extensions: Collection[str]) -> list[Member]:

@@ -36,7 +36,11 @@ class Pruned:
 
 
 def check_widths(tower: Tower, settings: SearchSettings) -> None:
-    """Raises UserError unless `prune.widths` and `prune.blocks` fit the tower."""
+    """Raises UserError unless `prune.widths`, `prune.blocks` and `prune.width_multiple` fit the tower."""
+    if settings.width_multiple > max(tower.widths):
+        raise UserError(
+            "prune.width_multiple", f"{settings.width_multiple} is more than any block's {max(tower.widths)} neurons"
+        )
     for block in settings.blocks or ():
         if block >= len(tower.slots):
             raise UserError("prune.blocks", f"{block}: the tower has blocks 0 to {len(tower.slots) - 1}")

@@ -111,3 +111,16 @@ def test_distillation_from_shards(
     own = [f"data.root={tmp_path}/tars", "data.name=webdataset", f"output.dir={tmp_path}/from_shards"]
     assert call("distill.py", *words, *(f"--set={word}" for word in own))[0] == 0
     assert (tmp_path / "from_shards" / "log.jsonl").read_bytes() == (tmp_path / "out" / "log.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("t-{000..", "a brace that is not closed"),
+        ("t-{0..9", "a brace that is not closed"),
+        ("t-{0..1000000000000}.tar", "a pattern of more than 1000000 shards"),
+        ("{0..9999}-{0..9999}.tar", "a pattern of more than 1000000 shards"),
+    ],
+)
+def test_a_pattern_that_cannot_be_is_refused(pattern: str, words: str) -> None:
+    assert f"data.root: {pattern}: {words}" in refusal(lambda: find_shards(pattern))

@@ -140,6 +140,8 @@ def test_other_blocks_keep_all(tower: Tower, scores: list[Tensor]) -> None:
 def test_blocks_that_are_not_there_are_refused(tower: Tower) -> None:
     says = refusal(lambda: check_widths(tower, SearchSettings(blocks=(4, 5))))
     assert says == "prune.blocks: 5: the tower has blocks 0 to 4"
+    says = refusal(lambda: check_widths(tower, SearchSettings(width_multiple=1000)))
+    assert says == "prune.width_multiple: 1000 is more than any block's 256 neurons"
 
 
 def test_a_fall_counts_too_if_asked(tower: Tower, scores: list[Tensor]) -> None:

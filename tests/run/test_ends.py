@@ -77,6 +77,8 @@ def test_a_process_that_comes_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     from amp.run.processes import together
 
     monkeypatch.setattr(together, "JOIN", together.timedelta(seconds=1))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
     place = Place(1, 2, 1, 2, "127.0.0.1", 1)
     message = refusal(lambda: join(place, torch.device("cpu")))
     assert message.startswith("MASTER_ADDR, MASTER_PORT: process 1 has not met the others of WORLD_SIZE 2")
