@@ -82,7 +82,7 @@ def test_flickr_in_chinese_has_its_own_captions(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "flickr30k_test_zh.txt").write_text("image,caption\na.jpg,one, two\na.jpg,three\nb.jpg,four\n")
     dataset = Benchmark("zeroshot_retrieval", "flickr30k", str(tmp_path), "zh").build(None)
-    assert dataset.data == [("a.jpg", ["one, two", "three"]), ("b.jpg", ["four"])]
+    assert dataset.samples == [(f"{tmp_path}/a.jpg", ["one, two", "three"]), (f"{tmp_path}/b.jpg", ["four"])]
 
 
 def test_mistakes_are_found_before_torch_is_loaded(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """eval_zsc on fake copies of the paper's datasets, offline: several in one call, resume, the table, what is missing."""
 
 import csv
-import gc
 import json
 import re
 import shutil
@@ -26,8 +25,6 @@ from amp.run.world import World, among
 pytestmark = pytest.mark.slow
 
 SCRIPT = "eval/eval_zsc.py"
-# webdataset leaves its shards to the garbage collector.
-SHARDS_STAY_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 RETRIEVAL = ("mscoco_captions", "flickr30k")
 
 
@@ -105,7 +102,6 @@ def test_the_six_of_the_paper_in_one_call(tmp_path: Path, parent: Path, model: A
     assert read_csv(table) == [headers, row]
 
 
-@SHARDS_STAY_OPEN
 @pytest.mark.parametrize("dataset", [*RETRIEVAL, "wds/animals"])
 def test_one_dataset_in_its_own_folder(tmp_path: Path, parent: Path, model: Any, call: Any, dataset: str) -> None:
     words = ["--task", task_of(dataset), "--dataset", dataset, "--dataset_root", f"{parent}/{{dataset}}"]
@@ -115,10 +111,8 @@ def test_one_dataset_in_its_own_folder(tmp_path: Path, parent: Path, model: Any,
     assert record["num_images"] == (17 if dataset == "wds/animals" else 23)
     assert record["settings"]["dataset_root"] == str(parent / dataset.removeprefix("wds/"))
     assert list(tmp_path.iterdir()) == [tmp_path / "result.json"]
-    gc.collect()
 
 
-@SHARDS_STAY_OPEN
 def test_each_process_reads_its_own_images_of_an_archive(parent: Path) -> None:
     seen = []
     dataset = Benchmark("zeroshot_classification", "wds/animals", str(parent / "animals")).build(
@@ -130,10 +124,8 @@ def test_each_process_reads_its_own_images_of_an_archive(parent: Path) -> None:
         assert list(batches) == list(range(rank, 6, 2))
         assert torch.cat([labels for _, labels in batches.values()]).tolist() == [index % 5 for index in expected]
     assert len(seen) == 17
-    gc.collect()
 
 
-@SHARDS_STAY_OPEN
 def test_a_broken_archive_is_one_line(tmp_path: Path, parent: Path, model: Any, call: Any) -> None:
     shutil.copytree(parent / "animals", tmp_path / "animals")
     path = tmp_path / "animals/test/1.tar"
@@ -141,8 +133,7 @@ def test_a_broken_archive_is_one_line(tmp_path: Path, parent: Path, model: Any, 
     words = ["--dataset", "wds/animals", "--dataset_root", tmp_path / "animals", "--output", tmp_path / "result.json"]
     for workers in (0, 1):
         code, _, err = call(SCRIPT, *model, *words, "--num_workers", workers)
-        assert (code, "error: --dataset_root: the stream cannot be read (" in err.splitlines()[-1]) == (2, True)
-    gc.collect()
+        assert (code, "1.tar/0009.png: cannot be read (no image" in err.splitlines()[-1]) == (2, True)
 
 
 def test_retrieval_of_both_has_a_row_each(tmp_path: Path, parent: Path, model: Any, call: Any) -> None:
@@ -159,7 +150,6 @@ def test_retrieval_of_both_has_a_row_each(tmp_path: Path, parent: Path, model: A
     assert tables[0].read_text() in out
 
 
-@SHARDS_STAY_OPEN
 def test_three_processes_give_the_numbers_of_one(
     tmp_path: Path, parent: Path, model: Any, call: Any, launch: Any
 ) -> None:
@@ -171,7 +161,6 @@ def test_three_processes_give_the_numbers_of_one(
     for name in ("imagenet-r", "objectnet", "wds-animals"):
         one, three = (read(tmp_path / n / f"{name}_zeroshot_classification.json") for n in ("one", "three"))
         assert {**one, "seconds": 0} == {**three, "seconds": 0}
-    gc.collect()
 
 
 def test_speed_stands_beside_clip_benchmark(tmp_path: Path, model: Any, call: Any, launch: Any) -> None:

@@ -181,7 +181,7 @@ def test_mistakes_in_the_folders_are_one_line(tmp_path: Path, pictures: Path, ca
     assert "val/cat/0.png: cannot be read" in said()
     for path in (root / "val" / "cat").iterdir():
         path.unlink()
-    assert said().endswith("/val: Found no valid file for the classes cat.")
+    assert said().endswith("/val: no image in the class folder cat")
     (root / "val" / "cat").rmdir()
     assert said() == f"error: --val_root: {root}/val: lacks the class cat of the other folder"
     shutil.move(root / "train" / "dog", root / "val" / "cat")
