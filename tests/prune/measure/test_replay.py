@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from conftest import GOLDEN, WORLD, refusal
+from helpers.hf_models import write
 from helpers.scripted_entropy import INCREASE, networks_of
 from torch import Tensor
 
@@ -49,9 +49,7 @@ def random_batches(tower: Tower) -> list[Tensor]:
 def test_every_block_replays_the_whole_run(name: str, precision: Any, tmp_path: Path) -> None:
     frame, model, kwargs = TOWERS[name]
     if frame == "hf":
-        config = getattr(transformers, model).config_class(patch_size=8, **HF)
-        config.architectures = [model]
-        config.save_pretrained(tmp_path)
+        write(tmp_path, model, {"patch_size": 8, **HF})
         model = str(tmp_path)
     if name == "trunk":
         vision = {"timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_pool": "token"}
