@@ -84,29 +84,6 @@ def test_a_process_that_comes_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert message.startswith("MASTER_ADDR, MASTER_PORT: process 1 has not met the others of WORLD_SIZE 2")
 
 
-def test_a_thread_of_a_collective_that_outlives_the_script_aborts_nothing(
-    tmp_path: Path, torchrun: Callable[..., Any]
-) -> None:
-    script = tmp_path / "late.py"
-    script.write_text("""
-import time, torch, torch.distributed as dist
-from amp.run.console import run_script
-from amp.run.world import start
-def main():
-    with start("cpu"):
-        dist.all_reduce(torch.ones(1), async_op=True).get_future().then(lambda done: time.sleep(3))
-        group = dist.group.WORLD
-        time.sleep(0.5)
-    print("done")
-    globals()["kept"] = group
-if __name__ == "__main__":
-    run_script(main)
-""")
-    done = torchrun(2, script)  # with an interpreter that is taken apart at its end
-    assert (done.returncode, done.stdout.split()) == (0, ["done", "done"])
-    assert "terminate" not in done.stderr
-
-
 def test_whether_a_process_has_ended_is_known() -> None:
     own = Process.own()
     assert not own.has_ended()
