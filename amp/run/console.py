@@ -1,5 +1,6 @@
 """The console of a run: lines, progress, and how a script ends."""
 
+import atexit
 import os
 import shlex
 import signal
@@ -7,13 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
 from amp.errors import StoppedError, as_line, one_line
-from amp.run.processes.environment import speaks
+from amp.run.processes.environment import is_one_of_several, speaks
 
 Item = TypeVar("Item")
 
@@ -36,6 +37,8 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         with _terminable():
             main()
+        if is_one_of_several():
+            _leave(0)
     except _Terminated:
         _end("stopped: SIGTERM; the same command goes on from what it has saved", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
@@ -80,7 +83,21 @@ def _end(line: str, code: int, rank_local: bool = False) -> NoReturn:
         print(line, file=sys.stderr, flush=True)
     else:
         time.sleep(SPEAK_SECONDS)  # torchrun ends all as soon as one has ended.
+    if is_one_of_several():
+        _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends this process without taking the interpreter apart.
+
+    A thread of gloo that lets go of a tensor meanwhile would abort it: "terminate called without an active exception".
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def main_process() -> bool:

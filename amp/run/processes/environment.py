@@ -65,6 +65,15 @@ def speaks() -> bool:
     return own is None or own.rank == 0
 
 
+def is_one_of_several() -> bool:
+    """Whether this process runs beside others."""
+    try:
+        own = place_of()
+    except UserError:
+        return False
+    return own is not None and own.size > 1
+
+
 def _number(
     environment: Mapping[str, str], key: str, least: int, most: int, why: str = "", default: int | None = None
 ) -> int:
