@@ -4,20 +4,51 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from amp.errors import UserError
 from amp.run.files import atomic
-from amp.settings.base import Precision, Settings
+from amp.settings.base import Positive, Precision, Settings
+from amp.settings.model import Frame, TransformSettings
 from amp.towers import Tower, rebuild_dense
+from amp.towers.preprocess import MAX_SIDE
 
 FORMAT = 1
+
+
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+
+
+class Images(Settings):
+    """`preprocess` of a base: what every library says of its images; what it says besides is its own."""
+
+    model_config = ConfigDict(Settings.model_config, extra="allow")
+
+    size: Side | tuple[Side, Side]
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest", "box", "hamming", "random"]
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    resize: Annotated[int, Field(ge=1, le=10 * MAX_SIDE)] | None = None
+
+
+class Base(Settings):
+    """`base` of a folder: what rebuilds the dense model."""
+
+    frame: Frame
+    name: str
+    kwargs: dict[str, Any]
+    precision: Precision
+    transform: TransformSettings
+    described: dict[str, Any] | str = Field(alias="model_config")
+    variant: str | None = None
+    preprocess: Images
 
 
 class FolderConfig(Settings):
@@ -32,6 +63,12 @@ class FolderConfig(Settings):
     kept: tuple[tuple[int, ...], ...] | None
     provenance: dict[str, Any]
 
+    @field_validator("base")
+    @classmethod
+    def _describes_a_model(cls, base: dict[str, Any]) -> dict[str, Any]:
+        Base.model_validate_json(json.dumps(base))
+        return base
+
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file, on the CPU, readable by whom the user's umask allows."""
@@ -41,12 +78,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     path.chmod(0o666 & ~umask)
 
 
+def check_readable(path: str | None) -> None:
+    """Raises UserError where `path` is a folder whose config.json is damaged, so that nobody can tell whose it is."""
+    config = Path(path or "") / "config.json"
+    if path is not None and config.is_file():
+        try:
+            json.loads(config.read_text("utf-8"))
+        except OSError as error:
+            raise UserError(config, f"cannot be read ({error.strerror})") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(config, f"damaged: not a JSON file ({' '.join(str(error).split())})") from None
+
+
 def is_model_folder(path: str | None) -> bool:
     """Whether `path` is a folder that this module wrote, by its config.json."""
     config = Path(path or "") / "config.json"
     try:
         return path is not None and {"format", "base", "kept"} <= json.loads(config.read_text("utf-8")).keys()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 

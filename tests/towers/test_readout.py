@@ -65,7 +65,7 @@ def _last_block(blocks: Any, model: Any, images: torch.Tensor) -> torch.Tensor:
         ({"img_size": [32, 64]}, "64"),
         ({"in_chans": 4}, "does not take square RGB images of 32 px"),
         ({"global_pool": ""}, "its tokens must be pooled to one vector"),
-        ({"img_size": 100000}, "1 to 8192 are supported"),
+        ({"img_size": 100000}, "img_size: 100000; at most 8192"),
     ],
 )
 def test_towers_of_timm_without_a_feature_of_rgb_images_are_refused(kwargs: dict[str, Any], words: str) -> None:

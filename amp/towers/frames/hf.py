@@ -29,6 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from amp.errors import UserError, nearest
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower, building, first_line, quiet
+from amp.towers.bounds import check_numbers
 from amp.towers.find_slots import find_blocks, find_slots
 from amp.towers.frames._hf_inputs import override, preprocessing, tokenize, transform
 from amp.towers.library import Library
@@ -111,7 +112,9 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     blocks = find_blocks(visual)
     built = square(settings, vision_config.image_size)
     asked_size = square(settings, settings.kwargs.get("img_size", built)) if family.any_size else built
-    processed = saved["preprocess"] if saved else preprocessing(settings, asked_size, family.statistics, family.any_size)
+    processed = (
+        saved["preprocess"] if saved else preprocessing(settings, asked_size, family.statistics, family.any_size)
+    )
     preprocess = override(processed, settings.transform)
     size = preprocess["size"]
     if size != built and not family.any_size:
@@ -190,6 +193,7 @@ def _describe(settings: ModelSettings) -> dict[str, Any]:
     vision_config = getattr(config, "vision_config", config)
     _family(settings, vision_config)
     values = json.loads(config.to_json_string(use_diff=False))
+    check_numbers("model.name", f"{name}: ", values)
     vision_values = values.get("vision_config", values)
     for key, value in settings.kwargs.items():
         if key == "img_size" and _family(settings, vision_config).any_size:

@@ -42,7 +42,9 @@ def test_bad_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "ViTModel", VISION)
     (tmp_path / "model.safetensors").unlink()
-    assert refusal(lambda: build_tower(settings(tmp_path))).startswith(f"model.pretrained: {tmp_path}: the folder holds")
+    assert refusal(lambda: build_tower(settings(tmp_path))).startswith(
+        f"model.pretrained: {tmp_path}: the folder holds"
+    )
     assert build_tower(settings(tmp_path), "meta").widths == [48] * 3
 
 
