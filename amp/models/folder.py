@@ -28,7 +28,7 @@ Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 class Images(Settings):
     """`preprocess` of a base: what every library says of its images; what it says besides is its own."""
 
-    model_config = ConfigDict(Settings.model_config, extra="allow")
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
     size: Side | tuple[Side, Side]
     mean: tuple[float, float, float]

@@ -70,8 +70,8 @@ def _is_the_users_own(settings: ModelSettings) -> bool:
 
 
 def rebuild_dense(base: Mapping[str, Any], device: str = "cpu") -> Tower:
-    """The dense model of an earlier Tower's `base`, its parameters empty; neither the model's files nor the internet are
-    needed.
+    """The dense model of an earlier Tower's `base`, its parameters empty; it needs neither the model's files nor
+    the internet.
 
     Slice it, then load a state dict or `fill_randomly`, then move it to its device.
 

@@ -69,13 +69,14 @@ def check_numbers(key: str, where: str, values: Any, name: str = "", level: int 
             raise UserError(key, f"{where}{name}: {_short(values)}; at most {limit}")
 
 
-def _short(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value) if abs(value) < 10**20 else "a huge number"
-    return text
+def _short(value: float) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if abs(value) < 10**20 else "a huge number"
 
 
 def check_clip(key: str, where: str, config: Mapping[str, Any]) -> None:
-    """Raises UserError where a model JSON is none that open_clip could build: unknown keys, wrong types, odd numbers."""
+    """Raises UserError where open_clip could not build a model JSON: unknown keys, wrong types, odd numbers."""
     from open_clip import CLIP, CoCa, CustomTextCLIP
     from open_clip.coca_model import MultimodalCfg
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
@@ -88,10 +89,8 @@ def check_clip(key: str, where: str, config: Mapping[str, Any]) -> None:
         if part in config or part != "multimodal_cfg":
             own = config.get(part)
             if not isinstance(own, Mapping):
-                raise UserError(
-                    key,
-                    f"{where}{part}: {'missing' if part not in config else json.dumps(own)}; expected an object {{...}}",
-                )
+                found = json.dumps(own) if part in config else "missing"
+                raise UserError(key, f"{where}{part}: {found}; expected an object {{...}}")
             fields = {field.name: field for field in dataclasses.fields(kind)}
             _check_keys(key, where, f"{part}.", own, fields)
             for name, value in own.items():
@@ -129,7 +128,7 @@ def _check_value(key: str, name: str, value: Any, field: dataclasses.Field[Any])
             raise UserError(key, f"{name}: {value!r}; expected a number")
         if isinstance(default, int) and not all(isinstance(number, int) or "mlp_ratio" in name for number in numbers):
             raise UserError(key, f"{name}: {value!r}; expected a whole number")
-        smallest = 1 if isinstance(default, int) and not name.endswith("_id") else 0
+        smallest: float = 1 if isinstance(default, int) and not name.endswith("_id") else 0
         if "mlp_ratio" in name:
             smallest = 1e-3
         if any(number < smallest for number in numbers):

@@ -26,9 +26,9 @@ from amp.settings.model import ModelSettings, TransformSettings
 from amp.towers.base import Tower, building, check_weights, refuse_loading
 from amp.towers.bounds import check_clip, read_json
 from amp.towers.find_slots import find_blocks, find_slots
+from amp.towers.frames._tokenizer import Tokenizer
 from amp.towers.library import Library
 from amp.towers.preprocess import agreed, square
-from amp.towers.tokenizer import Tokenizer
 from amp.towers.weights import State, averaged_note, without_weights
 
 # What makes the factory read files of its own choice, or run code in them: never from settings, nor from a folder.
@@ -166,7 +166,7 @@ def _trunk_feature(visual: Any, images_BCHW: Tensor) -> Tensor:
 def _model_config(name: str) -> dict[str, Any]:
     """The library's own JSON of a model name, or the user's from a path."""
     if not name.endswith(".json"):
-        config = open_clip.get_model_config(name.replace("/", "-"))
+        config = _config_of(name.replace("/", "-"))
         if config is None:
             known = open_clip.list_models()
             raise UserError(
@@ -177,9 +177,14 @@ def _model_config(name: str) -> dict[str, Any]:
     return read_json(name, "model.name")
 
 
+def _config_of(name: str) -> Any:
+    """The library's own JSON of a name; of one with a scheme (hf-hub:, local-dir:) it would be fetched: None."""
+    return None if ":" in name else open_clip.get_model_config(name)
+
+
 def _register(name: str, config: dict[str, Any]) -> str:
     """Makes `config` known to open_clip under a name that can clash with no other model."""
-    if open_clip.get_model_config(name) == config:
+    if _config_of(name) == config:
         return name
     text = json.dumps(config, sort_keys=True)
     registered = f"{Path(name).stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -214,7 +219,7 @@ def _transform(preprocess: dict[str, Any], side: int, own: TransformSettings) ->
 
 def knows(name: str) -> bool:
     """Whether open_clip has a model of this name, or it is a model JSON."""
-    return name.endswith(".json") or open_clip.get_model_config(name.replace("/", "-")) is not None
+    return name.endswith(".json") or _config_of(name.replace("/", "-")) is not None
 
 
 LIBRARY = Library(
