@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -14,10 +14,41 @@ from torch import Tensor
 from amp.errors import UserError, shortened
 from amp.run.files import atomic, file_sha256
 from amp.run.sealed import WEIGHTS_DIGEST, check_digest, read_json, write_json, write_tensors
-from amp.settings.base import Precision, Settings
+from amp.settings.base import Positive, Precision, Settings
+from amp.settings.model import Frame, TransformSettings
 from amp.towers import Tower, rebuild_dense
+from amp.towers.preprocess import MAX_SIDE
 
 FORMAT = 1
+
+
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+
+
+class Images(Settings):
+    """`preprocess` of a base: what every library says of its images; what it says besides is its own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    size: Side | tuple[Side, Side]
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest", "box", "hamming", "random"]
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    resize: Annotated[int, Field(ge=1, le=10 * MAX_SIDE)] | None = None
+
+
+class Base(Settings):
+    """`base` of a folder: what rebuilds the dense model."""
+
+    frame: Frame
+    name: str
+    kwargs: dict[str, Any]
+    precision: Precision
+    transform: TransformSettings
+    described: dict[str, Any] | str = Field(alias="model_config")
+    variant: str | None = None
+    preprocess: Images
 
 
 class FolderConfig(Settings):
@@ -34,13 +65,26 @@ class FolderConfig(Settings):
     provenance: dict[str, Any]
     weights_sha256: str | None = None
 
+    @field_validator("base")
+    @classmethod
+    def _describes_a_model(cls, base: dict[str, Any]) -> dict[str, Any]:
+        Base.model_validate_json(json.dumps(base))
+        return base
+
+
+def check_readable(path: str | None) -> None:
+    """Raises UserError where `path` is a folder whose config.json is damaged, so that nobody can tell whose it is."""
+    config = Path(path or "") / "config.json"
+    if path is not None and config.is_file():
+        read_json(config)
+
 
 def is_model_folder(path: str | None) -> bool:
     """Whether `path` is a folder that this module wrote, by its config.json."""
     config = Path(path or "") / "config.json"
     try:
         return path is not None and {"format", "base", "kept"} <= json.loads(config.read_text("utf-8")).keys()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from amp.errors import UserError, under
-from amp.models.folder import FORMAT, FolderConfig, is_model_folder, load_tower, read_folder_config
+from amp.models.folder import FORMAT, FolderConfig, check_readable, is_model_folder, load_tower, read_folder_config
 from amp.models.published import is_published, load_published, outside_tower
 from amp.registry import FRAMES
 from amp.run.files import file_sha256
@@ -31,8 +31,12 @@ def open_tower(
     Raises:
         UserError: neither is known, or a folder does not belong to the model named beside it.
     """
+    for path in (pretrained, name):
+        check_readable(path)
     folder = next((p for p in (pretrained, name) if is_model_folder(p)), None)
     if folder is None:
+        if name is None and pretrained is not None and Path(pretrained).is_dir():
+            read_folder_config(pretrained)
         if name is None:
             raise UserError("--model", "missing; give a model name, an open_clip model JSON or a pruned/ folder")
         candidates = [frame] if frame else FRAMES.names
@@ -48,11 +52,15 @@ def open_tower(
         raise UserError("--pretrained", f"{pretrained}: {name} is a pruned model with weights of its own")
     tower = load_tower(folder, device, precision)
     if img_size not in (None, tower.image_size):
-        raise UserError("--img_size", f"{img_size}: {folder} is of {tower.image_size} px")
+        raise UserError(
+            "--img_size",
+            f"{img_size}: {folder} is of {tower.image_size} px, which is fixed: leave --img_size out; for another size "
+            "score and prune the dense model with model.kwargs: {img_size: ...}",
+        )
     if frame not in (None, tower.base["frame"]):
         raise UserError("--model_type", f"{frame}: {folder} is of {tower.base['frame']}")
     if folder == pretrained and name is not None and name != pretrained:
-        dense = build_tower(ModelSettings(frame=tower.base["frame"], name=name), "meta")
+        dense = build_tower(ModelSettings(frame=tower.base["frame"], name=name, kwargs=tower.base["kwargs"]), "meta")
         if difference := dense.difference(tower.base):
             key, own, asked = difference
             told = f"{folder} is a pruned {tower.base['name']!r}, not {name!r}"

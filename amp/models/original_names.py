@@ -112,6 +112,8 @@ def read_widths(own: Mapping[str, Tensor], dense: Tower) -> list[int]:
         if out not in own or own[out].ndim != 2:
             raise UserError(f"block {slot.name}", f"missing, no {out}; the model has {len(dense.slots)} blocks")
         width = own[out].shape[1]
+        if width == 0:
+            raise UserError(f"block {slot.name}", "holds no neuron; a pruned block has 1 or more")
         if width > slot.hidden_width:
             raise UserError(f"block {slot.name}", f"{width} wide, more than the dense model's {slot.hidden_width}")
         for linear in slot.in_projections:

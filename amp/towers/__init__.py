@@ -8,7 +8,8 @@ import torch
 
 from amp.errors import UserError
 from amp.settings.model import ModelSettings
-from amp.towers.base import Tower
+from amp.towers.base import Tower, offline
+from amp.towers.bounds import check_numbers
 from amp.towers.library import Library, library
 from amp.towers.names import default_frame, knows, other_reader
 from amp.towers.preprocess import describe_preprocess
@@ -47,6 +48,10 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
         # Without weights every process and every script must draw the same ones.
         torch.manual_seed(0)
         frame = settings.frame or default_frame(settings.name)
+        check_numbers("model.kwargs", "", settings.kwargs)
+        if saved is None and device != "meta" and settings.pretrained and _is_the_users_own(settings):
+            # What cannot be built is told from weights that do not fit.
+            build_tower(settings.model_copy(update={"pretrained": None}), "meta")
         try:
             tower = library(frame).build(settings, device, saved)
         except UserError as error:
@@ -60,8 +65,13 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
     return tower
 
 
+def _is_the_users_own(settings: ModelSettings) -> bool:
+    return bool(settings.kwargs) or settings.name.endswith(".json")
+
+
 def rebuild_dense(base: Mapping[str, Any], device: str = "cpu") -> Tower:
-    """The dense model of an earlier Tower's `base`, its parameters empty; none of the model's files are needed.
+    """The dense model of an earlier Tower's `base`, its parameters empty; it needs neither the model's files nor
+    the internet.
 
     Slice it, then load a state dict or `fill_randomly`, then move it to its device.
 
@@ -70,4 +80,5 @@ def rebuild_dense(base: Mapping[str, Any], device: str = "cpu") -> Tower:
     """
     keys = ("frame", "name", "precision", "kwargs", "transform")
     settings = ModelSettings.model_validate_json(json.dumps({key: base[key] for key in keys}))
-    return build_tower(settings, device, saved=dict(base))
+    with offline():
+        return build_tower(settings, device, saved=dict(base))

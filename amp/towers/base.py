@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -82,12 +83,31 @@ class Tower:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Libraries log that weights are random; without `pretrained` that is what was asked for."""
+    """Libraries log that weights are random; without `pretrained` that is what was asked for.
+
+    transformers asks at the terminal whether a folder's own code may run: here the answer is no, at once.
+    """
+    if "transformers" in sys.modules:
+        import transformers.dynamic_module_utils
+
+        transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     logging.disable(logging.ERROR)
     try:
         yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Nothing inside reaches for the hub of Hugging Face; what its cache holds is found."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager
@@ -97,24 +117,28 @@ def building(settings: ModelSettings, weights: str | None, library: str) -> Iter
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, message="Detected pickle protocol")
             yield
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError("model.pretrained", f"{weights}: {why_refused(error)}") from None
-    except (SafetensorError, EOFError, OSError) as error:
-        raise UserError("model.pretrained", f"{weights}: cannot be read ({first_line(error)})") from None
-    except (AttributeError, KeyError, StopIteration, ValueError) as error:
-        if weights is None:
-            raise
-        raise UserError("model.pretrained", f"{weights}: holds no named tensors ({first_line(error)})") from None
-    except (RuntimeError, AssertionError, TypeError) as error:
-        if "download" in str(error):
-            key, what = "model.pretrained", f"{weights}: could not be downloaded; without internet, give a file"
-        elif weights and not isinstance(error, TypeError):
-            key, what = "model.pretrained", f"{weights}: not the weights of {settings.name}"
-        elif settings.kwargs:
-            key, what = "model.kwargs", f"{settings.kwargs}: {library} refuses them"
-        else:
-            raise
-        raise UserError(key, f"{what} ({first_line(error)})") from None
+    except Exception as error:  # A library raises anything at what it was not made for.
+        key, what = _blamed(error, settings, weights, library)
+        raise UserError(key, f"{what} ({first_line(error) or type(error).__name__})") from None
+
+
+def _blamed(error: Exception, settings: ModelSettings, weights: str | None, library: str) -> tuple[str, str]:
+    """The setting that an error of a library's factory is about, and what is wrong with it."""
+    if weights and "download" in str(error):
+        return "model.pretrained", f"{weights}: could not be downloaded; without internet, give a file"
+    if weights and isinstance(error, (SafetensorError, EOFError, OSError)):
+        return "model.pretrained", f"{weights}: cannot be read"
+    if weights and isinstance(error, (AttributeError, KeyError, StopIteration, ValueError)):
+        return "model.pretrained", f"{weights}: holds no named tensors"
+    if weights and not isinstance(error, TypeError):
+        return "model.pretrained", f"{weights}: not the weights of {settings.name}"
+    if settings.kwargs:
+        return "model.kwargs", f"{settings.kwargs}: {library} refuses them"
+    return "model.name", f"{settings.name}: {library} cannot build it"
 
 
 def first_line(error: Exception) -> str:

@@ -219,6 +219,7 @@ DAMAGES: dict[str, tuple[Callable[[State], State], str]] = {
         lambda s: _resized(s, 2, 300),
         "block transformer.resblocks.2: 300 wide, more than the dense model's 256",
     ),
+    "empty": (lambda s: _resized(s, 2, 0), "block transformer.resblocks.2: holds no neuron"),
     "missing": (
         lambda s: {name: tensor for name, tensor in s.items() if ".1." not in name},
         "block transformer.resblocks.1: missing",

@@ -76,8 +76,8 @@ def transform(preprocess: Mapping[str, Any]) -> Callable[[Any], Tensor]:
 def tokenize(name: str, config: Any) -> Callable[[list[str]], Tensor]:
     """texts -> ids (N, context), by the tokenizer beside the model; its files are read now.
 
-    SigLIP and SigLIP 2 were trained on lower-case texts; files of the latter may name Gemma's tokenizer, which keeps
-    capitals. A tokenizer that says `do_lower_case: false` is left as it is.
+    SigLIP and SigLIP 2 were trained on lower-case texts; files of the latter may name the tokenizer of Gemma, which
+    keeps capitals. A tokenizer that says `do_lower_case: false` is left as it is.
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     context = config.text_config.max_position_embeddings

@@ -29,11 +29,12 @@ from transformers.utils.logging import disable_progress_bar
 from amp.errors import UserError, nearest
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower, building, first_line, quiet
+from amp.towers.bounds import check_numbers
 from amp.towers.find_slots import find_blocks, find_slots
 from amp.towers.frames._hf_inputs import override, preprocessing, tokenize, transform
+from amp.towers.frames._tokenizer import Tokenizer
 from amp.towers.library import Library
 from amp.towers.preprocess import square
-from amp.towers.tokenizer import Tokenizer
 from amp.towers.weights import without_weights
 
 disable_progress_bar()  # The console is the run's.
@@ -192,6 +193,7 @@ def _describe(settings: ModelSettings) -> dict[str, Any]:
     vision_config = getattr(config, "vision_config", config)
     _family(settings, vision_config)
     values = json.loads(config.to_json_string(use_diff=False))
+    check_numbers("model.name", f"{name}: ", values)
     vision_values = values.get("vision_config", values)
     for key, value in settings.kwargs.items():
         if key == "img_size" and _family(settings, vision_config).any_size:
@@ -256,7 +258,8 @@ def _model(settings: ModelSettings, class_name: str, config: Any, weights: str |
     # ViT's pooler is left out of many files, and no feature is taken from it.
     if missing := sorted(key for key in report["missing_keys"] if "pooler.dense." not in key):
         raise RuntimeError(f"{len(missing)} tensors missing, {missing[0]} first")
-    parts = {name.partition(".")[0] for name in (*model.state_dict(), *model.base_model.state_dict())}
+    bare: Any = model.base_model
+    parts = {name.partition(".")[0] for name in (*model.state_dict(), *bare.state_dict())}
     # A head of another task is no part of this model; a layer is, and so is what a layer has more than the config says.
     if more := sorted(key for key in report["unexpected_keys"] if key.partition(".")[0] in parts and not _is_idle(key)):
         raise RuntimeError(f"{len(more)} tensors more than its config.json tells of, {more[0]} first")

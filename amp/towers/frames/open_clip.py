@@ -24,10 +24,11 @@ from torch import Tensor
 from amp.errors import UserError, nearest
 from amp.settings.model import ModelSettings, TransformSettings
 from amp.towers.base import Tower, building, check_weights, refuse_loading
+from amp.towers.bounds import check_clip, read_json
 from amp.towers.find_slots import find_blocks, find_slots
+from amp.towers.frames._tokenizer import Tokenizer
 from amp.towers.library import Library
 from amp.towers.preprocess import agreed, square
-from amp.towers.tokenizer import Tokenizer
 from amp.towers.weights import State, averaged_note, without_weights
 
 # What makes the factory read files of its own choice, or run code in them: never from settings, nor from a folder.
@@ -57,6 +58,7 @@ def build(
         convert: from a weights file's names to open_clip's, where open_clip does not know them.
     """
     config = saved["model_config"] if saved else config or _model_config(settings.name)
+    check_clip("model.name", f"{settings.name}: ", config)
     name = _register(settings.name, config)
     kwargs = _kwargs(settings, config)
     images, notes = (saved["preprocess"], ()) if saved else _images_of(settings)
@@ -79,8 +81,8 @@ def build(
             "of open_clip, native vision transformers and those of timm can be pruned",
         )
     preprocess = dict(visual.preprocess_cfg)
-    preprocess["size"] = square(settings, preprocess["size"])
-    transform, preprocess = _transform(preprocess, settings.transform)
+    side = square(settings, preprocess["size"])
+    transform, preprocess = _transform(preprocess, side, settings.transform)
     blocks = find_blocks(visual)
     asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
     base = {"frame": settings.frame or "open_clip", **asked, "model_config": config, "preprocess": preprocess}
@@ -167,7 +169,7 @@ def _trunk_feature(visual: Any, images_BCHW: Tensor) -> Tensor:
 def _model_config(name: str) -> dict[str, Any]:
     """The library's own JSON of a model name, or the user's from a path."""
     if not name.endswith(".json"):
-        config = open_clip.get_model_config(name.replace("/", "-"))
+        config = _config_of(name.replace("/", "-"))
         if config is None:
             known = open_clip.list_models()
             raise UserError(
@@ -175,21 +177,17 @@ def _model_config(name: str) -> dict[str, Any]:
                 f"open_clip knows no {name!r}{nearest(name, known)}; it may also be a model JSON or a pruned/ folder",
             )
         return config
-    try:
-        config = json.loads(Path(name).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError("model.name", f"{name}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError("model.name", f"{name}: not a JSON file ({error})") from None
-    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
-    if missing:
-        raise UserError("model.name", f"{name}: not an open_clip model, {', '.join(missing)} missing")
-    return config
+    return read_json(name, "model.name")
+
+
+def _config_of(name: str) -> Any:
+    """The library's own JSON of a name; of one with a scheme (hf-hub:, local-dir:) it would be fetched: None."""
+    return None if ":" in name else open_clip.get_model_config(name)
 
 
 def _register(name: str, config: dict[str, Any]) -> str:
     """Makes `config` known to open_clip under a name that can clash with no other model."""
-    if open_clip.get_model_config(name) == config:
+    if _config_of(name) == config:
         return name
     text = json.dumps(config, sort_keys=True)
     registered = f"{Path(name).stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -201,7 +199,7 @@ def _register(name: str, config: dict[str, Any]) -> str:
     return registered
 
 
-def _transform(preprocess: dict[str, Any], own: TransformSettings) -> tuple[Any, dict[str, Any]]:
+def _transform(preprocess: dict[str, Any], side: int, own: TransformSettings) -> tuple[Any, dict[str, Any]]:
     overrides = {"size": own.input_size, "interpolation": own.interpolation, "mean": own.mean, "std": own.std}
     preprocess = preprocess | {key: value for key, value in overrides.items() if value is not None}
     if own.crop_pct is None:
@@ -209,10 +207,10 @@ def _transform(preprocess: dict[str, Any], own: TransformSettings) -> tuple[Any,
     from timm.data import create_transform
 
     preprocess |= {"resize_mode": "shortest", "crop_pct": own.crop_pct}
-    size = preprocess["size"]
+    side = own.input_size or side
     return (
         create_transform(
-            input_size=(3, size, size),
+            input_size=(3, side, side),
             interpolation=preprocess["interpolation"],
             mean=tuple(preprocess["mean"]),
             std=tuple(preprocess["std"]),
@@ -224,7 +222,7 @@ def _transform(preprocess: dict[str, Any], own: TransformSettings) -> tuple[Any,
 
 def knows(name: str) -> bool:
     """Whether open_clip has a model of this name, or it is a model JSON."""
-    return name.endswith(".json") or open_clip.get_model_config(name.replace("/", "-")) is not None
+    return name.endswith(".json") or _config_of(name.replace("/", "-")) is not None
 
 
 LIBRARY = Library(

@@ -129,11 +129,17 @@ def _with_own_head(settings: ModelSettings, full_name: str) -> ModelSettings:
     except UserError:
         return settings  # What is wrong with it is said where it is loaded.
     config = get_pretrained_cfg(full_name, allow_unregistered=False)
-    names = config.classifier if isinstance(config.classifier, tuple) else (config.classifier,)
+    names = _classifiers(full_name)
     heads = [tensor for key, tensor in state.items() for name in names if key.endswith(f"{name}.weight")]
-    if len(heads) != len(names) or len(heads[0]) == config.num_classes:
+    if not heads or len(heads) != len(names) or len(heads[0]) == config.num_classes:
         return settings
     return settings.model_copy(update={"kwargs": {**settings.kwargs, "num_classes": len(heads[0])}})
+
+
+def _classifiers(full_name: str) -> tuple[str, ...]:
+    """Names of the linear layers that classify, of the distilled DeiT two."""
+    names = get_pretrained_cfg(full_name, allow_unregistered=False).classifier or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _load(
@@ -142,10 +148,14 @@ def _load(
     if weights in _tags(settings.name):
         return timm.create_model(full_name, pretrained=True, **settings.kwargs)
     state = clean_state_dict(read_state(weights, EMA_FIRST))
+    classes = settings.kwargs.get("num_classes")
+    if classes == 0:
+        heads = tuple(f"{name}." for name in _classifiers(full_name))
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
     overlay = {"state_dict": convert(settings, state) if convert else state, "custom_load": False}
-    if settings.kwargs.get("num_classes"):
-        # Else timm takes the file's classifier for one of other classes, and leaves it out.
-        overlay["num_classes"] = settings.kwargs["num_classes"]
+    if classes is not None:
+        # Else timm takes the file's classifier for one of other classes, and leaves out whatever does not fit.
+        overlay["num_classes"] = classes
     return timm.create_model(full_name, pretrained=True, pretrained_cfg_overlay=overlay, **settings.kwargs)
 
 

@@ -20,7 +20,7 @@ from amp.models.folder import save_tower
 from amp.models.open import load_pruned
 from amp.settings.model import TransformSettings
 from amp.towers import build_tower
-from amp.towers.tokenizer import Tokenizer
+from amp.towers.frames._tokenizer import Tokenizer
 
 
 def test_transform_is_the_processors(tmp_path: Path) -> None:
