@@ -15,7 +15,7 @@ def main() -> None:
 
     from studies.scoring_cost import time_scoring
     from studies.search_cost import SearchBenchmark, measure_searches
-    from studies.search_cost_table import summarise, summary_table
+    from studies.search_cost_table import as_json, summarise, summary_table
 
     from amp.data.batches import Batches
     from amp.data.listing import list_images
@@ -39,7 +39,7 @@ def main() -> None:
         say(f"\nover {len(runs)} runs, mean (worst):\n{summary_table(summary)}")
         if plan.json and world.is_main:
             record = {"summary": summary, "runs": runs, "scoring": scoring, "settings": config.model_dump(mode="json")}
-            write_json(plan.json, {**record, "reproduce": reproduce("eval/eval_search_cost.py")})
+            write_json(plan.json, as_json({**record, "reproduce": reproduce("eval/eval_search_cost.py")}))
             say(str(plan.json))
 
 

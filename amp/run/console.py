@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
+from weakref import WeakSet
 
 from tqdm import tqdm
 
@@ -141,7 +142,7 @@ def progress(
 class _Lines:
     """What `progress` gives where a bar would fill a file: as much of tqdm's interface as is used."""
 
-    _open = 0
+    _open: ClassVar[WeakSet["_Lines"]] = WeakSet()  # A loop that is left by an error is gone, and closes nothing.
 
     def __init__(
         self, items: Iterable[Any] | None, description: str, unit: str, total: int | None, initial: int
@@ -156,8 +157,8 @@ class _Lines:
 
     def _begin(self) -> None:
         self._started = self._spoke = time.monotonic()
-        self._inner, self._running = _Lines._open > 0, True
-        _Lines._open += 1
+        self._inner, self._running = bool(_Lines._open), True
+        _Lines._open.add(self)
 
     def __iter__(self) -> Iterator[Any]:
         assert self.items is not None
@@ -199,7 +200,7 @@ class _Lines:
         """The last line, where there is anything to tell since the one before."""
         if self._running:
             self._running = False
-            _Lines._open -= 1
+            _Lines._open.discard(self)
             if self.n > self._told and (self._lines or not self._inner):
                 self._tell()
 

@@ -57,6 +57,8 @@ def after_last_block(tower: Tower) -> frozenset[str]:
     return frozenset(name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def check_readout(tower: Tower) -> Tower:
     """The tower with its `read_tokens`, after one image of the right size was turned into a feature.
 

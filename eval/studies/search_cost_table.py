@@ -86,6 +86,15 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Record]:
     return summary
 
 
+def as_json(value: Any) -> Any:
+    """The records with null where a number is not known, as the error of a single run."""
+    if isinstance(value, Mapping):
+        return {key: as_json(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def summary_table(summary: Mapping[str, Record]) -> str:
     """Mean and, in brackets, worst over all runs."""
     rows = []

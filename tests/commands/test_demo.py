@@ -50,7 +50,7 @@ def test_demo_runs_every_script_and_ends_with_its_summary(
     main()
     shown = capfd.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert list(summary) == [*MODELS, "seconds"]
+    assert list(summary) == [*MODELS, "seconds", "checksum"]
     for name in MODELS:
         assert set(summary[name]) == {"params", "flops", "top1", "recall1"}
         assert name.replace("_", " ") in shown

@@ -210,7 +210,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "fewer images than a batch": ("data.batch_size=65", ["data.batch_size", "65", "64 images"]),
     "unknown model": ("model.name=ViT-B-23", ["model.name", "'ViT-B-23'", "did you mean 'ViT-B-32'"]),
     "model file missing": ("model.name={tmp}/no.json", ["model.name", "no.json", "cannot be read"]),
-    "model file no model": ("model.name={tmp}/not_a_model.json", ["model.name", "embed_dim", "missing"]),
+    "model file no model": ("model.name={tmp}/not_a_model.json", ["model.name", "vision_cfg", "missing"]),
     "model not prunable": (
         "model.name=RN50 model.pretrained=null",
         ["model.name", "'RN50'", "native vision transformers"],

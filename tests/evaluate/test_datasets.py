@@ -1,7 +1,6 @@
 """eval_zsc on fake copies of the paper's datasets, offline: several in one call, resume, the table, what is missing."""
 
 import csv
-import json
 import re
 import shutil
 from pathlib import Path
@@ -20,6 +19,7 @@ from amp.evaluate.benchmarks import Benchmark
 from amp.evaluate.classifiers import save_classifier
 from amp.evaluate.paper import DATASETS, MEAN
 from amp.evaluate.sharding import ShardedBatches
+from amp.run.sealed import read_json
 from amp.run.world import World, among
 
 pytestmark = pytest.mark.slow
@@ -72,7 +72,7 @@ def read_csv(path: Path) -> list[list[str]]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 @pytest.mark.usefixtures("_few_prompts")

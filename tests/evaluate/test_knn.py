@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 from amp.evaluate.knn import Featurizer, open_images, vote
+from amp.run.sealed import read_json
 from amp.run.world import world
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
@@ -119,7 +120,7 @@ def test_two_processes_give_the_same_json(tmp_path: Path, pictures: Path, call: 
     run = launch(2, SCRIPT, *words, "--output", tmp_path / "two.json")
     assert run.returncode == 0, run.stderr
     assert call(SCRIPT, *words, "--output", tmp_path / "one.json")[0] == 0
-    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    one, two = (read_json(tmp_path / f"{name}.json") for name in ("one", "two"))
     assert {**one, "seconds": 0} == {**two, "seconds": 0}
     assert (one["num_images"], one["num_train_images"]) == (18, 27)
 

@@ -24,7 +24,7 @@ from amp.errors import UserError
 from amp.evaluate.benchmarks import Benchmark
 from amp.evaluate.classifiers import classifier_header, load_classifiers, save_classifier
 from amp.evaluate.zeroshot import Evaluator
-from amp.run.sealed import write_tensors
+from amp.run.sealed import read_json, write_tensors
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 
@@ -211,7 +211,7 @@ def test_two_processes_give_the_same_json(tmp_path: Path, model: Any, call: Any,
     run = launch(2, SCRIPT, *words, "--output", tmp_path / "two.json")
     assert run.returncode == 0, run.stderr
     assert call(SCRIPT, *words, "--output", tmp_path / "one.json")[0] == 0
-    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    one, two = (read_json(tmp_path / f"{name}.json") for name in ("one", "two"))
     assert {**one, "seconds": 0} == {**two, "seconds": 0}
     assert one["num_images"] == 21
 
@@ -223,7 +223,9 @@ def test_the_second_run_does_nothing(tmp_path: Path, model: Any, faces: str, cal
     assert (code, "already done" in out, "| acc5 " in out) == (0, False, True)
     before = (tmp_path / "result.json").stat().st_mtime_ns
     code, again, _ = call(SCRIPT, *words)
-    assert (code, again) == (0, "already done\n" + out)
+    read, rest = out.split("\n", 1)
+    assert read.startswith("images: ")
+    assert (code, again) == (0, "already done\n" + rest)
     assert (tmp_path / "result.json").stat().st_mtime_ns == before
     code, _, err = call(SCRIPT, *words, "--batch_size", 7)
     assert (code, len(err.splitlines()), "batch_size = 256, asked for 7" in err) == (2, 1, True)

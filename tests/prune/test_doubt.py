@@ -57,7 +57,7 @@ def test_few_batches_are_told_before_the_search(capsys: pytest.CaptureFixture[st
     [
         (
             {"width_multiple": 1000},
-            "prune.width_multiple: 1000: no block could be narrowed",
+            "prune.width_multiple: 1000 is more than any block's 256 neurons",
         ),
         ({"min_width": 256}, "prune.min_width: 256: no block could be narrowed"),
         (

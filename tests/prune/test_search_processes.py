@@ -1,6 +1,5 @@
 """Laws of a search on two processes: it finds what one finds, and goes on where one of them was killed."""
 
-import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -9,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from amp.run.sealed import read_json
+
 Call = Callable[..., tuple[int, str, str]]
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def record(folder: Path) -> dict[str, Any]:
     """prune.json without times, and what the journal and the model are."""
-    found = json.loads((folder / "prune.json").read_text())
+    found = read_json(folder / "prune.json")
     del found["cost"]["seconds"], found["reproduce"]
     return found
 

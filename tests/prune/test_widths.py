@@ -51,6 +51,7 @@ def test_settings_choose_between_search_and_widths(
         "probes": found.found.probes,
         "probe_batches": [1] * 15,
         "dense_batches": 1,
+        "standard_errors": [None] * 5,
         "entropy_increase": 0.05,
         "scale": 1.0,
     }

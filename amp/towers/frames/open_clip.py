@@ -105,11 +105,8 @@ def build(
 
 
 def _tokenizer(shown: str, name: str, model: Any) -> Tokenizer:
-    text = getattr(model, "text", model)
-    context, vocabulary = (
-        getattr(model, key, None) or getattr(text, key, None) for key in ("context_length", "vocab_size")
-    )
-    return Tokenizer(shown, lambda: open_clip.get_tokenizer(name, context_length=context), context, vocabulary)
+    context = getattr(model, "context_length", None) or getattr(getattr(model, "text", None), "context_length", None)
+    return Tokenizer(shown, lambda: open_clip.get_tokenizer(name, context_length=context), context)
 
 
 def _images_of(settings: ModelSettings) -> tuple[dict[str, Any], tuple[str, ...]]:
