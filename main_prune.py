@@ -27,7 +27,7 @@ def prune_one(config: PruneConfig, options: PruneOptions) -> None:
     """One pruning, or one sweep."""
     from amp.data.identity import digests_of
     from amp.prune import check_widths, open_networks, prune, refit_pruned, relative_size, write_pruning, write_sweep
-    from amp.prune.places import SCORES, place_of, size_name
+    from amp.prune.places import SCORES, own_place, place_of, place_to_refit
     from amp.run.identity import recorded_frame
     from amp.run.run import Run, open_run
     from amp.run.world import world
@@ -37,9 +37,9 @@ def prune_one(config: PruneConfig, options: PruneOptions) -> None:
     outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
 
     def place(run: Run[PruneConfig]) -> Path:
-        if options.sizes:
-            return run.folder / size_name(config.prune)
-        return run.folder if options.compensate_only else place_of(run, options.sweep)
+        if options.compensate_only:
+            return place_to_refit(run)
+        return own_place(run) if options.sizes else place_of(run, options.sweep)
 
     with open_run(config, lambda: digests_of(config.data, "train", "val"), outputs, place=place) as run:
         if options.compensate_only:
@@ -50,7 +50,7 @@ def prune_one(config: PruneConfig, options: PruneOptions) -> None:
         scores_file = Path(config.output.dir, SCORES)
         scores, scored = load_scores(scores_file)
         run = run.with_frame(recorded_frame(scored))
-        check_scores(scored, run.header)
+        check_scores(scored, run.header, scores_file)
         started, own = time.monotonic(), run.config.prune
         tower = build_tower(run.config.model, str(world().device))
         check_fit(scores, tower, scores_file)

@@ -17,7 +17,7 @@ def main() -> None:
 
     from amp.data.batches import Batches
     from amp.data.identity import digests_of
-    from amp.data.listing import list_images
+    from amp.data.listing import check_fills_batch, list_images
     from amp.run.console import say
     from amp.run.run import open_run
     from amp.run.world import world
@@ -27,7 +27,7 @@ def main() -> None:
     config = config.with_frame(config.model.frame or default_frame(config.model.name))
 
     def inputs() -> dict[str, str]:
-        list_images(config.data, "val")  # What the search will need is better missed now than after the scoring.
+        check_fills_batch(config.data, "val")  # What the search needs is better missed now than after the scoring.
         return digests_of(config.data, "train")
 
     with open_run(config, inputs, (SCORES,), leave_out=("prune",)) as run:

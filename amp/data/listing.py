@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from amp.data.layouts import Source, Split
+from amp.errors import UserError
 from amp.registry import LAYOUTS
 from amp.settings.data import DataSettings
 
@@ -15,3 +16,11 @@ def list_images(settings: DataSettings, split: Split) -> Sequence[Source]:
     """
     images: Sequence[Source] = LAYOUTS.load(settings.name).images(settings.root, split)
     return images
+
+
+def check_fills_batch(settings: DataSettings, split: Split) -> None:
+    """Raises UserError unless the split holds a batch of images."""
+    count = len(list_images(settings, split))
+    if count < settings.batch_size:
+        key, what = "data.batch_size", f"{settings.batch_size} is more than the {count} images"
+        raise UserError(key, f"{what} of the split {split!r} of {settings.root}, which the search needs")

@@ -3,19 +3,21 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amp.errors import UserError
 from amp.prune.measure.journal import other_search
 from amp.run.console import say
 from amp.run.files import atomic, file_sha256, room_for
-from amp.run.identity import first_difference, read_header, recorded_frame
+from amp.run.identity import first_difference, in_words, read_header, recorded_frame
 from amp.run.run import Run
 from amp.settings.prune import PruneConfig, SearchSettings
 
 SCORES = "scores.safetensors"
 RECORD = "prune.json"
+REFIT = ("compensation", "compensate_in_search", "damping", "num_calibration_samples")
 JOURNAL = "prune_journal.jsonl"
 
 
@@ -34,16 +36,56 @@ def place_of(run: Run[PruneConfig], thresholds: Sequence[float] = ()) -> Path:
     Args:
         thresholds: of a sweep, in nats.
     """
-    wanted = thresholds or [run.config.prune.entropy_increase]
-    if _is_free(run, run.folder, wanted):
+    own = own_place(run, thresholds)
+    if not thresholds and (own / RECORD).exists():
+        return own
+    if _is_free(run, run.folder, thresholds):
         return run.folder
+    say(f"{run.folder} holds another pruning of these scores; this one goes to {own}")
+    _take_journal_along(run, own, thresholds)
+    return own
+
+
+def own_place(run: Run[PruneConfig], thresholds: Sequence[float] = ()) -> Path:
+    """The folder in `output.dir` that is named by what is asked for; with a digest where one of that name holds others.
+
+    Args:
+        thresholds: of a sweep, in nats.
+    """
     name = f"sweep-{min(thresholds):g}-{max(thresholds):g}" if thresholds else size_name(run.config.prune)
-    text = json.dumps([run.config.prune.decisive(), wanted], sort_keys=True)
+    text = json.dumps([run.config.prune.decisive(), thresholds], sort_keys=True)
     places = [run.folder / name, run.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"]
-    place = next((place for place in places if _is_free(run, place, wanted)), places[-1])
-    say(f"{run.folder} holds another pruning of these scores; this one goes to {place}")
-    _take_journal_along(run, place, wanted)
-    return place
+    return next((place for place in places if _is_free(run, place, thresholds)), places[-1])
+
+
+def place_to_refit(run: Run[PruneConfig]) -> Path:
+    """The folder of the pruning that these settings made, whatever its compensation: `output.dir`, or one in it.
+
+    Settings that ask for no size are of the only pruning that is there.
+
+    Raises:
+        UserError: there is none.
+    """
+    places = [path.parent for path in (run.folder / "pruned", *sorted(run.folder.glob("*/pruned"))) if path.is_dir()]
+    own = run.config.prune
+    if len(places) == 1 and own.widths is None and not own.target.asked:
+        return places[0]
+    said = f"{run.folder}: holds no pruned/; run main_prune.py with the same settings first"
+    for place in places:
+        header = read_header(place / "pruned" / "config.json")
+        wanted = run.with_frame(recorded_frame(header)).identity
+        difference = first_difference(_uncompensated(header), _uncompensated(wanted))
+        if difference is None:
+            return place
+        said = f"{place / 'pruned'} was made {in_words(*difference)}"
+    raise UserError("--compensate_only", said)
+
+
+def _uncompensated(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the settings of a refit; digests of images stay."""
+    settings = dict(header.get("settings", {}))
+    own = {key: value for key, value in dict(settings.get("prune", {})).items() if key not in REFIT}
+    return {**header, "settings": {**settings, "prune": own}}
 
 
 def size_name(settings: SearchSettings) -> str:
@@ -57,7 +99,7 @@ def size_name(settings: SearchSettings) -> str:
 def _is_free(run: Run[PruneConfig], folder: Path, thresholds: Sequence[float]) -> bool:
     """Whether the folder holds no pruning, or this one's; or one that differs in more than what it asks for."""
     record = folder / RECORD
-    if record.exists():
+    if record.exists() and not thresholds:
         header = read_header(record, f"delete {record} to prune anew")
         difference = first_difference(header, run.with_frame(recorded_frame(header)).identity)
     else:
@@ -70,7 +112,8 @@ def _other_search(run: Run[PruneConfig], folder: Path, thresholds: Sequence[floa
         return None
     scores = run.folder / SCORES
     framed = run.with_frame(recorded_frame(read_header(scores))) if scores.exists() else run
-    return other_search(folder / JOURNAL, journal_header(framed, scores), thresholds)
+    wanted = thresholds or [run.config.prune.entropy_increase]
+    return other_search(folder / JOURNAL, journal_header(framed, scores), wanted)
 
 
 def _take_journal_along(run: Run[PruneConfig], place: Path, thresholds: Sequence[float]) -> None:

@@ -23,6 +23,8 @@ def refit_pruned(run: Run[PruneConfig]) -> None:
     """
     pruned = read_folder_config(run.path("pruned"))
     run = run.with_frame(pruned.base["frame"])
+    if run.done("compensated/config.json", "compensated/model.safetensors"):
+        return
     tower = build_tower(run.config.model, str(world().device))
     if pruned.kept is None or tower.difference(pruned.base):
         name = run.config.model.name

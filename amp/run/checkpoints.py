@@ -36,7 +36,13 @@ class Checkpoints:
         return self.folder / f"step_{step:07d}"
 
     def steps(self) -> list[int]:
-        """Of the checkpoints that are there, first to last, as the main process sees them."""
+        """Of the checkpoints that are there, first to last, as the main process sees them.
+
+        Raises:
+            UserError: no checkpoint can be written, since a file stands where their folder belongs.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(self.folder, "is a file; move it away, checkpoints are written to a folder of that name")
         return world().broadcast(self._steps() if world().is_main else None)
 
     def _steps(self) -> list[int]:

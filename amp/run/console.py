@@ -23,6 +23,7 @@ SPEAK_SECONDS = 3.0
 LINE_SECONDS = 30.0
 SHORTEST_SECONDS = 3.0
 TENTHS = 10
+TERMINATED = "stopped: SIGTERM; the same command goes on from what it has saved"
 
 
 class _Terminated(BaseException):
@@ -35,13 +36,14 @@ def run_script(main: Callable[[], None]) -> None:
     A mistake exits with 2, a stop with work left to do with 1 or 128 + its signal, Ctrl-C with 130. A fault of the
     program keeps its traceback.
     """
+    asked: list[int] = []
     try:
-        with _terminable():
+        with _terminable() as asked:
             main()
         if is_one_of_several():
             _leave(0)
     except _Terminated:
-        _end("stopped: SIGTERM; the same command goes on from what it has saved", 128 + signal.SIGTERM)
+        _end(TERMINATED, 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         if main_process():
             print("interrupted", file=sys.stderr)
@@ -50,6 +52,8 @@ def run_script(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # who read it has gone, and the interpreter writes what is left
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
+        if asked:  # Code in C may have made something else of it.
+            _end(TERMINATED, 128 + signal.SIGTERM)
         known = as_line(error)
         if known is None:
             raise
@@ -58,22 +62,21 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Within the block SIGTERM unwinds what runs, so that nothing half-written stays."""
+def _terminable() -> Iterator[list[int]]:
+    """Within the block SIGTERM unwinds what runs, so that nothing half-written stays; gives the signals that came."""
+    asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield asked
         return
-    asked = False
 
     def end(number: int, frame: Any) -> None:
-        nonlocal asked
         if not asked:  # torchrun sends the same signal once more.
-            asked = True
+            asked.append(number)
             raise _Terminated
 
     before = signal.signal(signal.SIGTERM, end)
     try:
-        yield
+        yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
 

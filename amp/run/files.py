@@ -25,6 +25,7 @@ LOCK = ".lock"
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A name beside `path` to write a file or folder at; renamed to `path` when the block ends well."""
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -35,6 +36,9 @@ def atomic(path: Path) -> Iterator[Path]:
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.old") as old:
                 path.rename(Path(old) / path.name)
                 partial.rename(path)
+                for left in (Path(old) / path.name).iterdir() if path.is_dir() else ():
+                    if not (path / left.name).exists():
+                        left.rename(path / left.name)  # somebody put it there
         else:
             partial.replace(path)
     finally:

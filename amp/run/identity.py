@@ -17,6 +17,15 @@ from amp.version import __version__
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers")
 DIGEST = "_sha256"
+# What a setting names, by content; how its path is spelled then says nothing.
+DIGEST_OF = {
+    "data.root": "train_names_sha256",
+    "model.name": "model_sha256",
+    "teacher.name": "model_sha256",
+    "model.pretrained": "pretrained_sha256",
+    "teacher.pretrained": "pretrained_sha256",
+    "student.pretrained": "student_sha256",
+}
 # What a digest is of, for people.
 CONTENTS = {
     "model_sha256": "the files that describe the model",
@@ -78,12 +87,18 @@ def first_difference(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
     """
     old, new = (_flatten(header.get("settings", {})) for header in (recorded, wanted))
     for key in [*new, *(k for k in old if k not in new)]:
-        if old.get(key) != new.get(key):
+        if old.get(key) != new.get(key) and not _same_content(key, recorded, wanted):
             return key, old.get(key), new.get(key)
     for key in wanted:
         if key.endswith(DIGEST) and recorded.get(key, wanted[key]) != wanted[key]:
             return key, recorded[key], wanted[key]
     return None
+
+
+def _same_content(key: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a setting names a file or a folder whose content both digests tell to be the same, under other paths."""
+    digest = DIGEST_OF.get(key, "")
+    return recorded.get(digest) is not None and recorded[digest] == wanted.get(digest)
 
 
 def check_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any], key: str = "output.dir") -> None:

@@ -57,7 +57,7 @@ def check_fit(scores: Sequence[Tensor], tower: Tower, path: Path) -> None:
             )
 
 
-def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any], path: Path = Path(SCORES)) -> None:
     """Raises UserError naming what differs when scores were made for another model, data or criterion.
 
     Args:
@@ -67,6 +67,6 @@ def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     difference = first_difference(scored, {**wanted, "settings": decisive})
     if difference:
         raise UserError(
-            SCORES,
+            path,
             f"made {in_words(*difference)}; run main_score.py with these settings, into another output.dir",
         )

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from processes.small_run import DISTIL, KNN, PRUNE, SCORE, STEPS, inputs, results, run_in, write_inputs
 
+from amp.models.folder import read_folder_config
+
 pytestmark = pytest.mark.slow
 
 
@@ -109,3 +111,65 @@ def test_what_is_lost_is_made_again(lost: str, place: Path) -> None:
         ended = run_in(place, *words)
         assert ended.code == 0, ended.err
     assert results(place) == right
+
+
+def test_one_run_under_other_paths_is_that_run(place: Path) -> None:
+    (place / "linked.json").symlink_to("tiny.json")
+    for words in (SCORE, PRUNE):
+        spelt = ("--set", f"data.root={place}/images", "--set", "model.name=./linked.json")
+        ended = run_in(place, *words, *spelt)
+        assert (ended.code, "already done" in ended.out) == (0, True), ended.err
+    ended = run_in(place, *DISTIL, "--set", f"student.pretrained={place}/out/pruned")
+    assert (ended.code, "already done" in ended.out) == (0, True), ended.err
+
+
+REFIT = ("--compensate_only", "--set", "prune.compensation=mean", "--set", "prune.num_calibration_samples=16")
+
+
+def test_a_refit_is_of_the_pruning_that_is_asked_for(place: Path) -> None:
+    assert run_in(place, *PRUNE, "--sizes", "0.8").code == 0
+    ended = run_in(place, *PRUNE, *REFIT, "--set", "prune.target.params=0.8")
+    assert ended.code == 0, ended.err
+    assert "wrote out/params-0.8/compensated" in ended.out
+    folders = [place / "out" / "params-0.8" / name for name in ("pruned", "compensated")]
+    assert read_folder_config(folders[0]).widths == read_folder_config(folders[1]).widths
+    ended = run_in(place, *PRUNE, *REFIT, "--set", "prune.target.params=0.5")
+    assert (ended.code, ended.err.startswith("error: --compensate_only: out/")) == (2, True)
+    ended = run_in(place, *PRUNE, *REFIT, "--set", "prune.target.params=0.8", "--set", "prune.compensation=ridge")
+    assert (ended.code, "compensated was made with prune.compensation" in ended.err) == (2, True)
+
+
+def test_a_sweep_after_a_pruning_has_a_folder_of_its_own(place: Path) -> None:
+    before = inputs(place), results(place)
+    for _ in range(2):
+        ended = run_in(place, *PRUNE, "--sweep", "0.05", "0.2")
+        assert ended.code == 0, ended.err
+        assert "this one goes to out/sweep-0.05-0.2" in ended.out
+    assert (inputs(place), results(place)) == before
+
+
+def test_what_somebody_put_beside_a_result_stays(place: Path) -> None:
+    (place / "out" / "pruned" / "notes.txt").write_text("mine")
+    (place / "elsewhere").mkdir()
+    (place / "out" / "distilled").rename(place / "elsewhere" / "distilled")
+    (place / "out" / "distilled").symlink_to(place / "elsewhere" / "distilled")
+    (place / "out" / "prune.json").unlink()
+    (place / "elsewhere" / "distilled" / "model.safetensors").unlink()
+    for words in (PRUNE, DISTIL):
+        assert run_in(place, *words).code == 0
+    assert (place / "out" / "pruned" / "notes.txt").read_text() == "mine"
+    assert (place / "elsewhere" / "distilled" / "model.safetensors").exists()
+
+
+def test_a_batch_that_the_search_could_not_fill_is_refused_before_the_scoring(place: Path) -> None:
+    ended = run_in(place, *SCORE, "--set", "data.batch_size=24", "--set", "output.dir=other")
+    assert (ended.code, "16 images of the split 'val'" in ended.err) == (2, True)
+    assert not (place / "other").exists()
+
+
+def test_a_file_where_checkpoints_go_is_refused_before_the_first_step(place: Path) -> None:
+    for name in ("distilled", "checkpoints"):
+        shutil.rmtree(place / "out" / name)
+    (place / "out" / "checkpoints").touch()
+    ended = run_in(place, *DISTIL)
+    assert (ended.code, "out/checkpoints: is a file; move it away" in ended.err) == (2, True)
