@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 WORLD = World(0, 1, torch.device("cpu"))
 
-pytest_plugins = ["helpers.model_folders"]
+pytest_plugins = ["helpers.model_folders", "processes.small_run"]
 
 
 def refusal(call: Callable[[], Any]) -> str:

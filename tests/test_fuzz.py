@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from processes.small_run import DISTIL, PRUNE, SCORE, STEPS, Ended, inputs, results, run_in, write_inputs
+from processes.small_run import DISTIL, PRUNE, SCORE, STEPS, Ended, inputs, results, run_in
 
 from amp.settings.command_line import settings_of
 from amp.settings.distill import DistillConfig
@@ -34,17 +34,6 @@ def fuzz(examples: int) -> Any:
         suppress_health_check=list(HealthCheck),
         phases=[Phase.explicit, Phase.generate],
     )
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the inputs and all artifacts of a run."""
-    folder = tmp_path_factory.mktemp("whole")
-    write_inputs(folder)
-    for words in STEPS:
-        ended = run_in(folder, *words)
-        assert ended.code == 0, ended.err
-    return folder
 
 
 @pytest.fixture(scope="module")

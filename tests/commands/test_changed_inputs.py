@@ -8,22 +8,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from processes.small_run import DISTIL, KNN, PRUNE, SCORE, STEPS, inputs, results, run_in, write_inputs
+from processes.small_run import DISTIL, KNN, PRUNE, SCORE, STEPS, inputs, results, run_in
 
 from amp.models.folder import read_folder_config
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the inputs and all artifacts of a run."""
-    folder = tmp_path_factory.mktemp("whole")
-    write_inputs(folder)
-    for words in STEPS:
-        ended = run_in(folder, *words)
-        assert ended.code == 0, ended.err
-    return folder
 
 
 @pytest.fixture

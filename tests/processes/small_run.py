@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import GOLDEN, ROOT
 from PIL import Image
 
@@ -100,3 +101,14 @@ def inputs(folder: Path) -> dict[str, bytes]:
     """The contents of everything that a run must leave as it is."""
     files = [*folder.glob("*.yaml"), *folder.glob("*.json"), *(folder / "images").rglob("*")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file() and path.stem != "knn"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the inputs and all artifacts of a run."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_inputs(folder)
+    for words in STEPS:
+        ended = run_in(folder, *words)
+        assert ended.code == 0, ended.err
+    return folder
