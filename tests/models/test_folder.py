@@ -199,14 +199,16 @@ def test_an_interrupted_save_leaves_the_old_folder_whole_and_nothing_beside_it(
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_save_replaces_the_old_folder(tower: Tower, kept: list[list[int]], folder: Path) -> None:
-    (folder / "stray.txt").write_text("from another version")
+def test_a_save_replaces_the_old_folder_but_what_somebody_put_there(
+    tower: Tower, kept: list[list[int]], folder: Path
+) -> None:
+    (folder / "notes.txt").write_text("mine")
     with torch.no_grad():
         tower.slots[0].out_projection.weight.add_(1.0)
     save_tower(tower, kept, {"new": True}, folder)
     assert read_folder_config(folder).provenance == {"new": True}
     assert same_state(load_tower(folder).model, tower.model)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
@@ -227,7 +229,7 @@ def test_a_killed_runs_leftovers_do_not_stop_the_next_run(
         stale.write_bytes(b"half")
     save_tower(tower, kept, PROVENANCE, folder)
     assert same_state(load_tower(folder).model, tower.model)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 

@@ -119,7 +119,7 @@ def test_the_searches_are_measured_side_by_side(prune_yaml: Path, tmp_path: Path
     assert plain["widths"] == exact["widths"]
     assert plain["block_forwards"] == 12 * 5 * (1 + 10)
     assert fast["block_forwards"] <= strict["block_forwards"] <= exact["block_forwards"] < 0.7 * plain["block_forwards"]
-    assert ridge["seconds_of_exact"] > 1
+    assert ridge["seconds_of_exact"] > 0
     assert exact["fresh"]["difference"] == 0
     assert ridge["fresh"]["entropy"] != exact["fresh"]["entropy"]
     assert found["summary"]["racing fast"]["forwards_share"]["worst"] == fast["forwards_share"]
