@@ -229,7 +229,7 @@ def test_a_killed_runs_leftovers_do_not_stop_the_next_run(
         stale.write_bytes(b"half")
     save_tower(tower, kept, PROVENANCE, folder)
     assert same_state(load_tower(folder).model, tower.model)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
