@@ -27,9 +27,9 @@ def prune_one(config: PruneConfig, options: PruneOptions) -> None:
     """One pruning, or one sweep."""
     from amp.data.identity import digests_of
     from amp.prune import check_widths, open_networks, prune, refit_pruned, relative_size, write_pruning, write_sweep
-    from amp.prune.places import SCORES, own_place, place_of, place_to_refit
+    from amp.prune.places import own_place, place_of, place_to_refit
     from amp.run.identity import recorded_frame
-    from amp.run.run import Run, open_run
+    from amp.run.run import SCORES, Run, open_run
     from amp.run.world import world
     from amp.score.scores_file import check_fit, check_scores, load_scores
     from amp.towers import build_tower, describe_preprocess

@@ -19,9 +19,9 @@ def main() -> None:
     from amp.data.identity import digests_of
     from amp.data.listing import check_fills_batch, list_images
     from amp.run.console import say
-    from amp.run.run import open_run
+    from amp.run.run import SCORES, open_run
     from amp.run.world import world
-    from amp.score import SCORES, SavedSums, reads_images, save_scores, score
+    from amp.score import SavedSums, reads_images, save_scores, score
     from amp.towers import build_tower, default_frame, describe_preprocess
 
     config = config.with_frame(config.model.frame or default_frame(config.model.name))

@@ -27,14 +27,14 @@ def digests_of(settings: DataSettings, *splits: Split) -> dict[str, str]:
     """
     found = {}
     for split in splits:
-        sources = list_images(settings, split)
-        found[f"{split}_names_sha256"] = data_digest(sources, settings.root, times=False)
+        names, with_times = _digests(list_images(settings, split), settings.root)
+        found[f"{split}_names_sha256"] = names
         if settings.compare_times:
-            found[f"{split}_sha256"] = data_digest(sources, settings.root)
+            found[f"{split}_sha256"] = with_times
     return found
 
 
-def data_digest(sources: Sequence[Source], root: str | Path, times: bool = True) -> str:
+def data_digest(sources: Sequence[Source], root: str | Path) -> str:
     """The sha256, in hexadecimal, of which images these are, in their order.
 
     Of a file: its name relative to `root`, its size in bytes and its time of modification in ns. Of members of a shard:
@@ -45,16 +45,22 @@ def data_digest(sources: Sequence[Source], root: str | Path, times: bool = True)
     Args:
         sources: as of `amp.data.list_images`.
         root: their folder, or the pattern of shards. What does not lie below it counts by its absolute path.
-        times: whether the times of the files count.
     """
+    return _digests(sources, root)[1]
+
+
+def _digests(sources: Sequence[Source], root: str | Path) -> tuple[str, str]:
+    """Without the times of the files, and with them."""
     runs = [(file, list(members)) for file, members in groupby(sources, _file)]
-    digest = hashlib.sha256()
-    for line, (_, members) in zip(_lines([file for file, _ in runs], _base(root), times), runs, strict=True):
-        digest.update(line)
+    names, with_times = hashlib.sha256(), hashlib.sha256()
+    for (name, size, time), (_, members) in zip(_facts([file for file, _ in runs], _base(root)), runs, strict=True):
+        names.update(_record(name, size))
+        with_times.update(_record(name, size, time))
         for member in members:
             if isinstance(member, Member):
-                digest.update(_record(member.name, member.offset, member.size))
-    return digest.hexdigest()
+                for digest in (names, with_times):
+                    digest.update(_record(member.name, member.offset, member.size))
+    return names.hexdigest(), with_times.hexdigest()
 
 
 def folder_digest(root: str | Path, key: str = "--dataset_root") -> str:
@@ -72,8 +78,8 @@ def folder_digest(root: str | Path, key: str = "--dataset_root") -> str:
     root = Path(root)
     files = [str(root)] if root.is_file() else sorted(str(p) for p in walk(root, key) if p.name != "meta.bin")
     digest = hashlib.sha256()
-    for line in _lines(files, str(root if root.is_dir() else root.parent)):
-        digest.update(line)
+    for facts in _facts(files, str(root if root.is_dir() else root.parent)):
+        digest.update(_record(*facts))
     return digest.hexdigest()
 
 
@@ -85,25 +91,25 @@ def _base(root: str | Path) -> str:
     return str(root if Path(root).is_dir() else Path(root).parent)
 
 
-def _lines(files: Sequence[str], base: str, times: bool = True) -> Iterator[bytes]:
+def _facts(files: Sequence[str], base: str) -> Iterator[tuple[str, int, int]]:
     """Name, size and time of each file, in order."""
     parts = [files[first : first + _RUN] for first in range(0, len(files), _RUN)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for lines in pool.map(lambda part: _stat(part, base, times), parts):
-            yield from lines
+        for facts in pool.map(lambda part: _stat(part, base), parts):
+            yield from facts
 
 
-def _stat(files: Iterable[str], base: str, times: bool) -> list[bytes]:
-    prefix, lines = os.path.join(base, ""), []
+def _stat(files: Iterable[str], base: str) -> list[tuple[str, int, int]]:
+    prefix, facts = os.path.join(base, ""), []
     for file in files:
         name = file[len(prefix) :] if file.startswith(prefix) else os.path.abspath(file)
         try:
             found = os.stat(file)
         except OSError:  # gone since it was listed; reading it says so
-            lines.append(_record(name, -1, -1))
+            facts.append((name, -1, -1))
         else:
-            lines.append(_record(name, found.st_size, found.st_mtime_ns if times else 0))
-    return lines
+            facts.append((name, found.st_size, found.st_mtime_ns))
+    return facts
 
 
 def _record(name: str, *numbers: int) -> bytes:

@@ -3,8 +3,6 @@
 Shapes: C classes, D width of an embedding.
 """
 
-import hashlib
-import json
 import pickle
 import warnings
 from collections.abc import Iterable, Mapping
@@ -16,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from amp.errors import UserError, under
-from amp.run.files import atomic
+from amp.run.files import atomic, json_sha256
 from amp.run.sealed import HEADER, read_tensors, write_tensors
 from amp.towers import Tower
 
@@ -31,13 +29,9 @@ def classifier_header(tower: Tower, dataset: str, language: str, built: Any) -> 
         "dataset": dataset,
         "language": language,
         "num_classes": str(len(built.classes)),
-        "classes_sha256": _digest(built.classes),
-        "templates_sha256": _digest(built.templates),
+        "classes_sha256": json_sha256(built.classes),
+        "templates_sha256": json_sha256(built.templates),
     }
-
-
-def _digest(texts: Any) -> str:
-    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
 
 
 def save_classifier(path: Path, classifier_DC: Tensor, header: Mapping[str, str]) -> None:

@@ -1,7 +1,5 @@
 """The result of an evaluation: one JSON file, which the next call with the same options and model finds again."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from amp.evaluate.options import KnnOptions, ModelOptions, ZeroshotOptions, slug
 from amp.evaluate.paper import summarise
 from amp.models.open import open_tower
 from amp.run.console import say
-from amp.run.files import check_writable, file_sha256, texts_sha256
+from amp.run.files import check_writable, file_sha256, json_sha256, texts_sha256
 from amp.run.identity import PACKAGES
 from amp.run.run import Run
 from amp.run.tables import percent, table, write_table
@@ -58,7 +56,7 @@ def open_evaluation(
     """
     decisive = {**options.decisive(), "model_sha256": digests["model_sha256"], **settings}
     identity = {"settings": decisive, "pretrained_sha256": digests["pretrained_sha256"]}
-    name = slug(*words, options.model_stem, _short_digest(identity))
+    name = slug(*words, options.model_stem, json_sha256(identity)[:8])
     path = check_writable("--output", options.output or f"out/eval/{name}.json")
     return Evaluation(options, path.parent, identity, "--output", packages, name=path.name)
 
@@ -119,13 +117,8 @@ def write_summary(options: ZeroshotOptions, records: Sequence[Mapping[str, Any]]
         return
     headers, rows = summarise(records)
     identity = [{key: record[key] for key in ("settings", "pretrained_sha256")} for record in records]
-    stem = slug(options.task, options.model_stem, _short_digest(identity))
+    stem = slug(options.task, options.model_stem, json_sha256(identity)[:8])
     files = [Path(file) for file in options.table or (folder / f"{stem}.md", folder / f"{stem}.csv")]
     for file in files:
         write_table(file, headers, rows)
     say("\n".join(["", table(headers, rows), *map(str, files)]))
-
-
-def _short_digest(value: object) -> str:
-    """Eight hex digits that tell one JSON value from another, for a file's name."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

@@ -14,15 +14,11 @@ from torch import Tensor
 from amp.errors import UserError, shortened
 from amp.run.files import atomic, file_sha256
 from amp.run.sealed import WEIGHTS_DIGEST, check_digest, read_json, write_json, write_tensors
-from amp.settings.base import Positive, Precision, Settings
+from amp.settings.base import MOST_SIDE, Positive, Precision, Settings, Side
 from amp.settings.model import Frame, TransformSettings
 from amp.towers import Tower, rebuild_dense
-from amp.towers.preprocess import MAX_SIDE
 
 FORMAT = 1
-
-
-Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
 
 class Images(Settings):
@@ -35,7 +31,7 @@ class Images(Settings):
     std: tuple[Positive, Positive, Positive]
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest", "box", "hamming", "random"]
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
-    resize: Annotated[int, Field(ge=1, le=10 * MAX_SIDE)] | None = None
+    resize: Annotated[int, Field(ge=1, le=10 * MOST_SIDE)] | None = None
 
 
 class Base(Settings):

@@ -1,7 +1,5 @@
 """The folder of a pruning: `output.dir` of the first one, and below it one for every other size of the same scores."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +8,11 @@ from typing import Any
 from amp.errors import UserError
 from amp.prune.measure.journal import other_search
 from amp.run.console import say
-from amp.run.files import atomic, file_sha256, room_for
+from amp.run.files import atomic, file_sha256, json_sha256, room_for
 from amp.run.identity import first_difference, in_words, read_header, recorded_frame
-from amp.run.run import Run
+from amp.run.run import SCORES, Run
 from amp.settings.prune import PruneConfig, SearchSettings
 
-SCORES = "scores.safetensors"
 RECORD = "prune.json"
 REFIT = ("compensation", "compensate_in_search", "damping", "num_calibration_samples")
 JOURNAL = "prune_journal.jsonl"
@@ -53,8 +50,8 @@ def own_place(run: Run[PruneConfig], thresholds: Sequence[float] = ()) -> Path:
         thresholds: of a sweep, in nats.
     """
     name = f"sweep-{min(thresholds):g}-{max(thresholds):g}" if thresholds else size_name(run.config.prune)
-    text = json.dumps([run.config.prune.decisive(), thresholds], sort_keys=True)
-    places = [run.folder / name, run.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"]
+    digest = json_sha256([run.config.prune.decisive(), thresholds])
+    places = [run.folder / name, run.folder / f"{name}-{digest[:8]}"]
     return next((place for place in places if _is_free(run, place, thresholds)), places[-1])
 
 
@@ -91,7 +88,7 @@ def _uncompensated(header: Mapping[str, Any]) -> dict[str, Any]:
 def size_name(settings: SearchSettings) -> str:
     """A folder's name for what is asked for: the target, the widths, or the threshold."""
     if settings.widths is not None:
-        return f"widths-{hashlib.sha256(json.dumps(settings.widths).encode()).hexdigest()[:8]}"
+        return f"widths-{json_sha256(settings.widths)[:8]}"
     kind, value = settings.target.asked or ("increase", settings.entropy_increase)
     return f"{kind}-{value:g}"
 

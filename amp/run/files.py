@@ -34,9 +34,9 @@ def atomic(path: Path) -> Iterator[Path]:
         yield partial
         if partial.is_dir() and path.exists():
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.old") as old:
-                path.rename(Path(old) / path.name)
+                before = path.rename(Path(old) / path.name)
                 partial.rename(path)
-                for left in (Path(old) / path.name).iterdir() if path.is_dir() else ():
+                for left in before.iterdir() if before.is_dir() else ():
                     if not (path / left.name).exists():
                         left.rename(path / left.name)  # somebody put it there
         else:
@@ -81,18 +81,25 @@ def _remove(path: Path) -> None:
 def prepare_output(folder: str) -> Path:
     """The run's folder, not left behind where it is new. Raises UserError when it cannot be written to."""
     path = Path(folder)
-    missing = [p for p in (path, *path.parents) if not p.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        with _made(path), tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise UserError("output.dir", f"{folder}: cannot be written to ({error.strerror})") from None
-    finally:
-        for parent in missing:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
     return path
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder is there; what is new of it and of those above it goes at the end, where nothing was written."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for place in new:
+            with suppress(OSError):
+                place.rmdir()
 
 
 def check_writable(key: str, file: str) -> Path:
@@ -117,20 +124,16 @@ def alone_in(folder: Path, key: str = "output.dir") -> Iterator[None]:
     Raises:
         UserError: another run holds it; says which.
     """
-    new = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    descriptor = _take(path, key)
-    try:
-        remove_left(folder)
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink()
-        os.close(descriptor)
-        for place in new:
+    with _made(folder):
+        descriptor = _take(path, key)
+        try:
+            remove_left(folder)
+            yield
+        finally:
             with suppress(OSError):
-                place.rmdir()  # where nothing was written
+                path.unlink()
+            os.close(descriptor)
 
 
 def _take(path: Path, key: str) -> int:
@@ -170,6 +173,11 @@ def _in_words(text: str) -> str:
         return "process {process} on {host} since {since} ({command})".format(**holder)
     except (ValueError, KeyError, TypeError):
         return "another run"
+
+
+def json_sha256(value: object) -> str:
+    """Hex digest that tells one JSON value from another."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def file_sha256(path: str | None) -> str | None:

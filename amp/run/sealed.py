@@ -84,17 +84,31 @@ def read_lines(path: Path, take: Callable[[int, Any], None], advice: str) -> Non
         raise UserError(path, f"cannot be read ({_reason(error)}); {advice}") from None
     whole = text[: text.rfind("\n") + 1]
     for number, line in enumerate(whole.split("\n")[:-1] or [""]):
-        try:
-            value = parse_json(line)
-            if value.pop(CHECKSUM, None) not in (None, _short_checksum(value)):
-                raise ValueError("its checksum differs")
-            take(number, value)
-        except UserError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(path, f"line {number + 1} is damaged ({error}); {advice}") from None
+        _take_line(path, number, line, take, advice)
     if len(whole) < len(text):
         os.truncate(path, len(whole.encode()))
+
+
+def read_first_line(path: Path, take: Callable[[int, Any], None], advice: str) -> None:
+    """Hands the first line to `take`, as `read_lines`; leaves the file as it is, which a run may be writing."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(path, f"cannot be read ({_reason(error)}); {advice}") from None
+    _take_line(path, 0, line if line.endswith("\n") else "", take, advice)
+
+
+def _take_line(path: Path, number: int, line: str, take: Callable[[int, Any], None], advice: str) -> None:
+    try:
+        value = parse_json(line)
+        if value.pop(CHECKSUM, None) not in (None, _short_checksum(value)):
+            raise ValueError("its checksum differs")
+        take(number, value)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(path, f"line {number + 1} is damaged ({error}); {advice}") from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> None:

@@ -9,12 +9,11 @@ memory it takes.
 
 from amp.score.memory import describe_plan, plan_scoring
 from amp.score.resume import SavedSums
-from amp.score.scores_file import SCORES, check_fit, check_scores, load_scores, save_scores
+from amp.score.scores_file import check_fit, check_scores, load_scores, save_scores
 from amp.score.scoring import Criterion, Scoring, reads_images, score
 from amp.score.taylor import TaylorScorer
 
 __all__ = [
-    "SCORES",
     "Criterion",
     "SavedSums",
     "Scoring",

@@ -10,10 +10,10 @@ from torch import Tensor
 from amp.errors import UserError
 from amp.run.files import atomic, room_for
 from amp.run.identity import first_difference, in_words
+from amp.run.run import SCORES
 from amp.run.sealed import read_tensors, write_tensors
 from amp.towers import Tower
 
-SCORES = "scores.safetensors"
 FOREIGN = "not a scores file of main_score.py"
 
 

@@ -4,22 +4,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from amp.errors import UserError
+from amp.settings.base import MOST_SIDE
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower
 
-MAX_SIDE = 8192  # pixels
-
 
 def square(settings: ModelSettings, size: Any) -> int:
-    """A model's image size as one side. Raises UserError for images that are not square, or larger than MAX_SIDE."""
+    """A model's image size as one side. Raises UserError for images that are not square, or larger than MOST_SIDE."""
     sides = {size} if isinstance(size, int) else set(size)
     key = "model.kwargs" if settings.kwargs else "model.name"
     if len(sides) != 1:
         asked = " x ".join(map(str, size))
         raise UserError(key, f"{settings.name}: takes images of {asked} px; only square ones are supported")
     side = int(sides.pop())
-    if not 1 <= side <= MAX_SIDE:
-        raise UserError(key, f"{settings.name}: takes images of {side} px; 1 to {MAX_SIDE} are supported")
+    if not 1 <= side <= MOST_SIDE:
+        raise UserError(key, f"{settings.name}: takes images of {side} px; 1 to {MOST_SIDE} are supported")
     return side
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from amp.run.files import atomic, room_for
 from amp.run.identity import check_same, first_difference
-from amp.run.sealed import append_line, read_lines
+from amp.run.sealed import append_line, read_first_line, read_lines
 from amp.run.world import world
 
 Network = tuple[int, ...]
@@ -122,11 +122,10 @@ def other_search(path: Path, header: Mapping[str, Any], thresholds: Sequence[flo
     found: list[tuple[str, Any, Any] | None] = [None]
 
     def take(number: int, entry: dict[str, Any]) -> None:
-        if number == 0:
-            found[0] = first_difference(entry, _with_thresholds_of(entry, _about(header, thresholds)))
+        found[0] = first_difference(entry, _with_thresholds_of(entry, _about(header, thresholds)))
 
     if path.exists():
-        read_lines(path, take, ADVICE)
+        read_first_line(path, take, ADVICE)
     return found[0]
 
 

@@ -14,11 +14,11 @@ from amp.prune.measure.held_out import HeldOutEntropy
 from amp.prune.measure.journal import Journal
 from amp.prune.measure.networks import NarrowedNetworks, rank
 from amp.prune.measure.store import InputStore
-from amp.prune.places import JOURNAL, SCORES, journal_header
+from amp.prune.places import JOURNAL, journal_header
 from amp.prune.refit import open_compensation
 from amp.prune.search import inputs_every
 from amp.run.console import say
-from amp.run.run import Run
+from amp.run.run import SCORES, Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
 from amp.towers import Tower
