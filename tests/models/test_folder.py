@@ -212,6 +212,12 @@ def test_a_save_replaces_the_old_folder_but_what_somebody_put_there(
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+def test_a_save_replaces_a_file_of_its_name(tower: Tower, kept: list[list[int]], tmp_path: Path) -> None:
+    (tmp_path / "pruned").write_text("no folder")
+    save_tower(tower, kept, {}, tmp_path / "pruned")
+    assert same_state(load_tower(tmp_path / "pruned").model, tower.model)
+
+
 @pytest.mark.parametrize("leftover", ["folder", "file"])
 def test_a_killed_runs_leftovers_do_not_stop_the_next_run(
     tower: Tower, kept: list[list[int]], folder: Path, leftover: str

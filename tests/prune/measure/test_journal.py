@@ -11,7 +11,7 @@ from helpers.scripted_entropy import INCREASE, ScriptedEntropy
 from torch import Tensor
 
 from amp.prune.blocks import WidthsFound, search_blocks
-from amp.prune.measure.journal import Journal
+from amp.prune.measure.journal import Journal, other_search
 from amp.prune.measure.networks import NarrowedNetworks
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
@@ -89,6 +89,8 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
     assert "thresholds = [0.01], asked for [0.02]" in refusal(lambda: open_journal(path, (0.02,)))
     prune = {"entropy_increase": 0.0, "search_steps": 5}
     assert "prune.search_steps = 6, asked for 5" in refusal(lambda: open_journal(path, prune=prune))
+    assert other_search(path, HEADER, [INCREASE]) is None
+    assert other_search(path, HEADER, [0.02]) == ("thresholds", [INCREASE], [0.02])
     assert path.read_bytes() == before
     assert open_journal(path)[1, 2] == [0.5]
 
