@@ -2,7 +2,7 @@
 
 import argparse
 
-from amp.evaluate.student import check_metric
+from amp.evaluation.student import check_metric
 from amp.run.console import run_script, say
 from amp.run.processes.environment import MOST_PROCESSES, place_of
 from amp.settings.base import at_least
@@ -18,7 +18,7 @@ def main() -> None:
     config = parse_args(DistillConfig, __doc__, more=[options])
     args, _ = options.parse_known_args()
     if args.dry_run:
-        from amp.distill.memory import describe_plan
+        from amp.distillation.memory import describe_plan
 
         own = place_of()
         say(describe_plan(config, args.num_gpus or (own.size if own else 8)))
@@ -26,8 +26,8 @@ def main() -> None:
     check_metric(config)
 
     from amp.data.identity import digests_of
-    from amp.distill import Loop, Trainer, Validation, held_out_images, load_teacher_and_student, training_images
-    from amp.evaluate.student import build_metric
+    from amp.distillation import Loop, Trainer, Validation, held_out_images, load_teacher_and_student, training_images
+    from amp.evaluation.student import build_metric
     from amp.models.folder import save_tower
     from amp.models.open import check_student
     from amp.run.files import file_sha256, room_for

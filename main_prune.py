@@ -11,7 +11,7 @@ from amp.settings.prune import PruneConfig
 def main() -> None:
     config, options = parse_prune(__doc__)
     if options.dry_run:
-        from amp.prune.memory import describe_plan
+        from amp.pruning.memory import describe_plan
 
         print(describe_plan(config, options.gpu_memory))
         return
@@ -26,12 +26,12 @@ def main() -> None:
 def prune_one(config: PruneConfig, options: PruneOptions) -> None:
     """One pruning, or one sweep."""
     from amp.data.identity import digests_of
-    from amp.prune import check_widths, open_networks, prune, refit_pruned, relative_size, write_pruning, write_sweep
-    from amp.prune.places import own_place, place_of, place_to_refit
+    from amp.pruning import check_widths, open_networks, prune, refit_pruned, relative_size, write_pruning, write_sweep
+    from amp.pruning.places import own_place, place_of, place_to_refit
     from amp.run.identity import recorded_frame
     from amp.run.run import SCORES, Run, open_run
     from amp.run.world import world
-    from amp.score.scores_file import check_fit, check_scores, load_scores
+    from amp.scoring.scores_file import check_fit, check_scores, load_scores
     from amp.towers import build_tower, describe_preprocess
 
     outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")

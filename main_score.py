@@ -10,7 +10,7 @@ def main() -> None:
     config = parse_args(PruneConfig, __doc__, more=[options])
     args, _ = options.parse_known_args()
     if args.dry_run:
-        from amp.score import describe_plan
+        from amp.scoring import describe_plan
 
         print(describe_plan(config, args.gpu_memory))
         return
@@ -21,7 +21,7 @@ def main() -> None:
     from amp.run.console import say
     from amp.run.run import SCORES, open_run
     from amp.run.world import world
-    from amp.score import SavedSums, reads_images, save_scores, score
+    from amp.scoring import SavedSums, reads_images, save_scores, score
     from amp.towers import build_tower, default_frame, describe_preprocess
 
     config = config.with_frame(config.model.frame or default_frame(config.model.name))

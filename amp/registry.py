@@ -1,6 +1,6 @@
 """What is chosen by name and lies in a folder of its kin: a new one is a new file there, and nothing else.
 
-`amp/score/criteria/variance.py` is the criterion `variance`. The names are known without importing any of the files, so
+`amp/scoring/criteria/variance.py` is the criterion `variance`. The names are known without importing any of the files, so
 that `--help` and mistakes in the settings answer at once. A file that begins with an underscore is a helper of its kin;
 an underscore at the end keeps a name apart from Python's own words (`global_.py` is `global`).
 """
@@ -16,7 +16,7 @@ class Registry:
     """The files of one package.
 
     Args:
-        package: `amp.score.criteria`, for example.
+        package: `amp.scoring.criteria`, for example.
     """
 
     def __init__(self, package: str) -> None:
@@ -46,9 +46,9 @@ class Registry:
         return import_module(f"{self.package}.{self._files[name]}")
 
 
-CRITERIA = Registry("amp.score.criteria")
+CRITERIA = Registry("amp.scoring.criteria")
 FRAMES = Registry("amp.towers.frames")
 LAYOUTS = Registry("amp.data.layouts")
-SEARCHES = Registry("amp.prune.search")
-ALLOCATIONS = Registry("amp.prune.allocation")
-COMPENSATIONS = Registry("amp.prune.refit")
+SEARCHES = Registry("amp.pruning.search")
+ALLOCATIONS = Registry("amp.pruning.allocation")
+COMPENSATIONS = Registry("amp.pruning.refit")

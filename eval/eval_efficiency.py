@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from amp.evaluate.options import parse_efficiency
+from amp.evaluation.options import parse_efficiency
 from amp.run.console import run_script, say
 
 
 def main() -> None:
     options = parse_efficiency(__doc__)
 
-    from amp.evaluate.efficiency import measure_efficiency, show
+    from amp.evaluation.efficiency import measure_efficiency, show
     from amp.run.run import Run
     from amp.run.world import start
 

@@ -1,7 +1,7 @@
 """Weighted k-nearest-neighbour accuracy of a dense or a pruned tower's features; writes the metrics as JSON."""
 
-from amp.evaluate.dataset_files import check_class_folders
-from amp.evaluate.options import parse_knn
+from amp.evaluation.dataset_files import check_class_folders
+from amp.evaluation.options import parse_knn
 from amp.run.console import run_script, say
 
 
@@ -9,8 +9,8 @@ def main() -> None:
     options = parse_knn(__doc__)
     check_class_folders(("--train_root", options.train_root), ("--val_root", options.val_root))
 
-    from amp.evaluate.knn import measure_knn, open_knn
-    from amp.evaluate.results import open_model
+    from amp.evaluation.knn import measure_knn, open_knn
+    from amp.evaluation.results import open_model
     from amp.run.world import start
 
     with start() as world:

@@ -21,7 +21,7 @@ def main() -> None:
     from amp.data.listing import list_images
     from amp.data.scenes import build_scenes
     from amp.run.world import start
-    from amp.score.scoring import score
+    from amp.scoring.criterion import score
     from amp.towers import build_tower
 
     with start() as world:

@@ -3,7 +3,7 @@ batch, side by side in one run. Under torchrun the main process measures both al
 
 from pathlib import Path
 
-from amp.evaluate.options import parse_speed
+from amp.evaluation.options import parse_speed
 from amp.run.console import run_script
 
 
@@ -13,7 +13,7 @@ def main() -> None:
 
     from studies.speed import compare_speeds, show
 
-    from amp.evaluate.results import open_model
+    from amp.evaluation.results import open_model
     from amp.run.run import Run
     from amp.run.world import start
 

@@ -19,7 +19,7 @@ def main() -> None:
 
     from studies.step import describe_times, time_steps
 
-    from amp.distill import Trainer, load_teacher_and_student, training_images
+    from amp.distillation import Trainer, load_teacher_and_student, training_images
     from amp.run.world import start
 
     with start() as world:

@@ -1,8 +1,8 @@
 """Zero-shot classification or retrieval of a dense or a pruned model, on one dataset or on several; writes the metrics
 of each as JSON, and one table of all as Markdown and CSV, beside the paper's numbers where it has some."""
 
-from amp.evaluate.benchmarks import check_all
-from amp.evaluate.options import parse_zeroshot
+from amp.evaluation.benchmarks import check_all
+from amp.evaluation.options import parse_zeroshot
 from amp.run.console import run_script, say
 
 
@@ -10,8 +10,8 @@ def main() -> None:
     each = parse_zeroshot(__doc__)
     check_all(options.benchmark for options in each)
 
-    from amp.evaluate.results import write_summary
-    from amp.evaluate.zeroshot import find_record, measure_zeroshot, open_evaluations, open_evaluator
+    from amp.evaluation.results import write_summary
+    from amp.evaluation.zeroshot import find_record, measure_zeroshot, open_evaluations, open_evaluator
     from amp.run.world import start
 
     with start() as world:

@@ -22,8 +22,8 @@ from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.errors import UserError
 from amp.models.folder import save_tower
-from amp.prune.measure.held_out import HeldOutEntropy
-from amp.prune.measure.networks import top_neurons
+from amp.pruning.measure.held_out import HeldOutEntropy
+from amp.pruning.measure.networks import top_neurons
 from amp.run.console import run_script
 from amp.run.world import World, among
 from amp.settings.data import DataSettings

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from amp.distill.losses import distillation_loss
-from amp.prune.measure.replay import Replay
-from amp.prune.measure.store import InputStore
-from amp.prune.refit.mean import MeanShift
+from amp.distillation.losses import distillation_loss
+from amp.pruning.measure.replay import Replay
+from amp.pruning.measure.store import InputStore
+from amp.pruning.refit.mean import MeanShift
 from amp.run.world import World, among
-from amp.score.criteria.cross_entropy import zero_shot_cross_entropy
-from amp.score.criteria.kl import sampled_surprisal
+from amp.scoring.criteria.cross_entropy import zero_shot_cross_entropy
+from amp.scoring.criteria.kl import sampled_surprisal
 from amp.statistics.entropy import information_entropy
 from amp.statistics.moments import MomentCollector, Moments
 from amp.towers import TokenReadout, Tower

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from amp.prune.report import draw_probes, draw_widths
+from amp.pruning.report import draw_probes, draw_widths
 from amp.run.figures import BLUE, save_figure
 from amp.run.tables import human
 

@@ -13,19 +13,19 @@ from torch import Tensor
 
 from amp.data.batches import Batches
 from amp.data.listing import list_images
-from amp.distill import Trainer, share_head
-from amp.distill.trainer import NotFiniteError
+from amp.distillation import Trainer, share_head
+from amp.distillation.trainer import NotFiniteError
 from amp.errors import under
-from amp.prune.measure.held_out import HeldOutEntropy
-from amp.prune.measure.journal import Journal
-from amp.prune.measure.networks import NarrowedNetworks, rank
-from amp.prune.pruning import choose_widths
-from amp.prune.refit import open_compensation
-from amp.prune.search import inputs_every
-from amp.prune.size import params_of_widths
+from amp.pruning.measure.held_out import HeldOutEntropy
+from amp.pruning.measure.journal import Journal
+from amp.pruning.measure.networks import NarrowedNetworks, rank
+from amp.pruning.refit import open_compensation
+from amp.pruning.search import inputs_every
+from amp.pruning.size import params_of_widths
+from amp.pruning.widths import choose_widths
 from amp.run.console import warn_here
 from amp.run.world import world
-from amp.score.scoring import score
+from amp.scoring.criterion import score
 from amp.settings.compare import CompareConfig, CompareRowSettings
 from amp.settings.data import DataSettings
 from amp.settings.prune import TargetSettings

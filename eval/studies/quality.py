@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amp.evaluate.benchmarks import Benchmark
-from amp.evaluate.zeroshot import Evaluator
+from amp.evaluation.benchmarks import Benchmark
+from amp.evaluation.zeroshot import Evaluator
 from amp.run.world import world
 from amp.settings.compare import CompareConfig
 from amp.towers import Tower, build_tower

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from amp.run.world import world
-from amp.score.taylor import TaylorScorer
+from amp.scoring.taylor import TaylorScorer
 from amp.statistics.entropy import information_entropy
 from amp.towers import Tower
 

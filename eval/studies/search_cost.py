@@ -13,14 +13,14 @@ from torch import Tensor
 from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.errors import UserError
-from amp.prune.blocks import search_blocks
-from amp.prune.measure.held_out import HeldOutEntropy
-from amp.prune.measure.journal import Journal
-from amp.prune.measure.networks import NarrowedNetworks, rank
-from amp.prune.measure.store import InputStore
-from amp.prune.refit import open_compensation
-from amp.prune.search import inputs_every
-from amp.prune.size import meet_size, neuron_params, params_of_widths, scaled
+from amp.pruning.blocks import search_blocks
+from amp.pruning.measure.held_out import HeldOutEntropy
+from amp.pruning.measure.journal import Journal
+from amp.pruning.measure.networks import NarrowedNetworks, rank
+from amp.pruning.measure.store import InputStore
+from amp.pruning.refit import open_compensation
+from amp.pruning.search import inputs_every
+from amp.pruning.size import meet_size, neuron_params, params_of_widths, scaled
 from amp.run.console import say
 from amp.run.world import world
 from amp.settings.prune import PruneConfig, SearchSettings

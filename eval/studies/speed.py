@@ -9,8 +9,8 @@ from clip_benchmark.datasets.builder import image_captions_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 from torch.utils.data import DataLoader, default_collate
 
-from amp.evaluate.options import SpeedOptions
-from amp.evaluate.zeroshot import RECALL_KS, Evaluator
+from amp.evaluation.options import SpeedOptions
+from amp.evaluation.zeroshot import RECALL_KS, Evaluator
 from amp.run.console import say
 from amp.run.tables import percent, table
 from amp.run.world import World, among, world

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from amp.distill import Trainer
+from amp.distillation import Trainer
 from amp.run.console import progress
 from amp.run.world import world
 

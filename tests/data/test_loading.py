@@ -15,7 +15,7 @@ from helpers.numbered_images import MAY_WARN_OF_WORKERS, epoch, joined, world, w
 from torch.utils.data import Dataset, default_collate
 
 from amp.data.loading import read_batches
-from amp.evaluate.sharding import ShardedBatches
+from amp.evaluation.sharding import ShardedBatches
 
 pytestmark = MAY_WARN_OF_WORKERS
 
@@ -52,7 +52,7 @@ import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
 from data.test_loading import Numbers
 from torch.utils.data import default_collate
-from amp.evaluate.sharding import ShardedBatches
+from amp.evaluation.sharding import ShardedBatches
 kept = list(ShardedBatches(2, 2).batches(Numbers(), default_collate, "--x"))
 assert [labels.tolist() for _, (_, labels) in kept] == [[i, i + 1] for i in range(0, 2600, 2)]
 assert [images[:, 0].tolist() for _, (images, _) in kept] == [[i, i + 1] for i in range(0, 2600, 2)]

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from amp.prune.measure.journal import Journal
-from amp.prune.measure.networks import NarrowedNetworks
-from amp.prune.pruning import Pruned, prune
+from amp.pruning.measure.journal import Journal
+from amp.pruning.measure.networks import NarrowedNetworks
+from amp.pruning.widths import Pruned, prune
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
 

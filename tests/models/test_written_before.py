@@ -17,7 +17,7 @@ from torch import Tensor
 import amp
 from amp.models.folder import read_folder_config
 from amp.run.sealed import read_json
-from amp.score.scores_file import load_scores
+from amp.scoring.scores_file import load_scores
 
 BEFORE = GOLDEN / "written_before"
 RUN = BEFORE / "run"

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from amp.distill import Loop, Trainer, Validation, load_teacher_and_student, training_images
+from amp.distillation import Loop, Trainer, Validation, load_teacher_and_student, training_images
 from amp.errors import StoppedError
-from amp.evaluate.student import build_metric
+from amp.evaluation.student import build_metric
 from amp.run.run import Run
 from amp.run.world import gathered, start, world
 from amp.settings.distill import DistillConfig

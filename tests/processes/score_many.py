@@ -13,9 +13,9 @@ from conftest import GOLDEN
 from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.run.world import start, world
-from amp.score.criteria.cross_entropy import score_classification
-from amp.score.scores_file import save_scores
-from amp.score.scoring import Scoring, score
+from amp.scoring.criteria.cross_entropy import score_classification
+from amp.scoring.criterion import Scoring, score
+from amp.scoring.scores_file import save_scores
 from amp.settings.data import DataSettings
 from amp.settings.model import ModelSettings
 from amp.settings.score import ScoreSettings

@@ -16,7 +16,7 @@ from amp.run.processes.together import Process, join
 
 pytestmark = pytest.mark.slow
 SCORE, SEARCH = "amp.run.world:World.gather", "amp.run.world:World.gather"
-STEP, CHECKPOINT = "amp.distill.trainer:Trainer.train_step", "amp.run.world:World.save_tensors"
+STEP, CHECKPOINT = "amp.distillation.trainer:Trainer.train_step", "amp.run.world:World.save_tensors"
 
 
 def _ended(number: int, launcher: bool, *words: object) -> str:
@@ -100,7 +100,7 @@ def test_whether_a_process_has_ended_is_known() -> None:
 def test_a_script_that_is_asked_to_stop_leaves_nothing_half_written(
     prune_yaml: Path, tmp_path: Path, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from amp.score import scoring
+    from amp.scoring import scoring
 
     steps = scoring.Scoring.steps
 

@@ -14,9 +14,9 @@ from studies.compare_table import steps_to, tabulate
 from studies.quality import InMemoryQuality
 
 from amp.data.scenes import build_scenes
-from amp.evaluate.benchmarks import Benchmark
-from amp.evaluate.zeroshot import Evaluator
-from amp.prune.pruning import prune
+from amp.evaluation.benchmarks import Benchmark
+from amp.evaluation.zeroshot import Evaluator
+from amp.pruning.widths import prune
 from amp.settings.compare import CompareConfig, CompareRowSettings
 from amp.settings.load import load_config
 from amp.settings.prune import TargetSettings

@@ -1,0 +1,137 @@
+"""What a distillation needs in a GPU's memory, counted on meta tensors, before anything is downloaded or started.
+
+b images of a micro-batch on one GPU, W GPUs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amp.distillation.placement import num_recomputed
+from amp.errors import UserError
+from amp.models.folder import read_folder_config
+from amp.models.memory import describe_memory, tensor_bytes, with_total
+from amp.models.published import published_widths
+from amp.run.sealed import read_json
+from amp.settings.distill import DistillConfig
+from amp.towers import TokenReadout, Tower, after_last_block, build_tower
+
+
+def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
+    """Bytes on each of `num_gpus` GPUs, by what they hold; `total` is their sum.
+
+    Activations are those of attention that keeps no (T, T) matrix; what the allocator and the libraries take besides
+    is not counted.
+    Raises:
+        UserError: the batch does not divide, the model is unknown.
+    """
+    batch, accumulate = config.data.batch_size, config.optim.accumulate
+    if num_gpus < 1 or batch % (num_gpus * accumulate):
+        raise UserError(
+            "--num_gpus", f"data.batch_size {batch} is not divisible by {num_gpus} GPUs x optim.accumulate {accumulate}"
+        )
+    images = batch // num_gpus // accumulate
+    low = config.optim.precision != "fp32"
+    element = 2 if config.optim.precision == "pure_bf16" else 4
+    sharded = config.optim.parallel == "fsdp" and num_gpus > 1
+    shards = num_gpus if sharded else 1
+
+    teacher = build_tower(config.teacher.as_model("bf16" if low else "fp32"), "meta")
+    student = _student(config)
+    head = after_last_block(build_tower(config.teacher.as_model("fp32"), "meta"))
+    num_student = sum(p.numel() for p in student.visual.parameters())
+    trained = [p.numel() for n, p in student.visual.named_parameters() if n not in head]
+    moments = 3 if config.optim.precision == "pure_bf16" else 2  # and the Kahan compensation
+    student.visual.to(torch.bfloat16 if low else torch.float32)
+    by_block, before, block_input = _saved_bytes(student)
+    recomputed = by_block[: num_recomputed(config.optim, len(by_block))]
+    kept = before + sum(by_block[len(recomputed) :]) + len(recomputed) * block_input + max(recomputed, default=0)
+    gradients = max(trained) if config.optim.step_in_backward else sum(trained)
+    plan = {
+        "teacher weights": tensor_bytes(teacher.visual.parameters()) / shards,
+        "student weights": (sum(trained) * element + (num_student - sum(trained)) * 4) / shards,
+        "gradients": gradients * element / shards,
+        "optimizer": sum(trained) * element * moments / shards,
+        "gathered weights": 0.0,
+        "activations": float(images * kept),
+    }
+    if sharded:
+        # Two blocks of each tower, the one at work and the next one, and a block's gradients before they are divided.
+        plan["gathered weights"] = float(2 * _largest(teacher) + 4 * _largest(student))
+    elif config.optim.precision == "bf16":
+        plan["gathered weights"] = 2.0 * num_student  # the copies that autocast makes
+    return with_total(**plan)
+
+
+def describe_plan(config: DistillConfig, num_gpus: int) -> str:
+    """The plan as a table, with what it assumes."""
+    plan, optim = plan_memory(config, num_gpus), config.optim
+    num_student = sum(p.numel() for p in _student(config).visual.parameters())
+    recomputed = str(optim.activation_checkpointing).lower()
+    title = [
+        f"{config.teacher.name} -> {config.student.pretrained}, per GPU of {num_gpus}",
+        f"{optim.precision}, {optim.parallel}, activation_checkpointing {recomputed}, micro-batches: "
+        f"{optim.accumulate} of {config.data.batch_size // num_gpus // optim.accumulate} images",
+        f"student: {num_student:,} parameters, {_source(config)}",
+    ]
+    return describe_memory(title, plan)
+
+
+def _widths(config: DistillConfig) -> list[int] | None:
+    folder = Path(config.student.pretrained)
+    if folder.is_file():
+        return published_widths(folder, build_tower(config.teacher.as_model("fp32"), "meta"))
+    if (folder / "config.json").is_file():
+        return list(read_folder_config(folder).widths)
+    record = folder.parent / "prune.json"
+    return list(read_json(record)["widths"]) if record.is_file() else None
+
+
+def _source(config: DistillConfig) -> str:
+    if _widths(config) is None:
+        return f"{config.student.pretrained} is not there yet: as large as the teacher, so an upper bound"
+    return "as pruned"
+
+
+def _student(config: DistillConfig) -> Tower:
+    tower = build_tower(config.teacher.as_model("fp32"), "meta")
+    for slot, width in zip(tower.slots, _widths(config) or tower.widths, strict=True):
+        slot.keep(torch.arange(width))
+    return tower
+
+
+def _largest(tower: Tower) -> int:
+    return max(tensor_bytes(block.parameters()) for block in tower.blocks.values())
+
+
+def _saved_bytes(tower: Tower) -> tuple[list[int], int, int]:
+    """Of one image: what autograd keeps in each block, what it keeps before the first, and a block's input alone."""
+    size, weight = tower.image_size, next(tower.visual.parameters())
+    images_1CSS = torch.empty(1, 3, size, size, dtype=weight.dtype, device="meta")
+    with torch.no_grad():
+        tokens_1TD = TokenReadout(tower)(images_1CSS)
+    num_tokens = tokens_1TD.shape[1]
+    weights = {p.untyped_storage()._cdata for p in tower.visual.parameters()}
+    seen: dict[int, Tensor] = {}  # By storage, kept so that no other takes its address.
+    totals: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        own = tensor.untyped_storage()._cdata
+        if own not in weights and tensor.shape[-2:] != (num_tokens, num_tokens):
+            seen.setdefault(own, tensor)
+        return tensor
+
+    def add_up(*_: Any) -> None:
+        totals.append(sum(tensor.untyped_storage().nbytes() for tensor in seen.values()))
+
+    blocks = list(tower.blocks.values())
+    hooks = [h for b in blocks for h in (b.register_forward_pre_hook(add_up), b.register_forward_hook(add_up))]
+    tower.visual.requires_grad_(True)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        tower.visual(images_1CSS)
+    for hook in hooks:
+        hook.remove()
+    by_block = [after - before for before, after in zip(totals[::2], totals[1::2], strict=True)]
+    return by_block, totals[0], tokens_1TD.numel() * tokens_1TD.element_size()

@@ -1,0 +1,124 @@
+"""The result of an evaluation: one JSON file, which the next call with the same options and model finds again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from amp.data.identity import folder_digest
+from amp.errors import under
+from amp.evaluation.options import KnnOptions, ModelOptions, ZeroshotOptions, slug
+from amp.evaluation.paper import summarise
+from amp.models.open import open_tower
+from amp.run.console import say
+from amp.run.files import check_writable, file_sha256, json_sha256, texts_sha256
+from amp.run.identity import PACKAGES
+from amp.run.run import Run
+from amp.run.tables import percent, table, write_table
+from amp.settings.base import Precision
+from amp.towers import Tower, describe_preprocess
+
+Options = TypeVar("Options", ZeroshotOptions, KnnOptions)
+
+
+@dataclass(frozen=True)
+class Evaluation(Run[Options], Generic[Options]):
+    """A run whose result is one JSON file.
+
+    Attributes:
+        name: of the file.
+    """
+
+    name: str = ""
+
+    def show(self, title: str, heading: str, record: Mapping[str, Any]) -> None:
+        """The metrics on the console, in percent, and where they are written."""
+        rows = [[name, percent(value)] for name, value in record["metrics"].items()]
+        say(f"{title}\n{table([heading, '%'], rows)}\n{self.path(self.name)}")
+
+
+def open_evaluation(
+    options: Options,
+    words: Sequence[str],
+    digests: Mapping[str, str | None],
+    packages: tuple[str, ...] = PACKAGES,
+    **settings: object,
+) -> Evaluation[Options]:
+    """The run of an evaluation; its file is that of --output, or out/eval/WORDS_MODEL_DIGEST.json.
+
+    Args:
+        words: what is measured, for the file's name.
+        digests: of `digest_model`.
+        packages: whose versions are recorded.
+        settings: what decides the numbers besides the options.
+    Raises:
+        UserError: the file cannot be written.
+    """
+    decisive = {**options.decisive(), "model_sha256": digests["model_sha256"], **settings}
+    identity = {"settings": decisive, "pretrained_sha256": digests["pretrained_sha256"]}
+    name = slug(*words, options.model_stem, json_sha256(identity)[:8])
+    path = check_writable("--output", options.output or f"out/eval/{name}.json")
+    return Evaluation(options, path.parent, identity, "--output", packages, name=path.name)
+
+
+def with_images(run: Evaluation[Options], *roots: tuple[str, str]) -> Evaluation[Options]:
+    """The evaluation of the images that are there now: other names, sizes or times of files are another evaluation.
+
+    Args:
+        roots: (option, folder) of each; what is no folder, as a stream's address, does not count.
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    digests = [folder_digest(root, option) for option, root in roots if Path(root).is_dir()]
+    return replace(run, identity={**run.identity, "images_sha256": "+".join(digests)}) if digests else run
+
+
+def digest_model(options: ModelOptions) -> dict[str, str | None]:
+    """The model's files by digest: `{model_sha256, pretrained_sha256}`; None where a library or nothing is named."""
+    folder = next((path for path in (options.pretrained, options.model) if path and Path(path).is_dir()), None)
+    described = texts_sha256(options.model) if options.model else None
+    return {"model_sha256": described, "pretrained_sha256": file_sha256(folder or options.pretrained)}
+
+
+def open_model(options: ModelOptions, precision: Precision, device: str, text_pretrained: str | None = None) -> Tower:
+    """The tower that the options name.
+
+    Args:
+        precision: of the weights.
+        text_pretrained: dense weights that the text tower of a published vision checkpoint takes.
+    Raises:
+        UserError: under the option that holds the mistake.
+    """
+    with (
+        under("--model", instead_of="model.name"),
+        under("--pretrained", instead_of="model.pretrained"),
+        under("--img_size", instead_of="model.kwargs"),
+    ):
+        tower = open_tower(
+            options.model,
+            options.model_type,
+            options.pretrained,
+            precision,
+            device,
+            text_pretrained,
+            options.img_size,
+        )
+    say(describe_preprocess(tower))
+    return tower
+
+
+def write_summary(options: ZeroshotOptions, records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """The table of all data sets, on the console and in its files; without --table only of several.
+
+    Args:
+        folder: of the files where --table names none.
+    """
+    if len(records) == 1 and not options.table:
+        return
+    headers, rows = summarise(records)
+    identity = [{key: record[key] for key in ("settings", "pretrained_sha256")} for record in records]
+    stem = slug(options.task, options.model_stem, json_sha256(identity)[:8])
+    files = [Path(file) for file in options.table or (folder / f"{stem}.md", folder / f"{stem}.csv")]
+    for file in files:
+        write_table(file, headers, rows)
+    say("\n".join(["", table(headers, rows), *map(str, files)]))

@@ -1,9 +1,0 @@
-"""The plain search without the blocks before the one under search: they are dense, and their outputs are kept.
-
-Every number is that of the plain search; about half of the block forwards are saved.
-"""
-
-from amp.prune.search._interface import Search
-from amp.prune.search.plain import judge_on_all
-
-SEARCH = Search(keeps_inputs=True, few_batches=False, judge=judge_on_all)

@@ -1,0 +1,110 @@
+"""A search under one threshold of the entropy: the one that is given, or the one whose network has a given size."""
+
+import itertools
+import math
+from collections.abc import Mapping
+
+from amp.pruning.blocks import WidthsFound, search_blocks, searched_blocks
+from amp.pruning.measure.networks import NarrowedNetworks
+from amp.pruning.progress import SearchProgress
+from amp.pruning.search import trial_of
+from amp.pruning.size import RelativeSize, Widths, meet_size, out_of_reach, scaled
+from amp.run.console import say
+from amp.settings.prune import SearchSettings
+
+# Thresholds in nats that are tried, how many, and how near to the size is near enough.
+SMALLEST, LARGEST, TRIALS, NEAR = 1e-7, 1e3, 12, 0.01
+ABOUT = 8  # searches that a size takes
+FACTORS = (0.5, 2.0)  # by which widths are multiplied where no threshold gives the size
+UNITS = {"params": "parameters", "flops": "FLOPs", "throughput": "seconds"}
+
+
+def allocate(
+    networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize | None
+) -> tuple[Widths, WidthsFound]:
+    """The widths that a search finds under `settings.entropy_increase` or, if asked, for a size; and all it found."""
+    if settings.target.left is None:
+        found = search_blocks(networks, settings, settings.entropy_increase)
+    else:
+        assert size_of is not None
+        found = find_size(networks, settings, size_of, settings.target.left)
+    return found.widths, found
+
+
+def find_size(
+    networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize, target: float
+) -> WidthsFound:
+    """The widths of the threshold whose network has the share `target` of the dense one's size, within 1 %.
+
+    Thresholds are tried on few batches; then the search that was asked for runs at the one found, and once or twice
+    more where its own size is off.
+
+    Raises:
+        UserError: no threshold gives that size, nor does a factor for the widths of the nearest one.
+    """
+    trial, few = trial_of(settings, networks.held_out.num_batches)
+    unit = UNITS[settings.target.asked[0]] if settings.target.asked else "size"
+    tried: dict[float, float] = {}
+    threshold = settings.entropy_increase or SMALLEST
+    bar = SearchProgress("sizing", len(searched_blocks(networks.tower, settings)) * settings.search_steps, ABOUT)
+    while True:
+        tried[threshold] = size_of(search_blocks(networks, trial, threshold, few, bar.next()).widths)
+        say(f"threshold {threshold:.3g} nats: {tried[threshold]:.3f} of the dense {unit}, {target:.3f} wanted")
+        if abs(tried[threshold] / target - 1) <= NEAR / 2 or len(tried) == TRIALS:
+            break
+        threshold = next_threshold(tried, target)
+        if not SMALLEST <= threshold <= LARGEST:
+            break  # A signed criterion may leave even the smallest threshold a network that is too small.
+    threshold = min(tried, key=lambda one: abs(tried[one] - target))
+    off, best = 0.0, None
+    for _ in range(3):
+        found = search_blocks(networks, settings, threshold, told=bar.next())
+        reached = size_of(found.widths)
+        if best is None or abs(reached - target) < abs(best[0] - target):
+            best = (reached, found)
+        # The trials' curve has the slope; this search says how far it lies from it.
+        off = reached - tried.get(threshold, target - off)
+        threshold = next_threshold(tried, target - off)
+        if abs(reached / target - 1) <= NEAR or not SMALLEST <= threshold <= LARGEST:
+            break
+    bar.close()
+    assert best is not None
+    best[1].share = best[0]
+    return best[1] if abs(best[0] / target - 1) <= NEAR else _scale(best[1], networks, settings, size_of, target)
+
+
+def _scale(
+    found: WidthsFound, networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize, target: float
+) -> WidthsFound:
+    """The widths found, all times the one factor that meets the size. Raises UserError where none does."""
+    dense, blocks = networks.tower.widths, set(searched_blocks(networks.tower, settings))
+
+    def family(factor: float) -> Widths:
+        all_blocks = scaled(found.widths, dense, factor, settings.width_multiple, settings.min_width)
+        return [all_blocks[block] if block in blocks else whole for block, whole in enumerate(dense)]
+
+    met = meet_size(family, size_of, target, *FACTORS, close=NEAR / 2)
+    if abs(met.size / target - 1) > NEAR:
+        raise out_of_reach(settings.target, met.size, "the closest network of these settings")
+    found.widths, found.scale, found.share = met.widths, met.at, met.size
+    say(f"the widths of {found.entropy_increase:.3g} nats, times {met.at:.3f}: {met.size:.3f} of the size")
+    return found
+
+
+def next_threshold(shares: Mapping[float, float], target: float, factor: float = 8.0) -> float:
+    """Where to look next for the threshold whose network has the share `target` of the dense one's size.
+
+    Between the nearest two thresholds with the target between their shares, by interpolation over the logarithm;
+    `factor` beyond the last one where all shares lie on one side. Never a threshold that is known.
+
+    Args:
+        shares: threshold -> share of the size, which falls as the threshold grows; at least one.
+    """
+    known = sorted(shares.items())
+    for (low, above), (high, below) in itertools.pairwise(known):
+        if above >= target >= below and above > below:
+            # Not too near an end, so that a curve with steps in it is halved at least now and then.
+            part = min(max((above - target) / (above - below), 0.1), 0.9)
+            return math.exp(math.log(low) + part * math.log(high / low))
+    threshold, _ = known[-1] if known[-1][1] > target else known[0]
+    return threshold * factor if known[-1][1] > target else threshold / factor

@@ -1,0 +1,47 @@
+"""What is to be doubted of widths that too few held-out batches decided, as warnings."""
+
+import math
+
+from amp.pruning.blocks import WidthsFound
+from amp.run.console import warn_here
+from amp.run.world import world
+from amp.settings.prune import PruneDataSettings
+
+FEW_BATCHES = 8  # of fewer, the spread between batches itself is known to a quarter at best
+NARROW = 0.1  # of a block's neurons
+
+
+def warn_of_few(num_batches: int, data: PruneDataSettings) -> None:
+    """Before a search: that there are few batches to decide on."""
+    if num_batches < FEW_BATCHES and world().is_main:
+        warn_here(
+            f"data.num_val_samples: {num_batches} held-out batches of {data.batch_size} images decide the widths; set "
+            f"it, or bring more images, so that there are {FEW_BATCHES * data.batch_size} or more"
+        )
+
+
+def warn_of_doubt(found: WidthsFound, dense_widths: list[int], num_batches: int, data: PruneDataSettings) -> None:
+    """After a search: blocks whose entropy would move by more than the threshold with other images, and collapsed ones.
+
+    The threshold bounds the mean, over batches, of what a block adds; its standard error is that of the paired
+    differences. Where it is larger than the threshold, the images that happened to be taken decided.
+    """
+    threshold = found.entropy_increase
+    errors = [error for error in found.standard_errors if error is not None]
+    unsure = [error for error in errors if error > threshold > 0]
+    shares = [width / dense for width, dense in zip(found.widths, dense_widths, strict=True)]
+    block = shares.index(min(shares))
+    collapsed = shares[block] < NARROW and num_batches < FEW_BATCHES
+    if not (unsure or collapsed) or not world().is_main:
+        return
+    says = []
+    if unsure:
+        wanted = math.ceil(num_batches * (max(unsure) / threshold) ** 2)
+        says.append(
+            f"what {len(unsure)} of {len(errors)} pruned blocks add to the entropy is known to {max(unsure):.2g} nats "
+            f"at worst (standard error over {num_batches} batches), and prune.entropy_increase is {threshold:.3g}; "
+            f"{max(wanted, FEW_BATCHES) * data.batch_size} held-out images would tell"
+        )
+    if shares[block] < NARROW:
+        says.append(f"block {block} keeps {found.widths[block]} of {dense_widths[block]} neurons")
+    warn_here(f"data.num_val_samples: {'; '.join(says)}; do not trust these widths before more images confirm them")

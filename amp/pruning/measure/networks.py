@@ -1,0 +1,133 @@
+"""The networks that a search looks at, and what is measured of them.
+
+H hidden width, K kept neurons.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Protocol
+
+from torch import Tensor
+
+from amp.errors import UserError
+from amp.pruning.measure.journal import Journal
+from amp.pruning.refit import Compensation
+from amp.towers import Tower
+
+
+class Entropy(Protocol):
+    """What a search asks of `HeldOutEntropy`."""
+
+    num_batches: int
+    cost: dict[str, int]
+
+    def measure(self, block: int, batches: range) -> list[float]: ...
+
+    def charge(self, block: int, batches: range) -> None: ...
+
+
+def rank(score_H: Tensor) -> Tensor:
+    """Indices (H,) by score, highest first; ties go to the lower index."""
+    return score_H.cpu().sort(descending=True, stable=True).indices
+
+
+def top_neurons(score_H: Tensor, width: int) -> Tensor:
+    """Indices (K,) of the `width` highest scores, ascending; ties go to the lower index."""
+    return rank(score_H)[:width].sort().values
+
+
+class NarrowedNetworks:
+    """The networks that searches look at: a dense tower, and its blocks narrowed from the last on.
+
+    Each batch of each network is measured once.
+
+    Args:
+        scores: (H,) a block, of this tower.
+        held_out: measures `tower` as it is at the moment.
+        journal: what is measured is written there, and what stands there is not measured again.
+        compensation: refits what is sliced for good; with `in_search` also every network that is measured.
+    Raises:
+        UserError: the scores are not one finite number a neuron.
+    """
+
+    def __init__(
+        self,
+        tower: Tower,
+        scores: Sequence[Tensor],
+        held_out: Entropy,
+        journal: Journal,
+        compensation: Compensation | None = None,
+        in_search: bool = True,
+    ) -> None:
+        _check_scores(tower, scores)
+        self.tower, self.held_out = tower, held_out
+        self._compensation, self.in_search = compensation, in_search
+        self.scores, self.journal = scores, journal
+        self._seen: dict[tuple[int, ...], int] = {}
+
+    @contextmanager
+    def narrowed(self, block: int, width: int) -> Iterator[None]:
+        """Within the block of code, one with only its top `width` neurons: for a probe, and for a settled block."""
+        slot = self.tower.slots[block]
+        compensator = self._compensation.of(block) if self._compensation and self.in_search else None
+        with slot.narrowed(top_neurons(self.scores[block], width)):
+            if compensator is not None:
+                compensator.apply(slot, width)
+            yield
+
+    def entropies(self, block: int, width: int, count: int) -> list[float]:
+        """Of the first `count` batches, where `block` has `width` neurons and those before it are dense."""
+        widths = self.tower.widths
+        whole, widths[block] = widths[block], width
+        network = tuple(widths)
+        missing = range(self._seen.get(network, 0), count)
+        known = min(count, len(self.journal[network]))
+        if missing.start < known:
+            self.held_out.charge(block, range(missing.start, known))
+        if known < count:
+            with self.narrowed(block, width) if width != whole else nullcontext():
+                self.journal.add(network, self.held_out.measure(block, range(known, count)))
+        self._seen[network] = max(count, missing.start)
+        return self.journal[network][:count]
+
+    def mean(self) -> float:
+        """Entropy of the tower as it is, over all batches."""
+        values = self.held_out.measure(0, range(self.held_out.num_batches))
+        return math.fsum(values) / len(values)
+
+    def keep(self, widths: Sequence[int]) -> tuple[list[list[int]], list[dict[str, float]]]:
+        """Slices the tower for good: `keep_neurons`."""
+        return keep_neurons(self.tower, self.scores, widths, self._compensation)
+
+
+def _check_scores(tower: Tower, scores: Sequence[Tensor]) -> None:
+    if len(scores) != len(tower.slots):
+        raise UserError("scores", f"of {len(scores)} blocks, the tower has {len(tower.slots)}")
+    for slot, score_H in zip(tower.slots, scores, strict=True):
+        width = slot.hidden_width
+        if score_H.shape != (width,):
+            raise UserError("scores", f"{list(score_H.shape)} at block {slot.name}, which has {width} neurons")
+        if not score_H.isfinite().all():
+            raise UserError("scores", f"block {slot.name}: a score is not finite; score anew")
+
+
+def keep_neurons(
+    tower: Tower, scores: Sequence[Tensor], widths: Sequence[int], compensation: Compensation | None
+) -> tuple[list[list[int]], list[dict[str, float]]]:
+    """Slices a dense tower for good, last block first.
+
+    Returns:
+        the kept neurons of every block, and with compensation the errors of every block's output.
+    """
+    kept, errors = [], []
+    for block in reversed(range(len(widths))):
+        slot, width = tower.slots[block], widths[block]
+        compensator = compensation.of(block) if compensation else None
+        indices_K = top_neurons(scores[block], width)
+        slot.keep(indices_K)
+        if compensator is not None:
+            errors.append(compensator.errors(width))
+            compensator.apply(slot, width)
+        kept.append([int(index) for index in indices_K])
+    return kept[::-1], errors[::-1]

@@ -1,0 +1,71 @@
+"""Opens what a run searches: the networks, their held-out batches, and what an interrupted search has measured."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from amp.data.batches import Batches
+from amp.data.listing import list_images
+from amp.pruning.doubt import warn_of_few
+from amp.pruning.measure.held_out import HeldOutEntropy
+from amp.pruning.measure.journal import Journal
+from amp.pruning.measure.networks import NarrowedNetworks, rank
+from amp.pruning.measure.store import InputStore
+from amp.pruning.places import JOURNAL, journal_header
+from amp.pruning.refit import open_compensation
+from amp.pruning.search import inputs_every
+from amp.run.console import say
+from amp.run.run import SCORES, Run
+from amp.run.world import world
+from amp.settings.prune import PruneConfig
+from amp.towers import Tower
+
+INPUTS = ".inputs."  # what the folders of a disk store begin with, one a process
+
+
+@contextmanager
+def open_networks(
+    run: Run[PruneConfig], tower: Tower, scores: Sequence[Tensor], thresholds: Sequence[float] = ()
+) -> Iterator[NarrowedNetworks]:
+    """The networks that a run looks at: the dense tower, and its blocks narrowed from the last on.
+
+    Args:
+        tower: dense.
+        scores: (H,) a block.
+        thresholds: of a sweep, in nats; none: that of the settings.
+    Raises:
+        UserError: the folder holds the journal of another search, or there are too few held-out images.
+    """
+    config, own = run.config, run.config.prune
+    batches = Batches(list_images(config.data, "val"), tower.transform, config.data, config.data.num_val_samples)
+    about = world().from_main(lambda: journal_header(run, Path(config.output.dir, SCORES)))
+    journal = Journal(run.path(JOURNAL), about, thresholds or [own.entropy_increase], len(batches))
+    world().from_main(lambda: _remove_inputs(run.folder))
+    store = InputStore(own.store, world().device, run.path(f"{INPUTS}{world().rank}"))
+    held_out = HeldOutEntropy(tower, batches, config.score.inverse_temperature, store, inputs_every(own))
+    gigabytes = held_out.stored_bytes / 1e9
+    say(f"{held_out.num_batches} held-out batches; up to {gigabytes:.3g} GB of inputs kept: {own.store}")
+    if own.widths is None and own.allocation == "search":
+        warn_of_few(held_out.num_batches, config.data)
+    orders = [rank(score_H) for score_H in scores]
+    compensation = open_compensation(tower, orders, own, lambda: calibration_batches(config, tower))
+    try:
+        yield NarrowedNetworks(tower, scores, held_out, journal, compensation, own.compensate_in_search)
+    finally:
+        held_out.close()
+    batches.say_broken()
+
+
+def _remove_inputs(folder: Path) -> None:
+    """What killed runs have left, on whatever number of processes they were."""
+    for left in folder.glob(f"{INPUTS}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def calibration_batches(config: PruneConfig, tower: Tower) -> Batches:
+    """Images (B, C, S, S) that compensation sees, this process's share."""
+    num_samples = config.prune.num_calibration_samples
+    return Batches(list_images(config.data, "train"), tower.transform, config.data, num_samples)

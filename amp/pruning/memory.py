@@ -1,0 +1,78 @@
+"""What a search needs in memory, before anything is loaded or started."""
+
+import torch
+from torch import Tensor
+
+from amp.data.listing import list_images
+from amp.errors import UserError
+from amp.models.memory import describe_memory, peak_bytes, weight_bytes, with_total
+from amp.pruning.search import inputs_every
+from amp.settings.prune import PruneConfig
+from amp.statistics.moments import group_bytes, groups
+from amp.towers import Tower, build_tower
+from amp.towers.inputs import input_bytes
+
+GUESSED_IMAGES = 5000  # held-out ones, where the folder is not here yet: COCO's
+
+
+def plan_search(
+    tower: Tower, batch_size: int, num_batches: int, store: str, every: int | None, num_calibration: int = 0
+) -> dict[str, int]:
+    """Bytes while widths are searched: on the device `{weights, narrowed, activations, stored, total}`, and elsewhere.
+
+    `narrowed`: the copies that narrow blocks keep while their whole ones wait, at most. `stored`: images and blocks'
+    inputs, where `store` is the device; else they count as `stored_elsewhere`. `compensation`: moments, and tokens of
+    MLPs with a hidden norm, of the blocks that are prepared together, where there are calibration images.
+    """
+
+    @torch.inference_mode()
+    def run(images_BCSS: Tensor) -> None:
+        tower.feature(images_BCSS)
+
+    size, one = tower.image_size, torch.empty((), dtype=tower.dtype).element_size()
+    levels = 0 if every is None else (len(tower.blocks) - 1) // every + (every > 1)
+    inputs = 0 if every is None else levels * input_bytes(tower)
+    stored = num_batches * batch_size * (3 * size * size * one + inputs)
+    narrowed = sum(p.numel() * p.element_size() for slot in tower.slots for m in slot.modules for p in m.parameters())
+    on_device = stored if store == "device" else 0
+    activations = peak_bytes(tower, batch_size, run)
+    plan = with_total(weights=weight_bytes(tower), narrowed=narrowed, activations=activations, stored=on_device)
+    if num_calibration:
+        compensation = _compensation(tower, num_calibration)
+        plan = {**plan, "compensation": compensation, "total": plan["total"] + compensation}
+    return {**plan, "stored_elsewhere": stored - on_device}
+
+
+def _compensation(tower: Tower, num_images: int) -> int:
+    """Bytes of the largest group of blocks."""
+    most = 0
+    for group in groups([slot.hidden_width for slot in tower.slots]):
+        members = [tower.slots[block] for block in group]
+        moments = [slot.hidden_width for slot in members if slot.norm is None]
+        tokens = num_images * input_bytes(tower) * (len(members) - len(moments))
+        most = max(most, tokens + (group_bytes(moments) if moments else 0))
+    return most
+
+
+def describe_plan(config: PruneConfig, gpu_gb: float) -> str:
+    """The plan of a search on one process as lines, and whether it fits a GPU.
+
+    Raises:
+        UserError: the model is unknown.
+    """
+    tower, own, batch_size = build_tower(config.model, "meta"), config.prune, config.data.batch_size
+    title = [f"search of {config.model.name} in {config.model.precision} on one process, {batch_size} images at a time"]
+    num_images = config.data.num_val_samples
+    if num_images is None:
+        try:
+            num_images = len(list_images(config.data, "val"))
+        except UserError:
+            num_images = GUESSED_IMAGES
+            title.append(f"{config.data.root} is not here: {num_images} held-out images are assumed")
+    calibration = 0 if own.compensation == "none" else own.num_calibration_samples
+    plan = plan_search(tower, batch_size, num_images // batch_size, own.store, inputs_every(own), calibration)
+    advice = "more processes, or model.precision: bf16"
+    if plan["stored"]:
+        advice = "prune.store: host or disk, or a larger prune.store_every"
+    notes = {"stored_elsewhere": own.store} if plan["stored_elsewhere"] else None
+    return describe_memory(title, plan, gpu_gb, advice, notes)

@@ -1,0 +1,13 @@
+"""Compensations, a file each: what removed neurons carried is, for the most part, a linear function of the kept ones.
+
+The out-projection of a sliced MLP is refitted in closed form, without labels or training, so that the kept neurons and
+a constant stand in for the removed ones. A file's name is a word of `prune.compensation`; it holds
+
+    plain(settings, slot, order_H, moments) -> Compensator           of an MLP as most have it
+    normed(settings, slot, inputs_ND) -> NormedCompensator           of an MLP with a hidden norm
+"""
+
+from amp.pruning.refit._compensation import Compensation, open_compensation
+from amp.pruning.refit._compensator import Compensator, NormedCompensator
+
+__all__ = ["Compensation", "Compensator", "NormedCompensator", "open_compensation"]

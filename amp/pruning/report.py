@@ -1,0 +1,152 @@
+"""What a pruning writes and says: prune.json, prune.png and pruned/, tables and pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from amp.models.folder import save_tower
+from amp.models.sizes import measure_sizes
+from amp.pruning.doubt import warn_of_doubt
+from amp.pruning.widths import Pruned
+from amp.run.console import say
+from amp.run.figures import BLUE, GREY, save_figure
+from amp.run.run import Run
+from amp.run.tables import human, table
+from amp.run.world import world
+from amp.settings.prune import PruneConfig
+from amp.towers import Tower
+
+
+def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Mapping[str, float]) -> None:
+    """Writes prune.png, pruned/ and, as the sign that all is there, prune.json.
+
+    Args:
+        tower: sliced.
+        cost: `{block_forwards, images, seconds}`.
+    """
+    record: dict[str, Any] = {
+        "widths": tower.widths,
+        "dense_widths": pruned.dense_widths,
+        **pruned.entropies,
+        **measure_sizes(run.config.model, pruned.kept),
+        "cost": dict(cost),
+    }
+    if pruned.errors:
+        record["compensation"] = pruned.errors
+        say(describe_errors(pruned.errors))
+    if world().is_main:
+        plot_pruning(record, run.path("prune.png"))
+        save_tower(tower, pruned.kept, run.header, run.path("pruned"))
+    run.write("prune.json", record, "main_prune.py")
+    say(describe_sizes(record["params"], record["flops"]))
+    if pruned.found:
+        warn_of_doubt(pruned.found, pruned.dense_widths, pruned.num_batches, run.config.data)
+    if pruned.found and pruned.final_entropy < pruned.dense_entropy:
+        say("note: the entropy fell, which the signed criterion allows; compare the features before you trust it")
+    say(f"widths {tower.widths}; entropy {pruned.dense_entropy:.4f} -> {pruned.final_entropy:.4f} nats")
+    say(f"wrote {run.folder}/prune.json, prune.png and pruned/ in {cost['seconds']:.0f} s")
+
+
+def describe_errors(errors: Sequence[Mapping[str, float]]) -> str:
+    """One line: what compensation did to the MLPs' outputs, all blocks alike."""
+    means = [sum(error[key] for error in errors) / len(errors) for key in ("without", "with")]
+    return f"compensation: error of the MLPs' outputs {means[0]:.1%} -> {means[1]:.1%} of their variance"
+
+
+def describe_sizes(params: Mapping[str, int], flops: Mapping[str, int]) -> str:
+    """Two lines: parameters and FLOPs of the tower, dense against pruned."""
+    rows = [
+        [name, human(sizes["dense"]), human(sizes["pruned"]), f"-{1 - sizes['pruned'] / sizes['dense']:.1%}"]
+        for name, sizes in (("parameters", params), ("FLOPs", flops))
+    ]
+    return table(["vision tower", "dense", "pruned", "change"], rows)
+
+
+def draw_widths(axes: Axes, widths: Sequence[int], dense_widths: Sequence[int]) -> None:
+    """Bars: kept neurons of every block, in front of the dense width."""
+    blocks = range(len(widths))
+    axes.bar(blocks, dense_widths, color=GREY, label="dense")
+    axes.bar(blocks, widths, color=BLUE, label="kept")
+    axes.set(xlabel="block (first to last)", ylabel="hidden neurons", title="Width of each block's MLP")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(y=0.18)
+    axes.legend(frameon=False, ncols=2, loc="upper left")
+
+
+def draw_probes(axes: Axes, probes: Sequence[tuple[int, int, float]], dense_widths: Sequence[int]) -> None:
+    """Lines: entropy against width, one line a block, every probe a dot; entropy in nats."""
+    blocks = sorted({block for block, _, _ in probes})
+    colours = plt.get_cmap("viridis")
+    few = len(blocks) <= 12
+    for block in blocks:
+        points = sorted((width / dense_widths[block], entropy) for b, width, entropy in probes if b == block)
+        colour = colours(0.92 * block / max(1, len(dense_widths) - 1))
+        label = f"block {block}" if few else None
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.2, color=colour, label=label)
+    axes.set(xlabel="width probed / dense width", ylabel="entropy (nats)", title="Entropy at each probed width")
+    if few and blocks:
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    elif blocks:
+        scale = plt.cm.ScalarMappable(plt.Normalize(0, len(dense_widths) - 1), colours)
+        axes.figure.colorbar(scale, ax=axes, label="block")
+
+
+def plot_pruning(record: Mapping[str, Any], path: Path) -> None:
+    """`prune.png`: widths per block, and entropy per probe where there was a search."""
+    dense_widths = record["dense_widths"]
+    panels = 2 if record["probes"] else 1
+    figure, axes = plt.subplots(1, panels, figsize=(5.6 * panels, 4), layout="constrained", squeeze=False)
+    draw_widths(axes[0, 0], record["widths"], dense_widths)
+    if record["probes"]:
+        draw_probes(axes[0, 1], record["probes"], dense_widths)
+        for entropy, name, style in (
+            (record["dense_entropy"], "dense", ":"),
+            (record["final_entropy"], "pruned", "--"),
+        ):
+            axes[0, 1].axhline(entropy, color="black", linewidth=0.8, linestyle=style)
+            axes[0, 1].annotate(
+                name, (1, entropy), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            )
+    save_figure(figure, path)
+
+
+SWEEP_HEADERS = ["entropy_increase", "parameters", "share", "FLOPs", "share", "entropy", "above dense"]
+
+
+def sweep_table(record: Mapping[str, Any]) -> str:
+    """Size and entropy at every threshold of a sweep; entropies in nats."""
+    rows = []
+    for point in record["points"]:
+        sizes = [
+            word
+            for key in ("params", "flops")
+            for word in (human(point[key]), f"{point[key] / record['dense'][key]:.1%}")
+        ]
+        above = point["final_entropy"] - point["dense_entropy"]
+        rows.append([f"{point['entropy_increase']:g}", *sizes, f"{point['final_entropy']:.4f}", f"{above:+.4f}"])
+    return table(SWEEP_HEADERS, rows)
+
+
+def plot_sweep(record: Mapping[str, Any], path: Path) -> None:
+    """`prune_sweep.png`: entropy against the share of the parameters that is left, and widths per block."""
+    figure, axes = plt.subplots(1, 2, figsize=(11.2, 4), layout="constrained")
+    points = record["points"]
+    shares = [point["params"] / record["dense"]["params"] for point in points]
+    above = [point["final_entropy"] - point["dense_entropy"] for point in points]
+    axes[0].plot(shares, above, marker="o", color=BLUE)
+    for share, entropy, point in zip(shares, above, points, strict=True):
+        axes[0].annotate(f" {point['entropy_increase']:g}", (share, entropy), fontsize=8, va="bottom")
+    axes[0].set(xlabel="parameters, of the dense tower's", ylabel="entropy above dense (nats)")
+    axes[0].set_title("Size against entropy, at each entropy_increase")
+    colours = plt.get_cmap("viridis")
+    for place, point in enumerate(points):
+        colour = colours(0.92 * place / max(1, len(points) - 1))
+        axes[1].plot(point["widths"], marker=".", color=colour, label=f"{point['entropy_increase']:g}")
+    axes[1].set(xlabel="block (first to last)", ylabel="hidden neurons", title="Width of each block's MLP")
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1].legend(frameon=False, fontsize=8)
+    save_figure(figure, path)

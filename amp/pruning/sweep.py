@@ -1,0 +1,44 @@
+"""Size and entropy at several thresholds of the entropy, in one search each that share what they measure."""
+
+import time
+from collections.abc import Sequence
+
+from amp.pruning.blocks import search_blocks, searched_blocks
+from amp.pruning.measure.networks import NarrowedNetworks
+from amp.pruning.progress import SearchProgress
+from amp.pruning.report import plot_sweep, sweep_table
+from amp.pruning.size import sizes_of
+from amp.run.console import say
+from amp.run.files import atomic
+from amp.run.run import Run
+from amp.run.world import world
+from amp.settings.prune import PruneConfig
+
+
+def write_sweep(run: Run[PruneConfig], networks: NarrowedNetworks, thresholds: Sequence[float]) -> None:
+    """Writes prune_sweep.json, .md and .png: size and entropy at every threshold. The tower stays dense.
+
+    Args:
+        thresholds: in nats.
+    """
+    sizes = sizes_of(networks.tower)
+    started = time.monotonic()
+    points = []
+    own = run.config.prune
+    bar = SearchProgress("threshold", len(searched_blocks(networks.tower, own)) * own.search_steps, len(thresholds))
+    for threshold in thresholds:
+        found = search_blocks(networks, own, threshold, told=bar.next())
+        ends = {"dense_entropy": found.dense_entropy, "final_entropy": found.final_entropy}
+        points.append({"entropy_increase": threshold, "widths": found.widths, **sizes(found.widths), **ends})
+    bar.close()
+    seconds = time.monotonic() - started
+    cost = {**networks.held_out.cost, "seconds": round(seconds, 2)}
+    record = {"dense": sizes(networks.tower.widths), "points": points, "cost": cost}
+    if world().is_main:
+        plot_sweep(record, run.path("prune_sweep.png"))
+        with atomic(run.path("prune_sweep.md")) as partial:
+            partial.write_text(sweep_table(record) + "\n", encoding="utf-8")
+    run.write("prune_sweep.json", record, "main_prune.py")
+    say(sweep_table(record))
+    say(f"wrote {run.folder}/prune_sweep.json, .md and .png in {seconds:.0f} s")
+    say("to write one of them out: the same command with --set prune.entropy_increase=NATS, without --sweep")

@@ -1,0 +1,99 @@
+"""The tower sliced to widths that are given, allocated to a size, or searched."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from amp.errors import UserError
+from amp.pruning.blocks import WidthsFound, searched_blocks
+from amp.pruning.measure.networks import NarrowedNetworks
+from amp.pruning.size import RelativeSize, Widths
+from amp.registry import ALLOCATIONS
+from amp.settings.prune import SearchSettings
+from amp.towers import Tower
+
+
+@dataclass
+class Pruned:
+    """What a pruning did: kept neurons by block, and what was measured for it; entropies in nats."""
+
+    kept: list[list[int]]
+    dense_widths: list[int]
+    dense_entropy: float
+    final_entropy: float
+    num_batches: int
+    found: WidthsFound | None = None
+    errors: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def entropies(self) -> dict[str, Any]:
+        """The part of `prune.json` that was measured."""
+        ends: dict[str, Any] = {"dense_entropy": self.dense_entropy, "final_entropy": self.final_entropy}
+        if self.found is None:
+            return {**ends, "probes": []}
+        own = {key: getattr(self.found, key) for key in ("probes", "probe_batches", "dense_batches", "standard_errors")}
+        of_size = {"scale": self.found.scale} | ({} if self.found.share is None else {"share": self.found.share})
+        return {**ends, **own, "entropy_increase": self.found.entropy_increase, **of_size}
+
+
+def check_widths(tower: Tower, settings: SearchSettings) -> None:
+    """Raises UserError unless `prune.widths`, `prune.blocks` and `prune.width_multiple` fit the tower."""
+    if settings.width_multiple > max(tower.widths):
+        raise UserError(
+            "prune.width_multiple", f"{settings.width_multiple} is more than any block's {max(tower.widths)} neurons"
+        )
+    for block in settings.blocks or ():
+        if block >= len(tower.slots):
+            raise UserError("prune.blocks", f"{block}: the tower has blocks 0 to {len(tower.slots) - 1}")
+    if settings.widths is None:
+        _check_grid(tower, settings)
+        return
+    if len(settings.widths) != len(tower.slots):
+        raise UserError("prune.widths", f"{len(settings.widths)} widths, the tower has {len(tower.slots)} blocks")
+    for block, (width, slot) in enumerate(zip(settings.widths, tower.slots, strict=True)):
+        if width > slot.hidden_width:
+            raise UserError("prune.widths", f"{width} at block {block}, which has {slot.hidden_width} neurons")
+
+
+def _check_grid(tower: Tower, settings: SearchSettings) -> None:
+    """Raises UserError unless some block that may be pruned has a smaller width of the grid."""
+    searches = settings.allocation == "search"
+    widest = max(tower.slots[block].hidden_width for block in searched_blocks(tower, settings))
+    for key in ("width_multiple", "min_width"):
+        value = getattr(settings, key)
+        if value > 1 and not searches:
+            raise UserError(f"prune.{key}", f"{value}: allocation: {settings.allocation} does not search; leave it out")
+        if value > 1 and value >= widest:
+            raise UserError(f"prune.{key}", f"{value}: no block could be narrowed; the widest has {widest} neurons")
+
+
+def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize | None = None) -> Pruned:
+    """Slices the tower to the widths that `settings` give, allocate or search.
+
+    Args:
+        size_of: what the tower with these widths has of the dense one's size; needed where `settings.target` is given.
+    Raises:
+        UserError: the widths do not fit the tower, or no widths have the size.
+    """
+    check_widths(networks.tower, settings)
+    widths, found = choose_widths(networks, settings, size_of)
+    dense = networks.mean() if found is None else found.dense_entropy
+    dense_widths = networks.tower.widths
+    kept, errors = networks.keep(widths)
+    # No probe saw widths that are given, nor a compensation or a scale that comes after the search.
+    unseen = found is None or found.scale != 1 or (errors and not networks.in_search)
+    final = found.final_entropy if found and not unseen else networks.mean()
+    return Pruned(kept, dense_widths, dense, final, networks.held_out.num_batches, found, errors)
+
+
+def choose_widths(
+    networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize | None = None
+) -> tuple[Widths, WidthsFound | None]:
+    """The widths that are given, allocated to a size or searched, and what a search found; the tower stays dense.
+
+    Args and errors: as of `prune`.
+    """
+    if settings.widths is not None:
+        return list(settings.widths), None
+    allocation = ALLOCATIONS.load(settings.allocation)
+    widths, found = allocation.allocate(networks, settings, size_of)
+    return widths, found

@@ -1,0 +1,123 @@
+"""Scores of every hidden neuron of every block, by one of the criteria.
+
+B images of this process's share, H hidden width, C channels, S side in pixels.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from amp.data.batches import Batches
+from amp.errors import UserError
+from amp.registry import CRITERIA
+from amp.run.console import progress, say
+from amp.run.world import world
+from amp.scoring.resume import HasSums, SavedSums
+from amp.settings.score import ScoreSettings
+from amp.towers import Tower
+from amp.towers.slots import MlpSlot
+
+# The most bytes that each kind of pass over images takes beside the weights, of a tower on the meta device and B.
+Passes = Mapping[str, Callable[[Tower, int], int]]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a criterion is handed.
+
+    Attributes:
+        tower: the one whose neurons are scored.
+        images: global batches, of each this process's share (B, C, S, S); empty where the criterion reads none.
+        settings: temperature, seed and the like.
+        saved: sums of an earlier, killed run to go on from, and the place of this one's; None keeps nothing.
+    """
+
+    tower: Tower
+    images: Batches | Sequence[Tensor]
+    settings: ScoreSettings
+    saved: SavedSums | None = None
+
+    @property
+    def num_done(self) -> int:
+        """Batches of the pass under way whose sums are there already."""
+        return 0 if self.saved is None else self.saved.num_batches
+
+    def steps(self, scorer: HasSums) -> Iterator[Tensor]:
+        """One pass: (B, C, S, S) of each batch, on the device, in the tower's precision, under a progress bar.
+
+        The scorer adds each to its sums, which are taken up where an earlier run left them, and saved now and then.
+        """
+        start, images = self.num_done, self.images
+        if start:
+            say(f"going on after batch {start} of {len(images)}")
+        if self.saved is not None:
+            self.saved.restore(scorer)
+        remaining = images.epoch(0, start) if isinstance(images, Batches) else images[start:]
+        for images_BCSS in progress(remaining, "score", "batch", total=len(images), initial=start):
+            yield images_BCSS.to(world().device, self.tower.dtype, non_blocking=True)
+            if self.saved is not None:
+                self.saved.step(scorer)
+
+    def finished(self, name: str, work: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+        """What one of several passes gives, on the device: as an earlier run kept it, or done now and kept.
+
+        Args:
+            name: of the pass, like no other's.
+            work: goes through `steps` once -> tensors that are equal on every process.
+        """
+        results = work() if self.saved is None else self.saved.finished(name, work)
+        return [result.to(world().device) for result in results]
+
+
+class Criterion(Protocol):
+    """What each module of `criteria/` has.
+
+    Attributes:
+        PASSES: the passes over images, and their memory; empty where no image is read.
+    """
+
+    PASSES: Passes
+
+    def score(self, scoring: Scoring) -> list[Tensor]:
+        """One (H,) fp32 tensor a block, equal on every process; the larger, the more is lost with the neuron."""
+
+
+def load_criterion(name: str) -> Criterion:
+    """The module of `criteria/` with this name."""
+    criterion: Criterion = CRITERIA.load(name)
+    return criterion
+
+
+def reads_images(settings: ScoreSettings) -> bool:
+    """Whether the criterion needs any."""
+    return bool(load_criterion(settings.criterion).PASSES)
+
+
+def score(
+    tower: Tower, images: Batches | Sequence[Tensor], settings: ScoreSettings, saved: SavedSums | None = None
+) -> list[Tensor]:
+    """What `settings.criterion` makes of every neuron: one (H,) fp32 tensor a block, equal on every process.
+
+    Args:
+        tower, images, settings, saved: as of `Scoring`.
+    Raises:
+        UserError: a criterion that this tower does not have, or values that are not finite.
+    """
+    return load_criterion(settings.criterion).score(Scoring(tower, images, settings, saved))
+
+
+def checked(slots: Sequence[MlpSlot], scores: list[Tensor]) -> list[Tensor]:
+    """The scores. Raises UserError when one is not finite, or when all of a block are zero."""
+    for slot, score_H in zip(slots, scores, strict=True):
+        if not torch.isfinite(score_H).all():
+            raise UserError(
+                "score.criterion",
+                f"block {slot.name}: a score is not finite, as an activation or a gradient is not; "
+                "try model.precision: fp32",
+            )
+        if not score_H.any():
+            raise UserError("score.criterion", f"block {slot.name}: all scores are zero; are all images the same?")
+    return scores

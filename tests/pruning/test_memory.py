@@ -1,0 +1,68 @@
+"""Laws of the plan: what it says a search needs is what the search takes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.memory import measured
+
+from amp.pruning.measure.held_out import HeldOutEntropy
+from amp.pruning.memory import plan_search
+from amp.pruning.refit import Compensation
+from amp.pruning.search import inputs_every
+from amp.settings.model import ModelSettings
+from amp.settings.prune import SearchSettings, TargetSettings
+from amp.towers import Tower, build_tower
+
+TIMM = ModelSettings(frame="timm", name="vit_tiny_patch16_224", kwargs={"depth": 4})
+
+
+@pytest.mark.parametrize("name", ["open_clip", "timm"])
+def test_activations_are_those_that_a_search_takes(name: str, golden_model: ModelSettings) -> None:
+    settings = golden_model if name == "open_clip" else TIMM
+    tower, meta = build_tower(settings), build_tower(settings, "meta")
+    images_BCSS = torch.randn(8, 3, tower.image_size, tower.image_size)
+    held_out = HeldOutEntropy(tower, [images_BCSS], 15.0)
+    search = measured(held_out)
+    planned = plan_search(meta, 8, 1, "host", None)
+    weights = sum(p.numel() * 4 for p in tower.model.parameters())
+    assert planned["weights"] == pytest.approx(weights, rel=0.01)
+    assert planned["activations"] - images_BCSS.nbytes == pytest.approx(search, rel=0.2)
+
+
+def test_compensation_takes_what_the_plan_says(golden_model: ModelSettings) -> None:
+    tower, meta = build_tower(golden_model), build_tower(golden_model, "meta")
+    images = list(torch.randn(4, 8, 3, tower.image_size, tower.image_size))
+    orders = [torch.arange(slot.hidden_width) for slot in tower.slots]
+    compensation = Compensation(tower.slots, orders, tower.feature, images, SearchSettings(compensation="ridge"))
+    found = measured(lambda: compensation.of(len(tower.slots) - 1))
+    without, planned = plan_search(meta, 8, 1, "host", None), plan_search(meta, 8, 1, "host", None, 32)
+    assert planned["compensation"] == pytest.approx(found, rel=0.2)
+    assert planned["total"] == without["total"] + planned["compensation"]
+
+
+@pytest.mark.parametrize("every", [None, 1, 2])
+def test_what_is_kept_is_what_is_measured_says(tower: Tower, golden_model: ModelSettings, every: int | None) -> None:
+    images = list(torch.zeros(3, 4, 3, 32, 32))
+    held_out = HeldOutEntropy(tower, images, 15.0, every=every)
+    meta = build_tower(golden_model, "meta")
+    for store, key in (("device", "stored"), ("host", "stored_elsewhere")):
+        assert plan_search(meta, 4, 3, store, every)[key] == held_out.stored_bytes
+
+
+def test_a_plan_that_does_not_fit_says_what_to_do(prune_yaml: Path, call: Callable[..., Any]) -> None:
+    words = ["--config_file", prune_yaml, "--dry_run", "--gpu_memory", "0.001"]
+    code, out, _ = call("main_prune.py", *words, "--set", "prune.store=device")
+    assert code == 0
+    assert "does not fit a GPU of 0.001 GB; prune.store: host or disk" in out
+    assert not (prune_yaml.parent / "out").exists()
+
+
+def test_what_is_not_searched_keeps_no_inputs() -> None:
+    target = TargetSettings(params=0.5)
+    assert inputs_every(SearchSettings()) == SearchSettings().store_every
+    assert inputs_every(SearchSettings(search="plain")) is None
+    assert inputs_every(SearchSettings(widths=(1, 2))) is None
+    assert inputs_every(SearchSettings(allocation="global", target=target)) is None
