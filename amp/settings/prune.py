@@ -1,6 +1,7 @@
 """Settings of main_score.py and main_prune.py."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,6 +32,13 @@ else:
     Search = names_of(SEARCHES)
 
 Width = Annotated[int, Field(ge=1, le=MOST_OF_A_MODEL)]
+
+# The settings that keep most at a size of one's choice, for whoever names a model, images and a size and no more.
+RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
+    "data": {"batch_size": 64, "num_samples": 2048, "num_val_samples": 512},
+    "score": {"criterion": "reconstruction"},
+    "prune": {"allocation": "global", "compensation": "ridge"},
+}
 
 
 class PruneDataSettings(DataSettings):
