@@ -1,8 +1,8 @@
 """What is chosen by name and lies in a folder of its kin: a new one is a new file there, and nothing else.
 
-`amp/scoring/criteria/variance.py` is the criterion `variance`. The names are known without importing any of the files, so
-that `--help` and mistakes in the settings answer at once. A file that begins with an underscore is a helper of its kin;
-an underscore at the end keeps a name apart from Python's own words (`global_.py` is `global`).
+`amp/scoring/criteria/variance.py` is the criterion `variance`. The names are known without importing any of the files,
+so that `--help` and mistakes in the settings answer at once. A file that begins with an underscore is a helper of its
+kin; an underscore at the end keeps a name apart from Python's own words (`global_.py` is `global`).
 """
 
 import ast
