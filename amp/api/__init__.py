@@ -1,0 +1,6 @@
+"""Models in memory: what notebooks and other programs call, as `amp.prune`, `amp.distill`, `amp.save` and their kin."""
+
+from amp.api.files import load_pruned, save
+from amp.api.pruned import PrunedModel, prune
+
+__all__ = ["PrunedModel", "load_pruned", "prune", "save"]
