@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from amp.version import __version__
 
 if TYPE_CHECKING:
-    from amp.api import load_pruned, prune, save
+    from amp.api import distill, load_pruned, prune, save
 
-__all__ = ["__version__", "load_pruned", "prune", "save"]
+__all__ = ["__version__", "distill", "load_pruned", "prune", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,8 @@ B images, C channels, S side in pixels, N images in all.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from amp.data.layouts import Source
 from amp.data.pixels import BrokenImageError, as_rgb, read_rgb
 from amp.errors import UserError
 from amp.run.console import progress
@@ -36,13 +39,13 @@ def collect(
         UserError: none of the kinds above, no images, or images of another shape.
     """
     found: list[Tensor] = []
-    count = 0
+    taken = 0
     number = len(images) if hasattr(images, "__len__") else None
     for item in progress(_items(images, seed, key), "images", "item", total=number):
         batch_BCSS = _as_batch(item, transform, side, key)
-        found.append(batch_BCSS[: most - count].detach().cpu())
-        count += len(found[-1])
-        if count >= most:
+        found.append(batch_BCSS[: most - taken].detach().cpu())
+        taken += len(found[-1])
+        if taken >= most:
             break
     if not found:
         raise UserError(key, "holds no image")
@@ -112,3 +115,58 @@ def _image_of(item: Any, key: str) -> Any:
     if isinstance(item, (tuple, list)) and item:
         return item[0]
     return item
+
+
+@dataclass(frozen=True)
+class Stream:
+    """So many batches of what is given, gone through again and again; a list and a dataset in another order each time.
+
+    A loader's batches are taken as they come; single images are put together, and what is left over at the end of a
+    pass is dropped.
+
+    Attributes:
+        images, transform, side, seed: as of `collect`.
+        steps: batches in all.
+    Raises:
+        UserError: as of `collect`, or images that can be gone through but once.
+    """
+
+    images: Any
+    transform: Callable[[Any], Tensor]
+    side: int
+    batch_size: int
+    steps: int
+    seed: int | None = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
+        """(B, C, S, S) of the batches, from `start` on."""
+        return islice(self._endless(), start, self.steps)
+
+    def files(self, epoch: int, batch: int) -> list[Source]:
+        """None: images in memory have no names."""
+        return []
+
+    def _endless(self) -> Iterator[Tensor]:
+        number = 0
+        for turn in count():
+            before = number
+            for number, batch_BCSS in enumerate(self._pass(turn), number + 1):
+                yield batch_BCSS
+            if number == before:
+                what = f"end after {number} of {self.steps} steps; give a loader that can be gone through again"
+                raise UserError("images", what if number else f"are fewer than one batch of {self.batch_size}")
+
+    def _pass(self, turn: int) -> Iterator[Tensor]:
+        waiting: list[Tensor] = []
+        for item in _items(self.images, None if self.seed is None else self.seed + turn, "images"):
+            batch_BCSS = _as_batch(item, self.transform, self.side, "images")
+            if len(batch_BCSS) > 1:
+                yield batch_BCSS
+                continue
+            waiting.append(batch_BCSS)
+            if len(waiting) == self.batch_size:
+                yield torch.cat(waiting)
+                waiting = []

@@ -274,10 +274,9 @@ def start(device: str | None = None) -> Iterator[World]:
 def alone(device: torch.device) -> Iterator[World]:
     """The world of a call on a model in memory: this process alone. Raises UserError where it is one of several."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        advice = "call it before the processes are joined, or run the script of the same name under torchrun"
-        raise UserError("torch.distributed", f"models in memory are worked on by one process: {advice}")
-    with _as_started(World(0, 1, device)) as own:
-        yield own
+        raise UserError("torch.distributed", "one process works on models in memory; several run main_prune.py")
+    with _as_started(World(0, 1, device)) as one:
+        yield one
 
 
 def _own_device(kind: str, place: Place) -> torch.device:

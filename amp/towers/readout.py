@@ -27,7 +27,11 @@ class TokenReadout(nn.Module):
         self.visual = tower.visual
         self._tokens: list[Tensor] = []
         last = list(tower.blocks.values())[-1]
-        last.register_forward_hook(lambda module, inputs, output: self._tokens.append(_first(output)))
+        self._hook = last.register_forward_hook(lambda module, inputs, output: self._tokens.append(_first(output)))
+
+    def close(self) -> None:
+        """Leaves the tower as it was."""
+        self._hook.remove()
 
     def forward(self, images_BCHW: Tensor, read: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         self._tokens.clear()
