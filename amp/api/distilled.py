@@ -58,8 +58,8 @@ class Distilled:
 def distill(student: Any, teacher: nn.Module, images: Any, steps: int = 500, **settings: Any) -> Distilled:
     """Trains a pruned model, in place, on the tokens of the dense one (AMP, arXiv 2603.08100, section 4).
 
-    The same loop as that of `distill.py`, without labels and in memory. The teacher stays as it is. The student's final norm and head
-    become the teacher's, and are not trained.
+    The same loop as that of `distill.py`, without labels and in memory. The teacher stays as it is. The student's final
+    norm and head become the teacher's, and are not trained.
 
     Args:
         student: what `amp.prune` gave, or its model, or one of `amp.load_pruned`; in fp32 or bf16.
@@ -96,10 +96,7 @@ def distill(student: Any, teacher: nn.Module, images: Any, steps: int = 500, **s
 
 
 def _config(model: nn.Module, images: Any, steps: int, keywords: Mapping[str, Any]) -> DistillConfig:
-    raw = from_keywords(DistillConfig, keywords, SOURCE)
-    for group in ("teacher", "student", "eval", "output"):
-        if group in raw:
-            raise UserError(f"{SOURCE}: {group}", "belongs to distill.py; what is in memory is given as arguments")
+    raw = from_keywords(DistillConfig, keywords, SOURCE, ("data", "optim"))
     if not isinstance(steps, int) or steps < 1:
         raise UserError(f"{SOURCE}: steps", f"{steps!r} is not allowed; 1 or more")
     dtype = next(model.parameters()).dtype

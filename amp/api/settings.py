@@ -32,7 +32,7 @@ class Asked:
     @classmethod
     def of(cls, images: Any, keywords: Mapping[str, Any]) -> "Asked":
         """Raises UserError for unknown names, and where nothing says how small the model is to be."""
-        raw = from_keywords(PruneConfig, keywords, SOURCE)
+        raw = from_keywords(PruneConfig, keywords, SOURCE, ("model", "data", "score", "prune"))
         own: Any = raw.get("prune") or {}
         sized = any((own.get("target") or {}).get(key) is not None for key in SIZES)
         if not sized and own.get("widths") is None and own.get("allocation") != "search":

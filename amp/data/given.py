@@ -150,14 +150,15 @@ class Stream:
         return []
 
     def _endless(self) -> Iterator[Tensor]:
-        number = 0
+        done = 0
         for turn in count():
-            before = number
-            for number, batch_BCSS in enumerate(self._pass(turn), number + 1):
+            before = done
+            for batch_BCSS in self._pass(turn):
+                done += 1
                 yield batch_BCSS
-            if number == before:
-                what = f"end after {number} of {self.steps} steps; give a loader that can be gone through again"
-                raise UserError("images", what if number else f"are fewer than one batch of {self.batch_size}")
+            if done == before:
+                what = f"end after {done} of {self.steps} steps; give a loader that can be gone through again"
+                raise UserError("images", what if done else f"are fewer than one batch of {self.batch_size}")
 
     def _pass(self, turn: int) -> Iterator[Tensor]:
         waiting: list[Tensor] = []

@@ -4,7 +4,7 @@ prune(model, images, params=0.6, criterion="entropy", num_samples=512)
 prune(model, images, prune={"target": {"flops": 0.6}}, score={"criterion": "entropy"})
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,19 +14,22 @@ from amp.settings.base import Settings
 from amp.settings.load import Raw
 
 
-def from_keywords(config_class: type[BaseModel], keywords: Mapping[str, Any], source: str) -> Raw:
+def from_keywords(
+    config_class: type[BaseModel], keywords: Mapping[str, Any], source: str, groups: Collection[str]
+) -> Raw:
     """The groups of a YAML file, as keyword arguments say them.
 
     Args:
         keywords: groups by their names, and keys of groups by theirs; `None` for a key is a value, for a group nothing.
         source: the function, for messages.
+        groups: that may be said.
     Raises:
         UserError: an unknown name, a key that is given twice, or one that several groups have and mean differently.
     """
-    places = _places(config_class)
+    places = _places(config_class, groups)
     raw: Raw = {}
     for name, value in keywords.items():
-        if _is_group(config_class, name):
+        if name in groups:
             if value is not None and not isinstance(value, Mapping):
                 known = ", ".join(config_class.model_fields[name].annotation.model_fields)  # type: ignore[union-attr]
                 raise UserError(f"{source}: {name}", f"is a group of settings ({known}); give a dictionary of them")
@@ -35,7 +38,7 @@ def from_keywords(config_class: type[BaseModel], keywords: Mapping[str, Any], so
             for path in places[name]:
                 _merge(raw, _nested(path, value), source)
         else:
-            words = [*places, *config_class.model_fields]
+            words = [*places, *groups]
             raise UserError(f"{source}: {name}", f"no argument of this name{nearest(name, words)}")
     return raw
 
@@ -49,16 +52,11 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
     return whole
 
 
-def _is_group(config_class: type[BaseModel], name: str) -> bool:
-    field = config_class.model_fields.get(name)
-    return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
-
-
-def _places(config_class: type[BaseModel]) -> dict[str, list[tuple[str, ...]]]:
+def _places(config_class: type[BaseModel], groups: Collection[str]) -> dict[str, list[tuple[str, ...]]]:
     """Key -> where it stands. A key of several groups, `seed`, is set in all of them."""
     found: dict[str, list[tuple[str, ...]]] = {}
     for path in _leaves(config_class):
-        if path[-1] not in config_class.model_fields:
+        if path[0] in groups and path[-1] not in config_class.model_fields:
             found.setdefault(path[-1], []).append(path)
     return found
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from amp.data.batches import Batches
 from amp.data.listing import list_images
-from amp.distillation import Loop, Trainer, distillation_loss, share_head
+from amp.distillation import Loop, RunKeeper, Trainer, distillation_loss, share_head
 from amp.errors import StoppedError
 from amp.models.folder import load_tower, read_folder_config, save_tower
 from amp.run.run import Run
