@@ -55,7 +55,7 @@ class Distilled:
         return figure
 
 
-def distill(student: Any, teacher: nn.Module, images: Any, steps: int = 500, **settings: Any) -> Distilled:
+def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, **settings: Any) -> Distilled:
     """Trains a pruned model, in place, on the tokens of the dense one (AMP, arXiv 2603.08100, section 4).
 
     The same loop as that of `distill.py`, without labels and in memory. The teacher stays as it is. The student's final

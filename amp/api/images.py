@@ -51,7 +51,7 @@ def open_images(images: Any, held_out: Any, tower: Tower, asked: Asked) -> Image
     read = partial(_read, tower, data.seed if data.shuffle else None)
     if held_out is None:
         found = read(images, scored_most + held_out_most, "images")
-        count = min(held_out_most, len(found) // HELD_OUT_SHARE)
+        count = min(held_out_most, max(len(found) // HELD_OUT_SHARE, min(data.batch_size, len(found) // 2)))
         scored, apart = found[: len(found) - count], found[len(found) - count :]
     else:
         scored, apart = read(images, scored_most, "images"), read(held_out, held_out_most, "held_out")

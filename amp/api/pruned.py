@@ -131,6 +131,7 @@ class _Work:
 def prune(
     model: nn.Module,
     images: Any,
+    /,
     params: float | None = None,
     *,
     flops: float | None = None,

@@ -7,14 +7,16 @@ no weights are needed, and a tower of billions of parameters takes a second.
 S side of the image in pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from operator import mul
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from amp.towers import Tower
+from amp.towers import MlpSlot, Tower
 
 # Products of weights with tokens.
 WEIGHT_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
@@ -52,6 +54,46 @@ def _flops_by_op(tower: Tower) -> dict[Any, int]:
 
 def _sum_flops(counts: Mapping[Any, int], attention_products: bool) -> int:
     return sum(flops for op, flops in counts.items() if attention_products or op in WEIGHT_PRODUCTS)
+
+
+def neuron_params(slot: MlpSlot) -> int:
+    """Parameters that go when one neuron of the MLP goes."""
+    bias = slot.out_projection.bias
+    total = sum(p.numel() for module in slot.modules for p in module.parameters(recurse=False))
+    return (total - (0 if bias is None else bias.numel())) // slot.hidden_width
+
+
+def count_by_width(tower: Tower) -> Callable[[Sequence[int]], dict[str, int]]:
+    """Widths -> `{params, flops}` of the tower with them, by arithmetic: both fall by the same with each neuron.
+
+    Args:
+        tower: dense, on the meta device; it is run once, now.
+    """
+    tokens = [0] * len(tower.slots)
+
+    def watch(block: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            tokens[block] += inputs[0].numel() // inputs[0].shape[-1]
+
+        return add
+
+    with ExitStack() as hooks:
+        for block, slot in enumerate(tower.slots):
+            hooks.callback(slot.out_projection.register_forward_pre_hook(watch(block)).remove)
+        dense = {"params": count_params(tower), "flops": count_flops(tower)}
+    linears = [[*slot.in_projections, slot.out_projection] for slot in tower.slots]
+    weights = [sum(m.weight.numel() for m in own) // own[-1].in_features for own in linears]
+    each = {
+        "params": [neuron_params(slot) for slot in tower.slots],
+        "flops": [2 * number * of_neuron for number, of_neuron in zip(tokens, weights, strict=True)],
+    }
+    whole = tower.widths
+
+    def sizes(widths: Sequence[int]) -> dict[str, int]:
+        gone = [wide - width for wide, width in zip(whole, widths, strict=True)]
+        return {key: dense[key] - sum(map(mul, gone, of_neuron)) for key, of_neuron in each.items()}
+
+    return sizes
 
 
 def measure_widths(tower: Tower, widths: Sequence[int]) -> dict[str, int]:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from amp.errors import UserError, under
-from amp.models.sizes import count_params, measure_widths
+from amp.models.sizes import count_by_width, count_params, neuron_params
 from amp.models.throughput import measure_throughput
 from amp.pruning.measure.journal import Journal
 from amp.run.world import world
 from amp.settings.prune import TargetSettings
 from amp.towers import Tower, duplicate, on_meta
-from amp.towers.slots import MlpSlot
 
 Widths = list[int]
 # Widths, one a block -> what the tower has of the dense one's size.
@@ -38,13 +37,6 @@ def out_of_reach(target: TargetSettings, size: float, which: str) -> UserError:
     return UserError(f"prune.target.{key}", f"{value:g}: out of reach; {which} has {size:.3g} {unit}")
 
 
-def neuron_params(slot: MlpSlot) -> int:
-    """Parameters that go when one neuron of the MLP goes."""
-    bias = slot.out_projection.bias
-    total = sum(p.numel() for module in slot.modules for p in module.parameters(recurse=False))
-    return (total - (0 if bias is None else bias.numel())) // slot.hidden_width
-
-
 def params_of_widths(tower: Tower, widths: Sequence[int]) -> int:
     """Parameters of the vision tower, whose MLPs are dense, with these widths."""
     slots = zip(tower.slots, widths, strict=True)
@@ -53,8 +45,7 @@ def params_of_widths(tower: Tower, widths: Sequence[int]) -> int:
 
 def sizes_of(tower: Tower) -> Callable[[Sequence[int]], dict[str, int]]:
     """Widths -> `{params, flops}` of the tower, counted on meta tensors."""
-    twin = on_meta(tower)
-    return lambda widths: measure_widths(twin, widths)
+    return count_by_width(on_meta(tower))
 
 
 def relative_size(key: str, tower: Tower, journal: Journal) -> RelativeSize:

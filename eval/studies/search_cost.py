@@ -13,6 +13,7 @@ from torch import Tensor
 from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.errors import UserError
+from amp.models.sizes import neuron_params
 from amp.pruning.blocks import search_blocks
 from amp.pruning.measure.held_out import HeldOutEntropy
 from amp.pruning.measure.journal import Journal
@@ -20,7 +21,7 @@ from amp.pruning.measure.networks import NarrowedNetworks, rank
 from amp.pruning.measure.store import InputStore
 from amp.pruning.refit import open_compensation
 from amp.pruning.search import inputs_every
-from amp.pruning.size import meet_size, neuron_params, params_of_widths, scaled
+from amp.pruning.size import meet_size, params_of_widths, scaled
 from amp.run.console import say
 from amp.run.world import world
 from amp.settings.prune import PruneConfig, SearchSettings

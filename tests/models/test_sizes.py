@@ -7,7 +7,7 @@ import torch
 
 from amp.errors import UserError
 from amp.models import throughput as efficiency
-from amp.models.sizes import count_flops, count_mlp_params, count_params, measure_widths
+from amp.models.sizes import count_by_width, count_flops, count_mlp_params, count_params, measure_widths
 from amp.models.throughput import measure_throughput, rebuild
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
@@ -38,6 +38,15 @@ def test_a_neuron_is_worth_two_rows_of_weights(golden_model: ModelSettings) -> N
     assert whole["params"] - pruned["params"] == dropped * (2 * width + 1)
     assert whole["flops"] - pruned["flops"] == 2 * tokens * dropped * 2 * width
     assert tower.widths == [dense] * 5
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "EVA02-B-16", "ViTamin-S"])
+def test_sizes_by_arithmetic_are_those_that_are_counted(name: str) -> None:
+    tower = build_tower(ModelSettings(frame="open_clip", name=name), "meta")
+    widths = [max(1, width * (block + 1) // (len(tower.slots) + 3)) for block, width in enumerate(tower.widths)]
+    sizes = count_by_width(tower)
+    assert sizes(widths) == measure_widths(tower, widths)
+    assert sizes(tower.widths) == measure_widths(tower, tower.widths)
 
 
 def test_flops_by_hand(golden_model: ModelSettings) -> None:

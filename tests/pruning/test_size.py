@@ -9,9 +9,9 @@ import pytest
 import torch
 from helpers.mlp_layouts import ALL, H, make_block
 
-from amp.models.sizes import count_params
+from amp.models.sizes import count_params, neuron_params
 from amp.pruning.measure.journal import Journal
-from amp.pruning.size import meet_size, neuron_params, params_of_widths, relative_size, scaled
+from amp.pruning.size import meet_size, params_of_widths, relative_size, scaled
 from amp.towers import Tower
 
 

@@ -9,10 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from amp.models.sizes import neuron_params
 from amp.pruning.allocation._by_share import widths_of_size
 from amp.pruning.blocks import WidthsFound
 from amp.pruning.measure.networks import NarrowedNetworks
-from amp.pruning.size import RelativeSize, Widths, neuron_params
+from amp.pruning.size import RelativeSize, Widths
 from amp.settings.prune import SearchSettings
 from amp.towers.slots import MlpSlot
 

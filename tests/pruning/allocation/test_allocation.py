@@ -13,10 +13,11 @@ from conftest import refusal
 from helpers.scripted_entropy import ScriptedEntropy, networks_of
 from torch import Tensor
 
+from amp.models.sizes import neuron_params
 from amp.pruning.allocation._by_share import widths_of_size
 from amp.pruning.allocation.global_ import global_widths
 from amp.pruning.allocation.uniform import uniform_widths
-from amp.pruning.size import Widths, neuron_params
+from amp.pruning.size import Widths
 from amp.pruning.widths import prune
 from amp.settings.prune import SearchSettings, TargetSettings
 from amp.towers import Tower

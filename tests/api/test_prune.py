@@ -1,0 +1,369 @@
+"""`amp.prune`: what the scripts find, of any model object, in any state, on any images; the model stays as it was."""
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from conftest import GOLDEN, refusal
+from helpers import hf_models
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import amp
+from amp.data.batches import Batches
+from amp.data.listing import list_images
+from amp.models.folder import load_tower, read_folder_config
+from amp.settings.load import load_config
+from amp.settings.model import ModelSettings
+from amp.settings.prune import PruneConfig
+from amp.towers import build_tower
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
+RIDGE = {"criterion": "reconstruction", "allocation": "global", "compensation": "ridge", "num_calibration_samples": 32}
+ENTROPY = {"criterion": "entropy", "allocation": "search", "compensation": "none"}
+
+
+def tiny_vit() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", **TINY)
+
+
+@pytest.fixture
+def vit() -> nn.Module:
+    return tiny_vit()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(80, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            {"params": 0.7, **RIDGE},
+            ["score.criterion=reconstruction", "prune.allocation=global", "prune.target.params=0.7"],
+        ),
+        (ENTROPY, ["prune.entropy_increase=0.01"]),
+    ],
+    ids=["recommended", "as published"],
+)
+def test_a_model_object_is_pruned_as_the_scripts_do_it(
+    said: dict[str, Any],
+    words: list[str],
+    prune_yaml: Path,
+    tmp_path: Path,
+    call: Callable[..., Any],
+    golden_images: Path,
+) -> None:
+    if said.get("compensation") == "ridge":
+        words = [*words, "prune.compensation=ridge", "prune.num_calibration_samples=32"]
+    options = [part for word in words for part in ("--set", word)]
+    for script in ("main_score.py", "main_prune.py"):
+        assert call(script, "--config_file", prune_yaml, *options)[0] == 0
+    model = build_tower(load_config(PruneConfig, prune_yaml).model).model
+    data = {"batch_size": 32, "shuffle": False, "num_workers": 0}
+    pruned = amp.prune(model, golden_images, data=data, model={"name": f"{GOLDEN}/tiny-clip.json"}, **said)
+    folder = tmp_path / "out" / "pruned"
+    assert pruned.report.widths == list(read_folder_config(folder).widths)
+    assert equal(weights_of(pruned.model), load_file(folder / "model.safetensors"))
+    config = load_config(PruneConfig, prune_yaml)
+    lists = [
+        list(Batches(list_images(config.data, split), pruned.transform, config.data)) for split in ("train", "val")
+    ]
+    again = amp.prune(model, lists[0], held_out=lists[1], data=data, **said)
+    assert equal(weights_of(again.model), weights_of(pruned.model))
+    assert again.report.final_entropy == pruned.report.final_entropy
+
+
+def _dual(folder: Path) -> Any:
+    return hf_models.write(folder, "CLIPModel", {**hf_models.DUAL, "projection_dim": 24})
+
+
+def _gated(folder: Path) -> Any:
+    return hf_models.write(folder, "Dinov2Model", {**hf_models.SIZE, "use_swiglu_ffn": True})
+
+
+OBJECTS: dict[str, Callable[[Path], Any]] = {
+    "timm": lambda folder: tiny_vit(),
+    "timm, gated": lambda folder: timm.create_model(
+        "eva02_tiny_patch14_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=2
+    ),
+    "open_clip": lambda folder: (
+        build_tower(
+            ModelSettings(
+                frame="open_clip", name=f"{GOLDEN}/tiny-clip.json", pretrained=f"{GOLDEN}/tiny-clip.safetensors"
+            )
+        ).model
+    ),
+    "transformers, two towers": _dual,
+    "transformers, gated": _gated,
+}
+
+
+@pytest.mark.parametrize("library", OBJECTS)
+def test_a_pruned_object_is_saved_and_loaded(library: str, tmp_path: Path, images: Tensor) -> None:
+    model = OBJECTS[library](tmp_path / "dense")
+    said = {"name": f"{GOLDEN}/tiny-clip.json"} if library == "open_clip" else {}
+    pruned = amp.prune(model, list(images), params=0.8, model=said)
+    assert type(pruned.model) is type(model)
+    assert pruned.report.params["pruned"] == pytest.approx(0.8 * pruned.report.params["dense"], rel=0.02)
+    amp.save(pruned, tmp_path / "folder")
+    loaded, transform, _ = amp.load_pruned(tmp_path / "folder")
+    assert equal(weights_of(loaded), weights_of(pruned.model))
+    feature = load_tower(tmp_path / "folder").feature(images[:4])
+    assert feature.shape[0] == 4
+    assert transform(Image.new("RGB", (50, 40))).shape == (3, 32, 32)
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert not any(p.requires_grad for p in amp.load_pruned(tmp_path / "folder", trainable=False)[0].parameters())
+    amp.save(loaded, tmp_path / "again")  # what was loaded, and trained maybe, is saved as well
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "folder" / "model.safetensors"
+    ).read_bytes()
+
+
+def in_bf16(model: Any) -> Any:
+    return model.bfloat16()
+
+
+def training(model: Any) -> Any:
+    return model.train()
+
+
+def checkpointed(model: Any) -> Any:
+    model.train().set_grad_checkpointing(True)
+    return model
+
+
+def compiled(model: Any) -> Any:
+    return torch.compile(model)
+
+
+def partly_frozen(model: Any) -> Any:
+    model.patch_embed.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("state", [in_bf16, training, checkpointed, compiled, partly_frozen])
+def test_a_model_in_any_state_is_pruned_and_stays_as_it_was(
+    state: Callable[[Any], Any], vit: nn.Module, images: Tensor
+) -> None:
+    plain = amp.prune(copy.deepcopy(vit), list(images), params=0.8)
+    model = state(vit)
+    before, flags = weights_of(model), [p.requires_grad for p in model.parameters()]
+    pruned = amp.prune(model, list(images), params=0.8)
+    assert equal(before, weights_of(model))
+    assert (
+        flags == [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in pruned.model.parameters()]
+    )
+    assert hooks(model) == hooks(pruned.model) == 0
+    assert type(pruned.model) is type(tiny_vit())
+    assert [m.training for m in pruned.model.modules()] == [
+        m.training for m in getattr(model, "_orig_mod", model).modules()
+    ]
+    assert pruned.model.grad_checkpointing == vit.grad_checkpointing
+    assert {p.dtype for p in pruned.model.parameters()} == {p.dtype for p in vit.parameters()}
+    if state is not in_bf16:
+        assert equal(weights_of(pruned.model), weights_of(plain.model))
+
+
+def test_gradient_checkpointing_of_transformers_stays_on(tmp_path: Path, images: Tensor) -> None:
+    model = hf_models.write(tmp_path, "ViTModel", {**hf_models.VISION})
+    model.train()
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    pruned = amp.prune(model, list(images), params=0.8)
+    assert pruned.model.is_gradient_checkpointing
+    assert pruned.model.training
+    pruned.model(images[:2]).last_hidden_state.sum().backward()
+
+
+def test_a_model_in_distributed_data_parallel(vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        pruned = amp.prune(nn.parallel.DistributedDataParallel(vit), list(images), params=0.8)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert equal(weights_of(pruned.model), weights_of(amp.prune(vit, list(images), params=0.8).model))
+
+
+class _Attention(nn.Module):
+    """A user's own."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.qkv, self.out = attention.qkv, attention.proj
+
+    def forward(self, tokens_BTD: Tensor, *inputs: Any, **named: Any) -> Tensor:
+        query, key, value = self.qkv(tokens_BTD).chunk(3, -1)
+        return self.out(nn.functional.scaled_dot_product_attention(query, key, value))
+
+
+def test_a_model_with_attention_of_its_own_is_pruned_but_no_name_rebuilds_it(
+    vit: Any, images: Tensor, tmp_path: Path
+) -> None:
+    for block in vit.blocks:
+        block.attn = _Attention(block.attn)
+    pruned = amp.prune(vit, list(images), params=0.8)
+    assert pruned.report.flops["pruned"] < pruned.report.flops["dense"]
+    assert isinstance(pruned.model.blocks[0].attn, _Attention)
+    assert "amp.save: nothing says how to build this" in refusal(lambda: amp.save(pruned, tmp_path / "folder"))
+    assert not (tmp_path / "folder").exists()
+
+
+def adapted(model: Any) -> Any:
+    model.blocks[0].mlp.fc1.lora_A = nn.Linear(32, 2)
+    return model
+
+
+def quantised(model: Any) -> Any:
+    model.blocks[0].mlp.fc1.weight = nn.Parameter(torch.zeros(128, 32, dtype=torch.int8), requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (adapted, "blocks.0.mlp.fc1 holds a LoRA adapter; merge it first: model = model.merge_and_unload()"),
+        (quantised, "blocks.0.mlp.fc1.weight is quantised (torch.int8); give the model in bf16 or fp32"),
+        (lambda model: model.to("meta"), "holds no weights (it is on the meta device); load them first"),
+        (
+            lambda model: nn.Linear(2, 2),
+            "torch.nn.modules.linear.Linear is no model of open_clip, timm or transformers",
+        ),
+        (lambda model: timm.create_model("resnet18"), "is no vision transformer of timm"),
+    ],
+)
+def test_a_model_that_cannot_be_pruned_is_refused_with_the_way_out(
+    change: Callable[[Any], Any], words: str, vit: nn.Module, images: Tensor
+) -> None:
+    assert words in refusal(lambda: amp.prune(change(vit), list(images), params=0.5))
+
+
+def _photos(folder: Path) -> list[Path]:
+    generator = np.random.default_rng(0)
+    for index in range(24):
+        Image.fromarray(generator.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / f"{index:02d}.png")
+    return sorted(folder.glob("*.png"))
+
+
+def test_images_may_come_in_any_way(vit: nn.Module, tmp_path: Path) -> None:
+    paths = _photos(tmp_path)
+    data_config = timm.data.resolve_model_data_config(vit) | {"input_size": (3, 32, 32)}
+    transform = timm.data.create_transform(**data_config)
+    opened = [Image.open(path) for path in paths]
+    tensors = torch.stack([transform(image) for image in opened])
+    labelled = TensorDataset(tensors, torch.zeros(len(tensors)))
+    ways: dict[str, Any] = {
+        "paths": paths,
+        "PIL images": opened,
+        "tensors": list(tensors),
+        "one tensor": tensors,
+        "batches": list(tensors.split(5)),
+        "a dataset with labels": labelled,
+        "a loader with labels": DataLoader(labelled, batch_size=7),
+        "dictionaries": [{"pixel_values": image, "labels": 0} for image in tensors],
+        "a generator": (image for image in tensors),
+    }
+    found = [
+        weights_of(amp.prune(vit, way, params=0.8, shuffle=False, num_samples=16, batch_size=8).model)
+        for way in ways.values()
+    ]
+    assert [equal(found[0], other) for other in found] == [True] * len(ways)
+    assert amp.prune(vit, tmp_path, params=0.8).report.widths
+
+
+def bad_images() -> Iterator[tuple[Any, str]]:
+    yield 3, "images: int is not allowed; give a folder"
+    yield [], "images: holds no image"
+    yield [torch.zeros(3, 30, 30)], "images: holds images of 3 x 30 x 30; the model takes 3 x 32 x 32"
+    yield [torch.zeros(3, 32, 32, dtype=torch.uint8)], "images: holds images of torch.uint8"
+    yield [{"x": 1}], "images: holds dictionaries of x; expected one of pixel_values"
+    yield ["nowhere.png"], "images: nowhere.png: broken image"
+    yield "nowhere", "data.root: nowhere: no such folder"
+    yield [torch.zeros(3, 32, 32)], "is more than the"
+
+
+@pytest.mark.parametrize(("given", "words"), list(bad_images()))
+def test_images_that_do_not_fit_are_told(given: Any, words: str, vit: nn.Module) -> None:
+    assert words in refusal(lambda: amp.prune(vit, given, params=0.5))
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({}, "amp.prune: say params=0.6 for 60 % of the tower's parameters"),
+        ({"params": 60.0}, "prune.target.params: 60 is no share: greater than 0 and less than 1; of 60 % write 0.6"),
+        ({"params": 0.5, "flops": 0.5}, "params and flops: one target at a time"),
+        ({"params": 0.5, "criterium": "entropy"}, "criterium: no argument of this name; did you mean 'criterion'?"),
+        ({"params": 0.5, "criterion": "entropi"}, 'score.criterion: "entropi" is not allowed'),
+        ({"params": 0.5, "prune": 3}, "amp.prune: prune: is a group of settings"),
+        ({"params": 0.5, "prune": {"target": {"params": 0.4}}}, "prune.target.params: is given twice"),
+        ({"widths": [1, 2]}, "prune.widths: 2 widths, the tower has 3 blocks"),
+    ],
+)
+def test_settings_that_are_not_allowed_are_told(
+    said: dict[str, Any], words: str, vit: nn.Module, images: Tensor
+) -> None:
+    assert words in refusal(lambda: amp.prune(vit, list(images), **said))
+
+
+def test_another_size_comes_from_the_same_scores(vit: nn.Module, images: Tensor) -> None:
+    pruned = amp.prune(vit, list(images), params=0.8)
+    smaller = pruned.resize(params=0.6)
+    assert equal(weights_of(smaller.model), weights_of(amp.prune(vit, list(images), params=0.6).model))
+    assert equal(weights_of(smaller.resize(params=0.8).model), weights_of(pruned.model))
+    assert smaller.resize(flops=0.7).report.flops["pruned"] < 0.72 * smaller.report.flops["dense"]
+    assert "out of reach" in refusal(lambda: pruned.resize(params=0.01))
+
+
+def test_the_report_is_a_table_and_a_picture(vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    report = amp.prune(vit, list(images), **ENTROPY, entropy_increase=0.05).report
+    assert "| parameters" in str(report)
+    assert "nats" in repr(report)
+    report.plot().savefig(tmp_path / "report.png")
+    with Image.open(tmp_path / "report.png") as picture:
+        assert picture.width > 500
+    assert report.probes
+
+
+def test_a_pruned_model_trains_and_is_freed(vit: nn.Module, images: Tensor) -> None:
+    pruned = amp.prune(vit, list(images), params=0.8)
+    optimizer = torch.optim.AdamW(pruned.model.parameters(), lr=1e-2)
+    before = weights_of(pruned.model)
+    pruned.model(images[:8]).square().mean().backward()
+    optimizer.step()
+    assert not any(torch.equal(before[name], tensor) for name, tensor in pruned.model.named_parameters())
+    watched = weakref.ref(pruned.model)
+    del pruned, optimizer
+    gc.collect()
+    assert watched() is None
+
+
+def test_a_pruned_model_of_transformers_is_the_same_class_of_object(tmp_path: Path, images: Tensor) -> None:
+    model = hf_models.write(tmp_path, "ViTForImageClassification", {**hf_models.VISION, "num_labels": 4})
+    pruned = amp.prune(model, list(images), params=0.8).model
+    assert isinstance(pruned, transformers.ViTForImageClassification)
+    assert pruned(images[:2]).logits.shape == (2, 4)
