@@ -1,0 +1,95 @@
+"""`amp.distill`: the loop of distill.py, in memory; teacher and student keep their states."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import refusal
+from helpers.objects import equal, hooks, tiny_vit, weights_of
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import amp
+from amp.settings.distill import DistillConfig
+from amp.settings.load import load_config
+from amp.towers import build_tower
+
+
+@pytest.fixture
+def vit() -> nn.Module:
+    return tiny_vit()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(80, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_student_learns_as_by_the_script(
+    distill_yaml: Path, tmp_path: Path, golden_images: Path, call: Callable[..., Any]
+) -> None:
+    code, _, err = call("distill.py", "--config_file", distill_yaml)
+    assert code == 0, err
+    config = load_config(DistillConfig, distill_yaml)
+    student, _, _ = amp.load_pruned(tmp_path / "student")
+    teacher = build_tower(config.teacher.as_model("fp32")).model
+    steps = 5 * (len(list((golden_images / "train").rglob("*.png"))) // 16)
+    optim = {"base_lr": 0.02, "min_lr": 1e-4, "warmup_steps": steps // 5, "precision": "fp32"}
+    data = {"batch_size": 16, "augment": "none", "shuffle": False, "num_workers": 0}
+    distilled = amp.distill(student, teacher, golden_images, steps=steps, data=data, optim=optim)
+    assert distilled.model is student
+    assert len(distilled.log) == steps
+    assert equal(weights_of(student), load_file(tmp_path / "out" / "distilled" / "model.safetensors"))
+
+
+def test_teacher_and_student_keep_their_states(vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    vit.train()
+    pruned = amp.prune(vit, images, params=0.7)
+    before, student = weights_of(vit), weights_of(pruned.model)
+    found = amp.distill(pruned, vit, images, steps=4, base_lr=0.05)
+    assert equal(before, weights_of(vit))
+    assert not equal(student, weights_of(pruned.model))
+    assert vit.training
+    assert pruned.model.training
+    assert all(parameter.requires_grad for parameter in [*vit.parameters(), *pruned.model.parameters()])
+    assert hooks(vit) == hooks(pruned.model) == 0
+    assert str(found).startswith("4 steps; loss ")
+    found.plot().savefig(tmp_path / "loss.png")
+    amp.save(pruned, tmp_path / "folder")
+    assert equal(weights_of(amp.load_pruned(tmp_path / "folder")[0]), weights_of(pruned.model))
+
+
+def test_a_loader_is_gone_through_again_and_bf16_stays(vit: nn.Module, images: Tensor) -> None:
+    vit.bfloat16()
+    pruned = amp.prune(vit, images, params=0.7)
+    loader = DataLoader(TensorDataset(images, torch.zeros(len(images))), batch_size=20)
+    assert len(amp.distill(pruned, vit, loader, steps=6).log) == 6
+    assert {parameter.dtype for parameter in pruned.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"steps": 0}, "amp.distill: steps: 0 is not allowed; 1 or more"),
+        ({"base_ler": 1}, "base_ler: no argument of this name; did you mean 'base_lr'?"),
+        ({"output": {"dir": "x"}}, "amp.distill: output: no argument of this name"),
+        ({"activation_checkpointing": True}, "use the model's own, model.set_grad_checkpointing()"),
+    ],
+)
+def test_settings_that_are_not_allowed_are_told(
+    said: dict[str, Any], words: str, vit: nn.Module, images: Tensor
+) -> None:
+    pruned = amp.prune(vit, images, params=0.7)
+    assert words in refusal(lambda: amp.distill(pruned, vit, images, **said))
+
+
+def test_models_that_do_not_belong_together_are_refused(vit: nn.Module, images: Tensor) -> None:
+    pruned = amp.prune(vit, images, params=0.7)
+    assert "student: VisionTransformer is not what amp.prune" in refusal(lambda: amp.distill(vit, vit, images))
+    assert "teacher: is the student itself" in refusal(lambda: amp.distill(pruned, pruned.model, images))
+    assert "model: torch.nn" in refusal(lambda: amp.distill(pruned, nn.Linear(3, 3), images))
+    once = (image for image in images)
+    assert "end after 1 of 3 steps; give a loader" in refusal(lambda: amp.distill(pruned, vit, once, steps=3))
