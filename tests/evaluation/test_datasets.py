@@ -16,7 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from amp.data.scenes import build_scenes
 from amp.evaluation.benchmarks import Benchmark
-from amp.evaluation.classifiers import save_classifier
+from amp.evaluation.zeroshot.classifiers import save_classifier
 from amp.evaluation.paper import DATASETS, MEAN
 from amp.evaluation.sharding import ShardedBatches
 from amp.run.sealed import read_json

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from amp.data.scenes import build_scenes
 from amp.errors import UserError
 from amp.evaluation.benchmarks import Benchmark
-from amp.evaluation.classifiers import classifier_header, load_classifiers, save_classifier
+from amp.evaluation.zeroshot.classifiers import classifier_header, load_classifiers, save_classifier
 from amp.evaluation.zeroshot import Evaluator
 from amp.run.sealed import read_json, write_tensors
 from amp.settings.model import ModelSettings

@@ -1,0 +1,5 @@
+from amp.commands.eval.top1 import main
+from amp.run.console import run_script
+
+if __name__ == "__main__":
+    run_script(main)
