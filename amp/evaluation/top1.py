@@ -28,8 +28,7 @@ from amp.evaluation.sharding import ShardedBatches
 from amp.run.console import say
 from amp.run.identity import PACKAGES
 from amp.run.world import world
-from amp.towers import Tower
-from amp.towers.classifier import Classifier, find_classifier
+from amp.towers import Classifier, Tower, find_classifier
 
 _SYNSET = re.compile(r"n\d{8}")
 

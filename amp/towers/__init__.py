@@ -10,6 +10,7 @@ from amp.errors import UserError
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower, offline
 from amp.towers.bounds import check_numbers
+from amp.towers.frames._classifier import Classifier, find_classifier
 from amp.towers.library import Library, library
 from amp.towers.names import default_frame, knows, other_reader
 from amp.towers.preprocess import describe_preprocess
@@ -18,6 +19,7 @@ from amp.towers.slots import MlpSlot
 from amp.towers.weights import check_complete
 
 __all__ = [
+    "Classifier",
     "Library",
     "MlpSlot",
     "TokenReadout",
@@ -26,6 +28,7 @@ __all__ = [
     "build_tower",
     "default_frame",
     "describe_preprocess",
+    "find_classifier",
     "knows",
     "library",
     "rebuild_dense",

@@ -37,13 +37,14 @@ class CompareOptions:
     num_images: int = count("of --images, at most; spread evenly", 10_000, least=2)
     dataset_root: str | None = option(
         "class folders, or a folder with train/ and val/ or test/ that holds them: zero-shot, k-NN, linear probe, and "
-        "a classifier's own top-1",
+        "a classifier's own top-1 (default: none)",
         None,
         aside=True,
         metavar="DIR",
     )
     captions: str | None = option(
-        "a .csv, .tsv or .jsonl file with the columns file and caption, files as below --images: retrieval",
+        "a .csv, .tsv or .jsonl file with the columns file and caption, files as below --images: retrieval (default: "
+        "none)",
         None,
         aside=True,
         metavar="FILE",
@@ -55,13 +56,14 @@ class CompareOptions:
         choices=TASKS,
     )
     classnames: str | None = option(
-        "as of eval_zsc.py; without --dataset_root the names, one a line, between which both choose",
+        "as of eval_zsc.py; without --dataset_root the names, one a line, between which both choose (default: the "
+        "folders' names)",
         None,
         aside=True,
         metavar="FILE",
     )
-    templates: str | None = option("as of eval_zsc.py", None, aside=True, metavar="FILE")
-    labels: str | None = option("as of eval_top1.py", None, aside=True, metavar="FILE")
+    templates: str | None = option("as of eval_zsc.py (default: a plain one)", None, aside=True, metavar="FILE")
+    labels: str | None = option("as of eval_top1.py (default: found by the names)", None, aside=True, metavar="FILE")
     held_out: int | None = one_in()
     batch_size: int = batches_of(256)
     num_workers: int = workers()

@@ -53,7 +53,8 @@ class ZeroshotOptions(ModelOptions):
         metavar="FILE",
     )
     captions: str | None = option(
-        "of captions: a .csv, .tsv or .jsonl file with the columns file and caption, files as below --dataset_root",
+        "of captions: a .csv, .tsv or .jsonl file with the columns file and caption, files as below --dataset_root "
+        "(default: none)",
         None,
         aside=True,
         metavar="FILE",

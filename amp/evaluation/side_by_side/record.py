@@ -104,13 +104,13 @@ def show(run: Evaluation[CompareOptions], record: Mapping[str, Any]) -> None:
         ("same nearest neighbour, %", "same_nearest", ""),
         (f"same top-1 ({head}), %", "same_top1", ""),
     ]
-    told = [
+    agreed = [
         [words, form.format(own[key]) if form else percent(own[key])]
         for words, key, form in lines
         if own[key] is not None
     ]
     heading = f"agreement on {record['num_images']} images"
-    say(f"\n{table([heading, ''], told)}\n{run.path(run.name)}")
+    say(f"\n{table([heading, ''], agreed)}\n{run.path(run.name)}")
 
 
 def _named(metric: str) -> str:

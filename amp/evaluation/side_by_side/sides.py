@@ -25,8 +25,7 @@ from amp.models.sizes import describe_tower
 from amp.models.throughput import rebuild
 from amp.run.console import say
 from amp.run.world import world
-from amp.towers import Tower
-from amp.towers.classifier import find_classifier
+from amp.towers import Tower, find_classifier
 
 DATASET_ROOT = "--dataset_root"
 

@@ -106,7 +106,9 @@ def build(
 
 def _tokenizer(shown: str, name: str, model: Any) -> Tokenizer:
     context = getattr(model, "context_length", None) or getattr(getattr(model, "text", None), "context_length", None)
-    return Tokenizer(shown, lambda: open_clip.get_tokenizer(name, context_length=context), context)
+    embedding = getattr(getattr(model, "text", model), "token_embedding", None)
+    vocabulary = None if embedding is None else embedding.num_embeddings
+    return Tokenizer(shown, lambda: open_clip.get_tokenizer(name, context_length=context), context, vocabulary)
 
 
 def _images_of(settings: ModelSettings) -> tuple[dict[str, Any], tuple[str, ...]]:
