@@ -15,7 +15,7 @@ from typing import Any
 
 from amp.errors import UserError, nearest, several
 from amp.evaluation.dataset_files import NEEDS, Task, family, find_missing, find_needs
-from amp.evaluation.readers.class_folders import class_names, test_folder
+from amp.evaluation.readers.class_folders import class_names, folder_to_test
 from amp.evaluation.readers.texts import TEMPLATES, name_classes, read_pairs, read_templates
 from amp.run.console import say
 
@@ -54,7 +54,7 @@ class Benchmark:
         if (missing := self.missing()) and not self.download:
             raise UserError("--dataset_root", missing)
         if self.dataset == "imagefolder":
-            self._prompts(class_names("--dataset_root", test_folder(self.root)))
+            self._prompts(class_names("--dataset_root", folder_to_test(self.root)))
         if self.dataset == "captions":
             if self.captions is None:
                 raise UserError("--captions", "missing; name the .csv, .tsv or .jsonl file of the captions")
@@ -163,7 +163,7 @@ class Benchmark:
 
         if self.dataset == "captions":
             return open_captions(self.dataset, Path(self.root), Path(str(self.captions)), transform)
-        folder = test_folder(self.root)
+        folder = folder_to_test(self.root)
         if folder != self.root:
             say(f"imagefolder: the class folders of {folder}")
         dataset: Any = ClassFolders("--dataset_root", folder, transform)

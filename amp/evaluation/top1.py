@@ -20,7 +20,7 @@ from amp.data.files import printable
 from amp.errors import UserError, nearest
 from amp.evaluation.accuracy import Metrics, accuracies
 from amp.evaluation.options import Top1Options
-from amp.evaluation.readers.class_folders import some, test_folder
+from amp.evaluation.readers.class_folders import folder_to_test, some
 from amp.evaluation.readers.folders import ClassFolders
 from amp.evaluation.readers.texts import read_lines
 from amp.evaluation.results import Evaluation, digest_model, digest_texts, open_evaluation, with_images
@@ -39,8 +39,8 @@ def open_classifier(tower: Tower) -> Classifier:
     if found is None:
         raise UserError(
             "--model",
-            f"{tower.base['name']} ends in no classifier; models of timm with classes, and of transformers for image "
-            "classification, do; others can be measured by eval_zsc.py, eval_knn.py and eval_probe.py",
+            f"{tower.base['name']} ends in no classifier, as those of timm with classes and those of transformers for "
+            "image classification do; eval_knn.py and eval_probe.py measure any",
         )
     return found
 
@@ -152,7 +152,7 @@ def open_top1(options: Top1Options) -> Evaluation[Top1Options]:
 def measure_top1(run: Evaluation[Top1Options], tower: Tower) -> dict[str, Any]:
     """The record, which is written: `{metrics, order, num_classes, num_images, seconds, ...}`."""
     options, classifier = run.config, open_classifier(tower)
-    images = ClassFolders("--dataset_root", test_folder(options.dataset_root), tower.transform)
+    images = ClassFolders("--dataset_root", folder_to_test(options.dataset_root), tower.transform)
     order, by = class_order(classifier, images.classes, options.labels)
     say(f"class folders in the order of the model's {classifier.num_classes} classes by {by}")
     started = time.monotonic()

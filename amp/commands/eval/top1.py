@@ -1,13 +1,13 @@
 """Top-1 of a classifier, dense or pruned, on folders of its classes; writes the metrics as JSON."""
 
 from amp.evaluation.options import parse_top1
-from amp.evaluation.readers.class_folders import class_names, test_folder
+from amp.evaluation.readers.class_folders import class_names, folder_to_test
 from amp.run.console import say
 
 
 def main() -> None:
     options = parse_top1(__doc__)
-    class_names("--dataset_root", test_folder(options.dataset_root))
+    class_names("--dataset_root", folder_to_test(options.dataset_root))
 
     from amp.evaluation.results import open_model
     from amp.evaluation.top1 import measure_top1, open_top1

@@ -13,7 +13,7 @@ from amp.evaluation.options.model import (
     result_file,
     workers,
 )
-from amp.evaluation.readers.class_folders import HELD_OUT_EVERY, is_divided, test_folder
+from amp.evaluation.readers.class_folders import HELD_OUT_EVERY, folder_to_test, is_divided
 from amp.evaluation.readers.texts import read_lines
 from amp.run.options import count, option
 
@@ -111,7 +111,7 @@ def split_roots(
 
 
 def _val(root: str) -> str:
-    found = Path(test_folder(root))
+    found = Path(folder_to_test(root))
     return str(found if found.name in ("val", "test") else Path(root) / "val")
 
 

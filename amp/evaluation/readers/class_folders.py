@@ -40,7 +40,7 @@ def is_divided(root: str | Path) -> bool:
     return bool(names) and (("train" in names and bool(names & {"val", "test"})) or names <= set(_TO_TEST))
 
 
-def test_folder(root: str | Path) -> str:
+def folder_to_test(root: str | Path) -> str:
     """The folder of the class folders to test on: val/ of a divided `root`, else its test/ or train/; else `root`."""
     if not is_divided(root):
         return str(root)

@@ -110,6 +110,7 @@ def _value(option: str, file: str | Path, number: int, row: dict[str, Any], colu
 
 def _table_rows(option: str, file: str | Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     lines = csv.DictReader(io.StringIO(_read(option, file), newline=""), delimiter=delimiter, strict=True)
+    last = 1
     try:
         header = [*(lines.fieldnames or ())]
         for names in _COLUMNS.values():
@@ -124,9 +125,10 @@ def _table_rows(option: str, file: str | Path, delimiter: str) -> Iterator[tuple
                     option,
                     f"{file}: line {lines.line_num} has more values than columns; put a caption with commas in quotes",
                 )
-            yield lines.line_num, row
+            last = lines.line_num
+            yield last, row
     except csv.Error as error:
-        raise UserError(option, f"{file}: line {lines.line_num} cannot be read ({error})") from None
+        raise UserError(option, f"{file}: the row after line {last} cannot be read ({error})") from None
 
 
 def _json_rows(option: str, file: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:

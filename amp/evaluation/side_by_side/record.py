@@ -9,7 +9,7 @@ from amp.evaluation.options import CompareOptions, ModelOptions
 from amp.evaluation.results import Evaluation, digest_model, digest_texts, open_evaluation, with_images
 from amp.evaluation.side_by_side.agreement import agree
 from amp.evaluation.side_by_side.models import find_dense, open_pruned
-from amp.evaluation.side_by_side.sides import Side, choose_tasks, measure_side, open_data
+from amp.evaluation.side_by_side.sides import Side, choose_tasks, measure_side, open_data, takes_for_classes
 from amp.run.console import say
 from amp.run.identity import PACKAGES
 from amp.run.tables import human, percent, table
@@ -50,7 +50,8 @@ def measure_comparison(run: Evaluation[CompareOptions]) -> dict[str, Any]:
     pruned = open_pruned(options, device)
     data = open_data(options, pruned.transform)
     tasks = choose_tasks(data, pruned)
-    sides = {"pruned": measure_side(pruned, data, tasks)}
+    with_head = takes_for_classes(data, pruned, tasks)
+    sides = {"pruned": measure_side(pruned, data, tasks, with_head)}
     base = pruned.base
     del pruned
     found = find_dense(options)
@@ -59,7 +60,7 @@ def measure_comparison(run: Evaluation[CompareOptions]) -> dict[str, Any]:
         key, own, other = difference
         say(f"{options.folder} was pruned from another model than {found.name}: its {key} is {own!r}, not {other!r}")
     with under("--dense", instead_of="--model"):
-        sides["dense"] = measure_side(dense, data, tasks)
+        sides["dense"] = measure_side(dense, data, tasks, with_head)
     return run.write(
         run.name,
         {

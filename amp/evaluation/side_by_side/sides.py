@@ -113,7 +113,7 @@ def choose_tasks(data: Data, tower: Tower) -> list[Measured]:
             except UserError as error:
                 if data.options.tasks:
                     raise
-                say(f"{task} is left out: {error}")
+                say(f"{task} is left out: {error.text}")
             else:
                 chosen.append(task)
     return chosen
@@ -121,7 +121,7 @@ def choose_tasks(data: Data, tower: Tower) -> list[Measured]:
 
 def _check(task: Measured, data: Data, tower: Tower) -> None:
     if task in ("zeroshot", "retrieval"):
-        Evaluator(tower).check_text()
+        check_texts(tower)
     elif task == "top1":
         assert data.val is not None
         class_order(open_classifier(tower), data.val.classes, data.options.labels)
@@ -133,8 +133,32 @@ def _check(task: Measured, data: Data, tower: Tower) -> None:
             held_out_images(np.array([label for _, label in data.train.samples]), DATASET_ROOT)
 
 
-def measure_side(tower: Tower, data: Data, tasks: Sequence[Measured]) -> Side:
-    """Everything of one model, in fp32."""
+def check_texts(tower: Tower) -> None:
+    """Raises UserError unless the model reads texts, and its tokenizer is there and one of it."""
+    Evaluator(tower).check_text()
+    tower.make_tokenizer()(["a"])
+
+
+def takes_for_classes(data: Data, tower: Tower, tasks: Sequence[Measured]) -> bool:
+    """Whether the model can say of any image which class it is: by its classifier, or by the names of classes."""
+    if find_classifier(tower) is not None or "zeroshot" in tasks:
+        return True
+    if data.classes is None or tower.encode_text is None:
+        return False
+    try:
+        check_texts(tower)
+    except UserError as error:
+        say(f"agreement leaves out the top-1: {error}")
+        return False
+    return True
+
+
+def measure_side(tower: Tower, data: Data, tasks: Sequence[Measured], with_head: bool) -> Side:
+    """Everything of one model, in fp32.
+
+    Args:
+        with_head: whether the images of the agreement are taken for classes.
+    """
     own = data.options
     evaluator = Evaluator(tower, own.batch_size, "fp32", own.num_workers)
     metrics: dict[str, Metrics] = {}
@@ -151,7 +175,7 @@ def measure_side(tower: Tower, data: Data, tasks: Sequence[Measured]) -> Side:
         classifier, images = open_classifier(tower), data.images(tower)[1]
         top1 = Top1(classifier.logits, tower.dtype, own.batch_size, own.num_workers)
         metrics["top1"] = top1.measure(images, class_order(classifier, images.classes, own.labels)[0])[0]
-    head, logits = _head(evaluator, data)
+    head, logits = _head(evaluator, data) if with_head else (None, None)
     batches = ShardedBatches(own.batch_size, own.num_workers)
     outputs = read_outputs(tower, ImageFiles(data.files, tower.transform), logits, batches, data.files_option)
     sizes = world().from_main(lambda: describe_tower(rebuild(tower.base, "meta", tower.widths)))
@@ -171,17 +195,11 @@ def _learn(tower: Tower, data: Data, tasks: Sequence[Measured]) -> dict[str, Met
     return metrics
 
 
-def _head(evaluator: Evaluator, data: Data) -> tuple[str | None, Callable[[Tensor], Tensor] | None]:
+def _head(evaluator: Evaluator, data: Data) -> tuple[str, Callable[[Tensor], Tensor]]:
     """What takes an image for a class: the model's classifier, or the text classifier of the class names."""
     classifier = find_classifier(evaluator.tower)
     if classifier is not None:
         return f"its classifier of {classifier.num_classes} classes", classifier.logits
-    if evaluator.has_text and data.classes is not None:
-        classifier_DC = evaluator.text_classifier(data.classes, data.templates).to(world().device)
-        told = f"zero-shot, {len(data.classes)} classes"
-        return told, partial(_text_logits, evaluator, classifier_DC)
-    return None, None
-
-
-def _text_logits(evaluator: Evaluator, classifier_DC: Tensor, images_BCHW: Tensor) -> Tensor:
-    return evaluator.logits(images_BCHW, classifier_DC)
+    assert data.classes is not None
+    classifier_DC = evaluator.text_classifier(data.classes, data.templates).to(world().device)
+    return f"zero-shot, {len(data.classes)} classes", partial(evaluator.logits, classifier_DC=classifier_DC)

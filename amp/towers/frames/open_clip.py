@@ -106,8 +106,9 @@ def build(
 
 def _tokenizer(shown: str, name: str, model: Any) -> Tokenizer:
     context = getattr(model, "context_length", None) or getattr(getattr(model, "text", None), "context_length", None)
-    embedding = getattr(getattr(model, "text", model), "token_embedding", None)
-    vocabulary = None if embedding is None else embedding.num_embeddings
+    text = getattr(model, "text", model)
+    embedding = getattr(text, "token_embedding", None) or text.transformer.get_input_embeddings()
+    vocabulary = embedding.num_embeddings
     return Tokenizer(shown, lambda: open_clip.get_tokenizer(name, context_length=context), context, vocabulary)
 
 
