@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import fake_benchmarks
+from helpers.model_folders import random_clip
 from safetensors.torch import load_file
 from torch.utils.data import default_collate
 from torchvision.transforms.functional import pil_to_tensor

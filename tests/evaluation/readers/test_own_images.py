@@ -126,60 +126,46 @@ def test_names_are_given_in_order_or_by_folder(tmp_path: Path) -> None:
     assert name_classes(["a", "b"], "--classnames", str(file)) == ["the first", "the second"]
 
 
-Read = Callable[[str], Any]
-
-
-def _names(file: str) -> Any:
-    return name_classes(["cat", "dog"], "--x", file)
+READ: dict[str, Callable[[str], Any]] = {
+    "names": lambda file: name_classes(["cat", "dog"], "--x", file),
+    "prompts": lambda file: read_templates("--x", file),
+    "captions": lambda file: read_pairs("--x", file),
+}
+HEAD = b"file,caption\n"
 
 
 @pytest.mark.parametrize(
-    ("read", "name", "content", "said"),
+    ("file", "content", "said"),
     [
-        (_names, "n.txt", b"one\n", "1 lines for 2 class folders; write one for each, or FOLDER<TAB>NAME"),
-        (_names, "n.txt", b"one\n\ntwo\n", "line 2 is empty"),
-        (_names, "n.txt", b"", "line 1 is empty"),
-        (_names, "n.txt", b"cat\tone\ntwo\n", "line 2 is 'two'; as others it needs FOLDER<TAB>NAME"),
-        (_names, "n.txt", b"cat\tone\ncat\ttwo\n", "line 2 names cat once more"),
-        (_names, "n.txt", b"cat\tone\ndogs\ttwo\n", "no line for the class folder dog; did you mean 'dogs'?"),
-        (_names, "n.txt", b"cat\n\xff\n", "line 2 is no UTF-8 text"),
-        (_names, "missing.txt", None, "cannot be read (No such file or directory)"),
-        (lambda file: read_templates("--x", file), "t.txt", b"a {c}\na photo\n", "line 2 is 'a photo'; a template has"),
-        (lambda file: read_templates("--x", file), "t.txt", b"a {c} {d}\n", "line 1 is 'a {c} {d}'; a template has"),
-        (lambda file: read_pairs("--x", file), "c.txt", b"", "expected a file that ends in .csv, .tsv, .jsonl"),
-        (lambda file: read_pairs("--x", file), "c.csv", b"a.png,a cat\n", "names no column file or file_name"),
-        (lambda file: read_pairs("--x", file), "c.csv", b"", "names no column file or file_name"),
-        (lambda file: read_pairs("--x", file), "c.csv", b"file,caption\n", "holds no caption"),
-        (lambda file: read_pairs("--x", file), "c.csv", b"file,caption\na.png,\n", "line 2: '' where a text is"),
-        (lambda file: read_pairs("--x", file), "c.csv", b"file,caption\na.png\n", "line 2 has no caption or text"),
-        (
-            lambda file: read_pairs("--x", file),
-            "c.csv",
-            b"file,caption\na,b,c\n",
-            "line 2 has more values than columns",
-        ),
-        (
-            lambda file: read_pairs("--x", file),
-            "c.csv",
-            b'file,caption\na,"b',
-            "the row after line 1 cannot be read (unexpected end",
-        ),
-        (
-            lambda file: read_pairs("--x", file),
-            "c.jsonl",
-            b'{"file": "a", "caption": 1}\n',
-            "line 1: 1 where a text is",
-        ),
-        (lambda file: read_pairs("--x", file), "c.jsonl", b'{"file": "a"}\n', "line 1 has no caption or text"),
-        (lambda file: read_pairs("--x", file), "c.jsonl", b"[]\n", "line 1 is no JSON object"),
+        ("names.txt", b"one\n", "1 lines for 2 class folders; write one for each, or FOLDER<TAB>NAME"),
+        ("names.txt", b"one\n\ntwo\n", "line 2 is empty"),
+        ("names.txt", b"", "line 1 is empty"),
+        ("names.txt", b"cat\tone\ntwo\n", "line 2 is 'two'; as others it needs FOLDER<TAB>NAME"),
+        ("names.txt", b"cat\tone\ncat\ttwo\n", "line 2 names cat once more"),
+        ("names.txt", b"cat\tone\ndogs\ttwo\n", "no line for the class folder dog; did you mean 'dogs'?"),
+        ("names.txt", b"cat\n\xff\n", "line 2 is no UTF-8 text"),
+        ("names.missing", None, "cannot be read (No such file or directory)"),
+        ("prompts.txt", b"a {c}\na photo\n", "line 2 is 'a photo'; a template has {c}"),
+        ("prompts.txt", b"a {c} {d}\n", "line 1 is 'a {c} {d}'; a template has {c}"),
+        ("captions.txt", b"", "expected a file that ends in .csv, .tsv, .jsonl"),
+        ("captions.csv", b"a.png,a cat\n", "names no column file or file_name"),
+        ("captions.csv", b"", "names no column file or file_name"),
+        ("captions.csv", HEAD, "holds no caption"),
+        ("captions.csv", HEAD + b"a.png,\n", "line 2: '' where a text is expected"),
+        ("captions.csv", HEAD + b"a.png\n", "line 2 has no caption or text"),
+        ("captions.csv", HEAD + b"a,b,c\n", "line 2 has more values than columns"),
+        ("captions.csv", HEAD + b'a,"b', "the row after line 1 cannot be read (unexpected end of data)"),
+        ("captions.jsonl", b'{"file": "a", "caption": 1}\n', "line 1: 1 where a text is expected"),
+        ("captions.jsonl", b'{"file": "a"}\n', "line 1 has no caption or text"),
+        ("captions.jsonl", b"[]\n", "line 1 is no JSON object"),
     ],
 )
-def test_a_bad_file_is_one_line(tmp_path: Path, read: Read, name: str, content: bytes | None, said: str) -> None:
-    file = tmp_path / name
+def test_a_bad_file_is_one_line(tmp_path: Path, file: str, content: bytes | None, said: str) -> None:
+    path = tmp_path / file
     if content is not None:
-        file.write_bytes(content)
-    message = refusal(lambda: read(str(file)))
-    assert message.startswith(f"--x: {file}: ")
+        path.write_bytes(content)
+    message = refusal(lambda: READ[path.stem](str(path)))
+    assert message.startswith(f"--x: {path}: ")
     assert said in message
 
 
