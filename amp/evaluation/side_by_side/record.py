@@ -48,7 +48,8 @@ def measure_comparison(run: Evaluation[CompareOptions]) -> dict[str, Any]:
     `dense` and of `pruned`. One model after the other is in memory."""
     options, device, started = run.config, str(world().device), time.monotonic()
     pruned = open_pruned(options, device)
-    data = open_data(options, pruned.transform)
+    with under("--dataset_root", instead_of="--train_root"), under("--dataset_root", instead_of="--val_root"):
+        data = open_data(options, pruned.transform)
     tasks = choose_tasks(data, pruned)
     with_head = takes_for_classes(data, pruned, tasks)
     sides = {"pruned": measure_side(pruned, data, tasks, with_head)}

@@ -100,11 +100,12 @@ def test_a_model_beside_itself_agrees_in_everything(
     assert call(SCRIPT, *words)[1].splitlines()[0] == "already done"
 
 
-def test_images_alone_are_enough_and_two_processes_give_the_same(
+def test_two_processes_give_the_same(
     tmp_path: Path, clip: ModelSettings, pictures: Path, call: Any, launch: Any
 ) -> None:
     folder = save(clip, tmp_path / "out" / "pruned", 0.3)
     words = [folder, "--images", pictures, "--num_workers", 0, "--batch_size", 3, "--num_images", 10]
+    words += ["--dataset_root", pictures / "own", "--tasks", "knn", "probe"]
     run = launch(2, SCRIPT, *words, "--output", tmp_path / "two.json")
     assert run.returncode == 0, run.stderr
     code, out, err = call(SCRIPT, *words, "--output", tmp_path / "one.json")
@@ -114,7 +115,17 @@ def test_images_alone_are_enough_and_two_processes_give_the_same(
     assert all(one[key] == two[key] for key in ("agreement", "metrics", "sizes", "num_images", "settings"))
     assert 0 < one["agreement"]["cosine_min"] <= one["agreement"]["cosine_mean"] < 1
     assert one["sizes"]["pruned"]["params"] < one["sizes"]["dense"]["params"]
-    assert one["metrics"] == {"dense": {}, "pruned": {}}
+    assert one["agreement"]["same_top1"] is not None
+
+
+def test_images_alone_are_enough(tmp_path: Path, clip: ModelSettings, pictures: Path, call: Any) -> None:
+    folder = save(clip, tmp_path / "pruned", 0.3)
+    code, out, err = call(SCRIPT, folder, "--images", pictures, "--num_workers", 0, "--output", tmp_path / "r.json")
+    assert code == 0, err
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["metrics"] == {"dense": {}, "pruned": {}}
+    assert (record["agreement"]["same_top1"], record["head"], record["num_images"]) == (None, None, 16)
+    assert "| agreement on 16 images" in out
 
 
 def test_a_classifier_is_compared_by_its_own_top1(tmp_path: Path, pictures: Path, call: Any) -> None:
