@@ -195,11 +195,13 @@ def _learn(tower: Tower, data: Data, tasks: Sequence[Measured]) -> dict[str, Met
     return metrics
 
 
-def _head(evaluator: Evaluator, data: Data) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """What takes an image for a class: the model's classifier, or the text classifier of the class names."""
+def _head(evaluator: Evaluator, data: Data) -> tuple[str | None, Callable[[Tensor], Tensor] | None]:
+    """What takes an image for a class: the model's classifier, else the text classifier of the class names; None where
+    there is neither, as of a dense model of another kind."""
     classifier = find_classifier(evaluator.tower)
     if classifier is not None:
         return f"its classifier of {classifier.num_classes} classes", classifier.logits
-    assert data.classes is not None
+    if data.classes is None or not evaluator.has_text:
+        return None, None
     classifier_DC = evaluator.text_classifier(data.classes, data.templates).to(world().device)
     return f"zero-shot, {len(data.classes)} classes", partial(evaluator.logits, classifier_DC=classifier_DC)
