@@ -1,1 +1,1 @@
-"""Measurements of a dense or a pruned model: `amp eval NAME`, and the scripts in eval/."""
+"""The commands of `amp eval`, one file each, as in the folder above."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from clip_benchmark.metrics.zeroshot_classification import average_precision_per_class
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -196,4 +195,6 @@ class Evaluator:
 
 
 def _average_precision(logits_BC: Tensor, labels_BC: Tensor) -> Metrics:
+    from clip_benchmark.metrics.zeroshot_classification import average_precision_per_class
+
     return {"mean_average_precision": average_precision_per_class(logits_BC, labels_BC).mean().item()}
