@@ -1,3 +1,5 @@
+"""`amp eval probe`, from a checkout: linear probe of its features."""
+
 from amp.commands.eval.probe import main
 from amp.run.console import run_script
 
