@@ -67,7 +67,7 @@ def find_dense(options: CompareOptions) -> Dense:
     if model is None:
         raise UserError(
             "--pretrained",
-            f"missing; {options.folder}/config.json does not tell the weights of the dense {name}: give a tag or a file, "
+            f"missing; {options.folder}/config.json does not tell the weights of the dense {name}: give a tag or file, "
             "or the dense model's folder as --dense",
         )
     return Dense(name, model.get("pretrained"), config.base, options.folder)
