@@ -1,4 +1,4 @@
-"""The data of the zero-shot measurements: every dataset of clip_benchmark by name, and the digit scenes.
+"""The data of the zero-shot measurements: every dataset of clip_benchmark by name, the digit scenes, one's own images.
 
 Light to import: a mistake in a name or a folder answers before torch is loaded.
 """
@@ -15,9 +15,12 @@ from typing import Any
 
 from amp.errors import UserError, nearest, several
 from amp.evaluation.dataset_files import NEEDS, Task, family, find_missing, find_needs
+from amp.evaluation.readers.class_folders import class_names, folder_to_test
+from amp.evaluation.readers.texts import TEMPLATES, name_classes, read_pairs, read_templates
 from amp.run.console import say
 
 _ENGLISH_ONLY = ("digit_scenes", "mscoco_captions")
+_OWN = ("imagefolder", "captions")
 _UNREADABLE = (OSError, RuntimeError, LookupError, TypeError, ValueError, AssertionError)
 
 
@@ -27,10 +30,12 @@ class Benchmark:
 
     Attributes:
         task: 'zeroshot_classification' or 'zeroshot_retrieval'.
-        dataset: clip_benchmark's name of it, or 'digit_scenes'.
+        dataset: clip_benchmark's name of it, 'digit_scenes', or of one's own 'imagefolder' or 'captions'.
         root: its folder.
         language: of the class names and templates, or of the captions.
         download: let clip_benchmark fetch what is missing; nothing else touches the network.
+        classnames, templates: files of imagefolder, as of `readers.texts`; None for the folders' names and a plain one.
+        captions: the file of 'captions'.
     """
 
     task: Task
@@ -38,6 +43,9 @@ class Benchmark:
     root: str
     language: str = "en"
     download: bool = False
+    classnames: str | None = None
+    templates: str | None = None
+    captions: str | None = None
 
     def check(self) -> None:
         """Raises UserError unless the dataset and its language are known and its files are in place."""
@@ -45,11 +53,24 @@ class Benchmark:
         self._check_language()
         if (missing := self.missing()) and not self.download:
             raise UserError("--dataset_root", missing)
+        if self.dataset == "imagefolder":
+            self._prompts(class_names("--dataset_root", folder_to_test(self.root)))
+        if self.dataset == "captions":
+            if self.captions is None:
+                raise UserError("--captions", "missing; name the .csv, .tsv or .jsonl file of the captions")
+            read_pairs("--captions", self.captions)
+
+    def _prompts(self, folders: list[str]) -> tuple[list[str], list[str]]:
+        """Class names and templates of class folders of one's own."""
+        classes = name_classes(folders, "--classnames", self.classnames)
+        return classes, read_templates("--templates", self.templates) if self.templates else [*TEMPLATES]
 
     def missing(self) -> str | None:
         """What the folder lacks, and where to get it; None when it lacks nothing."""
         if self.dataset == "digit_scenes":
             return None
+        if self.dataset in _OWN:
+            return None if Path(self.root).is_dir() else f"{self.root}: no such folder"
         return find_missing(self.task, self.dataset, Path(self.root), self.language)
 
     def build(self, transform: Callable[[Any], Any]) -> Any:
@@ -78,7 +99,9 @@ class Benchmark:
         raise UserError("--dataset", f"no {self.dataset!r}{nearest(self.dataset, known)} (known: {names})")
 
     def _check_language(self) -> None:
-        if self.dataset in _ENGLISH_ONLY:
+        if self.dataset in _OWN and self.language != "en":
+            raise UserError("--language", f"{self.language}: the words of {self.dataset} are your own; leave it out")
+        if self.dataset in _ENGLISH_ONLY + _OWN:
             known = ["en"]
         elif self.task == "zeroshot_classification" and self.dataset != "babel_imagenet":
             spec = importlib.util.find_spec("clip_benchmark")
@@ -93,7 +116,8 @@ class Benchmark:
 
     def _build(self, transform: Callable[[Any], Any]) -> Any:
         try:
-            dataset = self._build_scenes(transform) if self.dataset == "digit_scenes" else self._build_known(transform)
+            build = {"digit_scenes": self._build_scenes, **dict.fromkeys(_OWN, self._build_own)}
+            dataset = build.get(self.dataset, self._build_known)(transform)
         except UserError:
             raise
         except ImportError as error:
@@ -127,11 +151,23 @@ class Benchmark:
             needs = find_needs(self.task, self.dataset, self.language)
             images = root / needs[0] if len(needs) > 1 else root
             return open_captions(self.dataset, images, root / needs[-1], transform)
-        from amp.evaluation.readers.folders import tidy
+        from amp.evaluation.readers.known import tidy
 
         with _quiet():
             dataset = build_dataset(self.dataset, self.root, transform, **known)
-        tidy(dataset, "--dataset_root")
+        return tidy(dataset, "--dataset_root")
+
+    def _build_own(self, transform: Callable[[Any], Any]) -> Any:
+        from amp.evaluation.readers.captions import open_captions
+        from amp.evaluation.readers.folders import ClassFolders
+
+        if self.dataset == "captions":
+            return open_captions(self.dataset, Path(self.root), Path(str(self.captions)), transform)
+        folder = folder_to_test(self.root)
+        if folder != self.root:
+            say(f"imagefolder: the class folders of {folder}")
+        dataset: Any = ClassFolders("--dataset_root", folder, transform)
+        dataset.classes, dataset.templates = self._prompts(dataset.classes)
         return dataset
 
     def _build_scenes(self, transform: Callable[[Any], Any]) -> Any:

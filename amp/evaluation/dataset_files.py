@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from amp.data.files import is_litter
 from amp.errors import UserError
+from amp.evaluation.readers.class_folders import class_names, some
 
 Task = Literal["zeroshot_classification", "zeroshot_retrieval"]
 
@@ -35,6 +35,7 @@ _FOLDER_ONLY = (
 NEEDS: dict[Task, dict[str, tuple[str, ...]]] = {
     "zeroshot_classification": {
         "digit_scenes": (),
+        "imagefolder": (),
         **dict.fromkeys(("imagenet1k", "imagenet-w", "babel_imagenet"), _IMAGENET),
         "imagenet1k-unverified": ("val",),
         "imagenetv2": ("ImageNetV2-matched-frequency",),
@@ -50,6 +51,7 @@ NEEDS: dict[Task, dict[str, tuple[str, ...]]] = {
     },
     "zeroshot_retrieval": {
         "digit_scenes": (),
+        "captions": (),
         "mscoco_captions": ("val2014", "coco_test_karpathy.json"),
         "flickr30k": ("flickr30k_test_{karpathy}.txt",),
         "flickr8k": ("flickr8k_test_{karpathy}.txt",),
@@ -61,6 +63,8 @@ NEEDS: dict[Task, dict[str, tuple[str, ...]]] = {
         "wds/": ("test/nshards.txt", "dataset_type.txt"),
     },
 }
+# The options that say of one's own images what others know of theirs, and which data set takes them.
+OWN = {"classnames": "imagefolder", "templates": "imagefolder", "captions": "captions"}
 # Folder of the class folders and their number. Labels are places among the sorted class folders: one folder short
 # would shift every label after it.
 _CLASS_FOLDERS = {
@@ -170,13 +174,8 @@ def _class_names(dataset: str) -> set[str]:
 
 def _name_classes(found: set[str], known: set[str]) -> str:
     missing, foreign = sorted(known - found), sorted(found - known) if known else []
-    words = [f"missing: {_some(missing)}" if missing else "", f"not of it: {_some(foreign)}" if foreign else ""]
+    words = [f"missing: {some(missing)}" if missing else "", f"not of it: {some(foreign)}" if foreign else ""]
     return "".join(f"; {word}" for word in words if word)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def check_class_folders(*folders: tuple[str, str]) -> None:
@@ -185,16 +184,10 @@ def check_class_folders(*folders: tuple[str, str]) -> None:
     Args:
         folders: (option that named it, folder).
     """
-    classes = []
-    for option, root in folders:
-        if not Path(root).is_dir():
-            raise UserError(option, f"{root}: no such folder")
-        classes.append({p.name for p in Path(root).iterdir() if p.is_dir() and not is_litter(p.name)})
-        if not classes[-1]:
-            raise UserError(option, f"{root}: holds no class folder")
+    classes = [set(class_names(option, root)) for option, root in folders]
     for (option, root), own, other in zip(folders, classes, reversed(classes), strict=True):
         if missing := sorted(other - own):
-            raise UserError(option, f"{root}: lacks the class {_some(missing)} of the other folder")
+            raise UserError(option, f"{root}: lacks the class {some(missing)} of the other folder")
 
 
 def _first_missing(folder: Path, names: Iterable[str]) -> str | None:

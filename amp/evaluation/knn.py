@@ -10,7 +10,6 @@ D width of a feature.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,8 +19,8 @@ from torch.utils.data import Dataset, default_collate
 
 from amp.errors import UserError
 from amp.evaluation.options import KnnOptions
-from amp.evaluation.readers.folders import ClassFolders
-from amp.evaluation.results import Evaluation, digest_model, open_evaluation, with_images
+from amp.evaluation.readers.folders import ClassFolders, open_divided
+from amp.evaluation.results import Evaluation, open_divided_evaluation
 from amp.evaluation.sharding import ShardedBatches
 from amp.run.console import progress, say
 from amp.run.world import world
@@ -91,15 +90,18 @@ class Featurizer:
         if skipped := [k for k in ks if k > count]:
             say(f"skipped k = {', '.join(map(str, skipped))}: more than the {count} training images")
         ks = [k for k in ks if k <= count]
-        of_train, of_val = self.features(train, "train"), self.features(val, "val")
-        device = world().device
+        return accuracies_of(self.features(train, "train"), self.features(val, "val"), ks)
 
-        def measure() -> dict[str, float]:
-            (train_ND, train_N), (val_VD, val_V) = of_train, of_val
-            predicted = vote(train_ND.to(device), train_N, val_VD.to(device), ks)
-            return {f"knn{k}": (of_k_V == val_V).double().mean().item() for k, of_k_V in predicted.items()}
 
-        return world().from_main(measure)
+def accuracies_of(of_train: list[Tensor], of_val: list[Tensor], ks: Sequence[int]) -> dict[str, float]:
+    """`{knnK: share}`, as of `Featurizer.accuracies`, from what `Featurizer.features` gives; K of `ks`, ascending."""
+
+    def measure() -> dict[str, float]:
+        (train_ND, train_N), (val_VD, val_V), device = of_train, of_val, world().device
+        predicted = vote(train_ND.to(device), train_N, val_VD.to(device), ks)
+        return {f"knn{k}": (of_k_V == val_V).double().mean().item() for k, of_k_V in predicted.items()}
+
+    return world().from_main(measure)
 
 
 def vote(
@@ -142,16 +144,13 @@ def open_images(option: str, root: str, transform: Any) -> Dataset[Any]:
 
 def open_knn(options: KnnOptions) -> Evaluation[KnnOptions]:
     """The evaluation; nothing is measured. Raises UserError where its file cannot be written."""
-    words = (Path(options.val_root).absolute().parent.name, "knn")
-    roots = (("--train_root", options.train_root), ("--val_root", options.val_root))
-    return world().from_main(lambda: with_images(open_evaluation(options, words, digest_model(options)), *roots))
+    return open_divided_evaluation(options, "knn")
 
 
 def measure_knn(run: Evaluation[KnnOptions], tower: Tower) -> dict[str, Any]:
     """The record, which is written: `{metrics, num_images, num_train_images, seconds, ...}`."""
     options = run.config
-    train: Any = open_images("--train_root", options.train_root, tower.transform)
-    val: Any = open_images("--val_root", options.val_root, tower.transform)
+    train, val = open_divided(options.train_root, options.val_root, options.held_out, tower.transform)
     started = time.monotonic()
     metrics = Featurizer(tower, options.batch_size, options.num_workers).accuracies(train, val)
     record = {

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from amp.data.identity import folder_digest
 from amp.errors import under
-from amp.evaluation.options import KnnOptions, ModelOptions, ZeroshotOptions, slug
+from amp.evaluation.options import ModelOptions, ZeroshotOptions, slug
+from amp.evaluation.options.images import DividedOptions
 from amp.evaluation.paper import summarise
 from amp.models.open import open_tower
 from amp.run.console import say
@@ -15,10 +16,28 @@ from amp.run.files import check_writable, file_sha256, json_sha256, texts_sha256
 from amp.run.identity import PACKAGES
 from amp.run.run import Run
 from amp.run.tables import percent, table, write_table
+from amp.run.world import world
 from amp.settings.base import Precision
 from amp.towers import Tower, describe_preprocess
 
-Options = TypeVar("Options", ZeroshotOptions, KnnOptions)
+
+class Recorded(Protocol):
+    """Options whose result is a file."""
+
+    @property
+    def output(self) -> str | None:
+        """The file that was asked for."""
+
+    @property
+    def model_stem(self) -> str:
+        """A short name of the model, for a file's name."""
+
+    def decisive(self) -> dict[str, Any]:
+        """The options that decide the numbers."""
+
+
+Options = TypeVar("Options", bound=Recorded)
+Divided = TypeVar("Divided", bound=DividedOptions)
 
 
 @dataclass(frozen=True)
@@ -73,11 +92,36 @@ def with_images(run: Evaluation[Options], *roots: tuple[str, str]) -> Evaluation
     return replace(run, identity={**run.identity, "images_sha256": "+".join(digests)}) if digests else run
 
 
+def open_divided_evaluation(options: Divided, task: str, packages: tuple[str, ...] = ()) -> Evaluation[Divided]:
+    """The evaluation of what learns from some images and is tested on others; nothing is measured.
+
+    Args:
+        packages: whose versions are recorded besides.
+    Raises:
+        UserError: its file cannot be written, or a folder cannot be read.
+    """
+    folder = Path(options.val_root).absolute()
+    words = ((folder.parent if options.held_out is None else folder).name, task)
+    roots = dict.fromkeys((options.train_root, options.val_root))
+    named = [("--train_root" if root == options.train_root else "--val_root", root) for root in roots]
+
+    def opened() -> Evaluation[Divided]:
+        return with_images(open_evaluation(options, words, digest_model(options), (*PACKAGES, *packages)), *named)
+
+    return world().from_main(opened)
+
+
 def digest_model(options: ModelOptions) -> dict[str, str | None]:
     """The model's files by digest: `{model_sha256, pretrained_sha256}`; None where a library or nothing is named."""
     folder = next((path for path in (options.pretrained, options.model) if path and Path(path).is_dir()), None)
     described = texts_sha256(options.model) if options.model else None
     return {"model_sha256": described, "pretrained_sha256": file_sha256(folder or options.pretrained)}
+
+
+def digest_texts(options: object, *keys: str) -> dict[str, str | None]:
+    """`{KEY_sha256}` of the files that these options name, without those that name none."""
+    files = {key: getattr(options, key) for key in keys}
+    return {f"{key}_sha256": file_sha256(file) for key, file in files.items() if file}
 
 
 def open_model(options: ModelOptions, precision: Precision, device: str, text_pretrained: str | None = None) -> Tower:

@@ -33,6 +33,7 @@ def open_tower(
     """
     for path in (pretrained, name):
         check_readable(path)
+    check_no_part(pretrained)
     folder = next((p for p in (pretrained, name) if is_model_folder(p)), None)
     if folder is None:
         if name is None and pretrained is not None and Path(pretrained).is_dir():
@@ -66,6 +67,14 @@ def open_tower(
             told = f"{folder} is a pruned {tower.base['name']!r}, not {name!r}"
             raise UserError("--pretrained", f"{told}: its {key} is {own!r}, not {asked!r}")
     return tower
+
+
+def check_no_part(pretrained: str | None) -> None:
+    """Raises UserError for a file inside of a folder of ours, which alone does not tell the widths of its blocks."""
+    if pretrained is not None and Path(pretrained).is_file() and is_model_folder(str(Path(pretrained).parent)):
+        raise UserError(
+            "--pretrained", f"{pretrained}: is a part of a pruned model; give its folder, {Path(pretrained).parent}"
+        )
 
 
 def open_published(settings: ModelSettings, text_pretrained: str | None = None, device: str = "cpu") -> Tower | None:

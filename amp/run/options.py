@@ -30,6 +30,11 @@ def option(text: str, default: object = MISSING, aside: bool = False, **how: obj
     return field(default=default, metadata={"aside": aside, "how": how})
 
 
+def argument(text: str, **how: object) -> Any:
+    """A field that is typed without its name, and is required."""
+    return field(metadata={"aside": False, "positional": True, "how": how | {"help": text}})
+
+
 def count(text: str, default: int | None, least: int, aside: bool = False, metavar: str = "N", most: int = MOST) -> Any:
     """An option that is a whole number from `least` to `most`."""
     return option(text, default, aside, type=at_least(least, most), metavar=metavar)
@@ -42,7 +47,8 @@ def read_options(declared: type, description: str | None) -> tuple[argparse.Argu
     """
     parser = argparse.ArgumentParser(description=description)
     for own in fields(declared):
-        parser.add_argument(f"--{own.name}", **own.metadata["how"])
+        name = own.name if own.metadata.get("positional") else f"--{own.name}"
+        parser.add_argument(name, **own.metadata["how"])
     values = vars(parser.parse_args())
     return parser, {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 

@@ -13,6 +13,7 @@ from amp.settings.model import GivenModelSettings, ModelSettings
 from amp.towers.base import Tower, offline
 from amp.towers.bounds import check_numbers
 from amp.towers.copies import duplicate, on_meta
+from amp.towers.frames._classifier import Classifier, find_classifier
 from amp.towers.given import made_by
 from amp.towers.library import Library, library
 from amp.towers.names import default_frame, knows, other_reader
@@ -22,6 +23,7 @@ from amp.towers.slots import MlpSlot
 from amp.towers.weights import check_complete
 
 __all__ = [
+    "Classifier",
     "Library",
     "MlpSlot",
     "TokenReadout",
@@ -31,6 +33,7 @@ __all__ = [
     "default_frame",
     "describe_preprocess",
     "duplicate",
+    "find_classifier",
     "knows",
     "library",
     "on_meta",

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 from helpers import fake_benchmarks
+from helpers.model_folders import random_clip
 from safetensors.torch import load_file
-from test_zeroshot import make_model
 from torch.utils.data import default_collate
 from torchvision.transforms.functional import pil_to_tensor
 
 from amp.data.scenes import build_scenes
 from amp.evaluation.benchmarks import Benchmark
-from amp.evaluation.classifiers import save_classifier
 from amp.evaluation.paper import DATASETS, MEAN
 from amp.evaluation.sharding import ShardedBatches
+from amp.evaluation.zeroshot.classifiers import save_classifier
 from amp.run.sealed import read_json
 from amp.run.world import World, among
 
@@ -39,7 +39,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    config, weights = make_model(tmp_path_factory.mktemp("model"), "ViT-g-14")
+    config, weights = random_clip(tmp_path_factory.mktemp("model"), "ViT-g-14")
     return ["--model", config, "--pretrained", weights, "--num_workers", "0"]
 
 

@@ -9,9 +9,12 @@ import pytest
 from conftest import GOLDEN
 
 from amp.evaluation.options import (
+    CompareOptions,
     EfficiencyOptions,
     KnnOptions,
+    ProbeOptions,
     SpeedOptions,
+    Top1Options,
     ZeroshotOptions,
     file_of,
     parse_knn,
@@ -26,6 +29,9 @@ OPTIONS: dict[str, type] = {
     "knn": KnnOptions,
     "efficiency": EfficiencyOptions,
     "speed": SpeedOptions,
+    "probe": ProbeOptions,
+    "top1": Top1Options,
+    "models": CompareOptions,
 }
 
 
@@ -34,9 +40,10 @@ def test_help_answers_at_once_and_names_every_default(at_once: Any, name: str) -
     shown = at_once(f"eval/eval_{name}.py", "--help")
     assert shown.returncode == 0
     for own in fields(OPTIONS[name]):
-        assert f"--{own.name} " in shown.stdout.replace("]", " ")
+        name = own.name.upper() if own.metadata.get("positional") else f"--{own.name}"
+        assert f"{name} " in shown.stdout.replace("]", " ")
         said = own.metadata["how"]["help"]
-        if own.name not in ("model", "dataset_root"):  # one of two is required
+        if own.name not in ("model", "dataset_root", "folder"):  # one of two is required, and the folder
             assert "(default" in said or said.endswith("(required)")
 
 
@@ -54,6 +61,13 @@ PAPER = ["--model", "ViT-g-14", "--dataset", "paper", "--dataset_root", "nowhere
         (["--text_batch_size", "0"], "--text_batch_size: 0 is less than 1"),
         (["--task", "zeroshot_retrieval"], "imagenet1k is for --task zeroshot_classification"),
         (["--task", "zeroshot_retrieval", "--save_clf", "a"], "zeroshot_retrieval has no text classifier"),
+        (["--classnames", "README.md"], "--classnames: only for --dataset imagefolder"),
+        (["--dataset", "imagefolder"], "--dataset_root: nowhere: no such folder"),
+        (["--dataset", "imagefolder", "--dataset_root", "amp", "--language", "it"], "--language: it: the words of"),
+        (
+            ["--task", "zeroshot_retrieval", "--dataset", "captions", "--dataset_root", "amp"],
+            "--captions: missing; name",
+        ),
         ([], "nowhere/imagenet1k: no such folder"),
     ],
 )

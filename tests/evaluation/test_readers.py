@@ -15,9 +15,9 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from amp.evaluation.benchmarks import Benchmark
-from amp.evaluation.classifiers import load_classifiers, save_classifier
 from amp.evaluation.dataset_files import check_class_folders
 from amp.evaluation.knn import Featurizer, open_images
+from amp.evaluation.zeroshot.classifiers import load_classifiers, save_classifier
 
 
 def build(root: Path, dataset: str, task: str = "retrieval") -> Any:

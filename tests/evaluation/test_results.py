@@ -66,3 +66,11 @@ def test_the_files_of_a_model_are_told_by_digest(folder: Path) -> None:
 def test_a_mistake_in_the_model_stands_under_its_option(given: dict[str, object], said: str) -> None:
     options = KnnOptions(train_root="train", val_root="val", **given)  # type: ignore[arg-type]
     assert refusal(lambda: open_model(options, "fp32", "cpu")).startswith(said)
+
+
+def test_a_file_inside_of_a_folder_is_no_model(folder: Path) -> None:
+    options = KnnOptions(
+        model=str(GOLDEN / "tiny-clip.json"), pretrained=f"{folder}/model.safetensors", train_root="a", val_root="b"
+    )
+    said = f"--pretrained: {folder}/model.safetensors: is a part of a pruned model; give its folder, {folder}"
+    assert refusal(lambda: open_model(options, "fp32", "cpu")) == said

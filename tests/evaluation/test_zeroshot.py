@@ -13,6 +13,7 @@ import pytest
 import torch
 from clip_benchmark.datasets.builder import get_dataset_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+from helpers.model_folders import random_clip
 from helpers.threads import on_threads
 from PIL import Image
 from safetensors.torch import load_file
@@ -22,9 +23,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from amp.data.scenes import build_scenes
 from amp.errors import UserError
 from amp.evaluation.benchmarks import Benchmark
-from amp.evaluation.classifiers import classifier_header, load_classifiers, save_classifier
 from amp.evaluation.zeroshot import Evaluator
-from amp.run.sealed import read_json, write_tensors
+from amp.evaluation.zeroshot.classifiers import classifier_header, load_classifiers, save_classifier
+from amp.run.sealed import read_json
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 
@@ -34,20 +35,9 @@ SCRIPT = "eval/eval_zsc.py"
 CLASSES = ["angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised"]
 
 
-def make_model(folder: Path, name: str, embed_dim: int = 32) -> tuple[str, str]:
-    """A random open_clip model of one block: its JSON and its weights."""
-    vision = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16}
-    text = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    config, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
-    config.write_text(json.dumps({"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}))
-    torch.manual_seed(embed_dim)
-    write_tensors(weights, build_tower(ModelSettings(name=str(config))).model.state_dict())
-    return str(config), str(weights)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    return make_model(tmp_path_factory.mktemp("model"), "tiny")
+    return random_clip(tmp_path_factory.mktemp("model"), "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from amp.models.folder import save_tower
-from amp.run.sealed import CHECKSUM
-from amp.towers import Tower
+from amp.run.sealed import CHECKSUM, write_tensors
+from amp.settings.model import ModelSettings
+from amp.towers import Tower, build_tower
 
 # A saved pruned model: widths of all kinds, and where it says it comes from.
 WIDTHS = [8, 256, 31, 1, 100]
@@ -61,3 +62,14 @@ def edit(folder: Path) -> Callable[..., None]:
         path.write_text(json.dumps(config))
 
     return edit_config
+
+
+def random_clip(folder: Path, name: str, embed_dim: int = 32) -> tuple[str, str]:
+    """A random open_clip model of one block: its JSON and its weights."""
+    vision = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16}
+    text = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    config, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
+    config.write_text(json.dumps({"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}))
+    torch.manual_seed(embed_dim)
+    write_tensors(weights, build_tower(ModelSettings(name=str(config))).model.state_dict())
+    return str(config), str(weights)

@@ -1,4 +1,4 @@
-"""Images with captions: the annotations of COCO, of Flickr, and of the multilingual sets of clip_benchmark."""
+"""Images with captions: the annotations of COCO, of Flickr, of clip_benchmark's multilingual sets, and one's own."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from amp.data.files import printable
 from amp.data.pixels import read_rgb
 from amp.errors import UserError
+from amp.evaluation.readers.texts import read_pairs
 
 _OPTION = "--dataset_root"
 
@@ -24,17 +25,20 @@ class Captioned(Dataset[Any]):
 
     classes = templates = None
 
-    def __init__(self, annotations: Path, pairs: Iterable[tuple[Path, list[str]]], transform: Any) -> None:
-        """Raises UserError where an image of the annotations is missing or has no caption, or a caption is no text."""
+    def __init__(
+        self, annotations: Path, pairs: Iterable[tuple[Path, list[str]]], transform: Any, option: str = _OPTION
+    ) -> None:
+        """Raises UserError, with the option that named the annotations, where an image of theirs is missing or has no
+        caption, or a caption is no text."""
         self.transform: Callable[[Image.Image], Any] = transform
         self.samples = [(str(file), captions) for file, captions in pairs]
         for file, captions in self.samples:
             if not captions:
-                raise UserError(_OPTION, f"{annotations}: {printable(file)} has no caption")
+                raise UserError(option, f"{annotations}: {printable(file)} has no caption")
             if wrong := [caption for caption in captions if not isinstance(caption, str)]:
-                raise UserError(_OPTION, f"{annotations}: a caption of {printable(file)} is {wrong[0]!r:.40}, no text")
+                raise UserError(option, f"{annotations}: a caption of {printable(file)} is {wrong[0]!r:.40}, no text")
             if not Path(file).is_file():
-                raise UserError(_OPTION, f"{printable(file)} is missing, which {annotations} names")
+                raise UserError(option, f"{printable(file)} is missing, which {annotations} names")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -45,7 +49,7 @@ class Captioned(Dataset[Any]):
 
 
 def open_captions(dataset: str, root: Path, annotations: Path, transform: Any) -> Captioned:
-    """A retrieval set of clip_benchmark, or the pairs of the digit scenes.
+    """A retrieval set of clip_benchmark, the pairs of the digit scenes, or one's own ('captions').
 
     Args:
         root: the folder of the images; unused where the annotations hold paths.
@@ -53,6 +57,9 @@ def open_captions(dataset: str, root: Path, annotations: Path, transform: Any) -
     Raises:
         UserError: the annotations are not what they should be.
     """
+    if dataset == "captions":
+        own = read_pairs("--captions", annotations)
+        return Captioned(annotations, [(root / name, own[name]) for name in own], transform, "--captions")
     if dataset in ("digit_scenes", "mscoco_captions"):
         pairs = _read_coco(annotations, root)
     elif dataset in ("flickr30k", "flickr8k"):

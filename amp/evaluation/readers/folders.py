@@ -1,16 +1,23 @@
-"""Class folders, and what clip_benchmark builds of them."""
+"""Images in folders, with the class that a folder stands for, or without."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.datasets import DatasetFolder
 
-from amp.data.files import is_litter, walk
-from amp.data.pixels import EXTENSIONS, as_rgb, read_rgb
+from amp.data.files import walk
+from amp.data.pixels import EXTENSIONS, read_rgb
 from amp.errors import UserError
+from amp.evaluation.readers.class_folders import class_names
+from amp.run.console import say
+
+
+def image_files(option: str, root: str | Path) -> list[str]:
+    """The image files of a folder at any depth, sorted. Raises UserError where a folder cannot be read."""
+    return sorted(str(path) for path in walk(root, option) if path.suffix.lower() in EXTENSIONS)
 
 
 class ClassFolders(Dataset[Any]):
@@ -24,15 +31,10 @@ class ClassFolders(Dataset[Any]):
     def __init__(self, option: str, root: str | Path, transform: Callable[[Image.Image], Any]) -> None:
         """Raises UserError, with the option that named `root`, where a class folder holds no image."""
         self.transform = transform
-        try:
-            self.classes = sorted(p.name for p in Path(root).iterdir() if p.is_dir() and not is_litter(p.name))
-        except OSError as error:
-            raise UserError(option, f"{root}: cannot be read ({error.strerror})") from None
-        if not self.classes:
-            raise UserError(option, f"{root}: holds no class folder")
+        self.classes = class_names(option, root)
         self.samples: list[tuple[str, int]] = []
         for label, name in enumerate(self.classes):
-            files = sorted(str(p) for p in walk(Path(root) / name, option) if p.suffix.lower() in EXTENSIONS)
+            files = image_files(option, Path(root) / name)
             if not files:
                 raise UserError(option, f"{root}: no image in the class folder {name}")
             self.samples += [(file, label) for file in files]
@@ -44,30 +46,65 @@ class ClassFolders(Dataset[Any]):
         file, label = self.samples[index]
         return self.transform(read_rgb(file)), label
 
+    def seen_by(self, transform: Callable[[Image.Image], Any]) -> "ClassFolders":
+        """The same images, by another transform."""
+        other = copy(self)
+        other.transform = transform
+        return other
 
-def tidy(dataset: Any, option: str) -> None:
-    """Lets a dataset of torchvision or clip_benchmark decode as we do, and take no litter for an image.
+    def only(self, samples: Sequence[tuple[str, int]]) -> "ClassFolders":
+        """The same classes, with some of the images."""
+        part = copy(self)
+        part.samples = [*samples]
+        return part
 
+
+def open_divided(
+    train_root: str, val_root: str, held_out: int | None, transform: Callable[[Image.Image], Any]
+) -> tuple[ClassFolders, ClassFolders]:
+    """The images to learn from, and those to test on.
+
+    Args:
+        held_out: None where the two folders hold them; N where both are one folder, of which one image in N of each
+            class is tested on, which is said.
     Raises:
-        UserError: a hidden folder counts as a class, so that every label after it is another.
+        UserError: a class folder holds no image, or nothing is left to test on.
     """
-    classes = getattr(dataset, "categories", None) or [*getattr(dataset, "class_to_idx", ())]
-    for name in classes:
-        if isinstance(name, str) and is_litter(name):
-            raise UserError(option, f"{dataset.root}: {name} counts as a class; remove it")
-    if isinstance(dataset, DatasetFolder):
-        dataset.loader = read_rgb
-        dataset.samples = [(file, label) for file, label in dataset.samples if not is_litter(Path(file).name)]
-        dataset.imgs, dataset.targets = dataset.samples, [label for _, label in dataset.samples]
-    if getattr(dataset, "transform", None) is not None:
-        dataset.transform = _Decoded(dataset.transform)
+    train = ClassFolders("--train_root", train_root, transform)
+    if held_out is None:
+        return train, ClassFolders("--val_root", val_root, transform)
+    own, tested = divide(train, held_out)
+    if not tested.samples:
+        raise UserError("--held_out", f"{held_out}: no class of {train_root} has as many images; allowed is less")
+    of_all = f"{len(tested)} of {len(train)} images"
+    say(f"{train_root} has no train/: one image in {held_out} of each class is held out to test on, {of_all}")
+    return own, tested
 
 
-class _Decoded:
-    """A transform of images that Pillow may have opened only."""
+def divide(images: ClassFolders, every: int) -> tuple[ClassFolders, ClassFolders]:
+    """All but every N-th image of each class, in the order of the files' names, and those."""
+    kept: list[tuple[str, int]] = []
+    held_out: list[tuple[str, int]] = []
+    counts = [0] * len(images.classes)
+    for file, label in images.samples:
+        counts[label] += 1
+        (kept if counts[label] % every else held_out).append((file, label))
+    return images.only(kept), images.only(held_out)
 
-    def __init__(self, transform: Callable[[Image.Image], Any]) -> None:
+
+class ImageFiles(Dataset[Any]):
+    """(what `transform` makes of an image,) of files, whatever they show.
+
+    Attributes:
+        samples: (file,), in order.
+    """
+
+    def __init__(self, files: Sequence[str], transform: Callable[[Image.Image], Any]) -> None:
         self.transform = transform
+        self.samples = [(file,) for file in files]
 
-    def __call__(self, image: Any) -> Any:
-        return self.transform(as_rgb(image) if isinstance(image, Image.Image) else image)
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any]:
+        return (self.transform(read_rgb(self.samples[index][0])),)

@@ -20,6 +20,7 @@ from amp.data.files import printable
 from amp.data.pixels import EXTENSIONS, read_rgb
 from amp.data.shards import Member, list_samples
 from amp.errors import UserError
+from amp.evaluation.readers.texts import read_lines, read_templates
 
 _OPTION = "--dataset_root"
 _FIELDS = {"classification": "cls", "multilabel": "npy", "retrieval": "txt"}
@@ -45,7 +46,8 @@ class Shards(Dataset[Any]):
         self.classes: list[str] | None = None
         self.templates: list[str] | None = None
         if kind != "retrieval":
-            self.classes, self.templates = _read_prompts(root)
+            self.classes = read_lines(_OPTION, root / "classnames.txt")
+            self.templates = read_templates(_OPTION, root / "zeroshot_classification_templates.txt")
         number = int((root / "test/nshards.txt").read_text())
         shards = [str(root / f"test/{index}.tar") for index in range(number)]
         self.samples: list[tuple[Member, Any]] = []
@@ -62,22 +64,6 @@ class Shards(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         member, target = self.samples[index]
         return self.transform(read_rgb(member)), target
-
-
-def _read_prompts(root: Path) -> tuple[list[str], list[str]]:
-    files = root / "classnames.txt", root / "zeroshot_classification_templates.txt"
-    classes, templates = ([line.strip() for line in file.read_text(encoding="utf-8").splitlines()] for file in files)
-    for file, lines in zip(files, (classes, templates), strict=True):
-        if not lines or "" in lines:
-            raise UserError(_OPTION, f"{file}: line {lines.index('') + 1 if lines else 1} is empty")
-    for number, template in enumerate(templates, 1):
-        if "{c}" not in template or set(template.replace("{c}", "")) & set("{}"):
-            raise UserError(
-                _OPTION,
-                f"{files[1]}: line {number} is {printable(template)!r}; a template has {{c}} where the class stands, "
-                "and no other braces",
-            )
-    return classes, templates
 
 
 def _read_target(kind: str, member: Member, num_classes: int) -> Any:

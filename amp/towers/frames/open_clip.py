@@ -159,7 +159,10 @@ def _around(
 
 def _tokenizer(shown: str, name: str, model: Any) -> Tokenizer:
     context = getattr(model, "context_length", None) or getattr(getattr(model, "text", None), "context_length", None)
-    return Tokenizer(shown, lambda: open_clip.get_tokenizer(name, context_length=context), context)
+    text = getattr(model, "text", model)
+    embedding = getattr(text, "token_embedding", None) or text.transformer.get_input_embeddings()
+    vocabulary = embedding.num_embeddings
+    return Tokenizer(shown, lambda: open_clip.get_tokenizer(name, context_length=context), context, vocabulary)
 
 
 def _images_of(settings: ModelSettings) -> tuple[dict[str, Any], tuple[str, ...]]:

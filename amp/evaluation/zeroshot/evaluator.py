@@ -8,34 +8,24 @@ classes.
 Shapes: B images (of a batch, or all), T texts, C classes, D width of an embedding, K highest classes or items.
 """
 
-import time
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from clip_benchmark.metrics.zeroshot_classification import average_precision_per_class
-from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from amp.errors import UserError
-from amp.evaluation.classifiers import classifier_header, load_classifiers, save_classifier
-from amp.evaluation.options import ZeroshotOptions
-from amp.evaluation.results import Evaluation, digest_model, open_evaluation, open_model, with_images
+from amp.evaluation.accuracy import Metrics, accuracies
 from amp.evaluation.sharding import ShardedBatches
-from amp.run.console import progress, say
-from amp.run.files import check_writable, file_sha256
-from amp.run.identity import PACKAGES
+from amp.run.console import progress
 from amp.run.world import world
 from amp.settings.base import Precision
 from amp.towers import Tower
 
-Metrics = dict[str, float | None]
 DATASET_ROOT = "--dataset_root"
 RECALL_KS = (1, 5, 10)
 
@@ -122,7 +112,7 @@ class Evaluator:
         classifier_DC = classifier_DC.to(world().device)
         own: dict[int, tuple[Tensor, ...]] = {}
         for index, (images, labels) in self._own_batches.batches(dataset, default_collate, self.option):
-            logits_BC = (100.0 * self._embed_images(images) @ classifier_DC).cpu()
+            logits_BC = self.logits(images, classifier_DC)
             if labels.ndim == 1 and not 0 <= int(labels.min()) <= int(labels.max()) < classifier_DC.shape[1]:
                 raise UserError(
                     self.option,
@@ -137,8 +127,12 @@ class Evaluator:
                 # argmax and topk break ties differently, and clip_benchmark takes both.
                 own[index] = (logits_BC.argmax(dim=1), top_BK, labels)
         columns = self._own_batches.columns(own, self.option)
-        measure = _average_precision if len(columns) == 2 else _accuracies
+        measure = _average_precision if len(columns) == 2 else accuracies
         return world().from_main(lambda: (measure(*columns), len(columns[0])))
+
+    def logits(self, images_BCHW: Tensor, classifier_DC: Tensor) -> Tensor:
+        """(B, C) fp32 on the CPU; the classifier lies on the device of this process."""
+        return (100.0 * self._embed_images(images_BCHW) @ classifier_DC).cpu()
 
     def retrieve(self, dataset: Any) -> tuple[Metrics, int]:
         """image_retrieval_recall@k and text_retrieval_recall@k for k of 1, 5, 10, and the number of images.
@@ -200,101 +194,7 @@ class Evaluator:
         return features
 
 
-def _accuracies(pred_B: Tensor, top_BK: Tensor, label_B: Tensor) -> Metrics:
-    hits_BK = top_BK == label_B[:, None]
-    with warnings.catch_warnings():
-        # It warns of few images a class, and of predicted classes without an image.
-        warnings.simplefilter("ignore", UserWarning)
-        recall = float(balanced_accuracy_score(label_B.numpy(), pred_B.numpy()))
-    return {
-        "acc1": hits_BK[:, 0].sum().item() / len(label_B),
-        "acc5": hits_BK.sum().item() / len(label_B) if top_BK.shape[1] == 5 else None,
-        "mean_per_class_recall": recall,
-    }
-
-
 def _average_precision(logits_BC: Tensor, labels_BC: Tensor) -> Metrics:
+    from clip_benchmark.metrics.zeroshot_classification import average_precision_per_class
+
     return {"mean_average_precision": average_precision_per_class(logits_BC, labels_BC).mean().item()}
-
-
-def open_evaluations(each: Sequence[ZeroshotOptions]) -> list[Evaluation[ZeroshotOptions]]:
-    """The evaluation of each data set, by the options of `amp.evaluation.options.parse_zeroshot`; nothing is measured.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    model = each[0]
-    precision = model.precision or ("bf16" if world().device.type == "cuda" else "fp32")
-
-    def open_all() -> list[Evaluation[ZeroshotOptions]]:
-        digests, of_texts = digest_model(model), {"text_sha256": file_sha256(model.text_pretrained)}
-        for key, file in [("--table", file) for file in model.table] + [("--save_clf", own.save_clf) for own in each]:
-            if file:
-                check_writable(key, file)
-        return [
-            with_images(
-                open_evaluation(
-                    replace(own, precision=precision),
-                    (own.dataset, own.task),
-                    digests,
-                    (*PACKAGES, "clip_benchmark"),
-                    load_clfs_sha256=[*map(file_sha256, own.load_clfs)],
-                    **(of_texts if own.builds_classifier else {}),
-                ),
-                (DATASET_ROOT, own.dataset_root),
-            )
-            for own in each
-        ]
-
-    return world().from_main(open_all)
-
-
-def find_record(run: Evaluation[ZeroshotOptions]) -> dict[str, Any] | None:
-    """The record, if it and the classifier that is asked for are there. Raises UserError where it is of another run."""
-    record, classifier = run.found(run.name), run.config.save_clf
-    return record if world().from_main(lambda: classifier is None or Path(classifier).exists()) else None
-
-
-def open_evaluator(options: ZeroshotOptions) -> Evaluator:
-    """The model, on the device of this process.
-
-    Args:
-        options: of any of the data sets, of an evaluation that is open.
-    Raises:
-        UserError: there is no such model, or it lacks the text encoder that is needed.
-    """
-    assert options.precision is not None
-    tower = open_model(options, "fp32", str(world().device), options.text_pretrained)
-    evaluator = Evaluator(tower, options.batch_size, options.precision, options.num_workers, options.text_batch_size)
-    if not options.load_clfs:
-        evaluator.check_text()
-    return evaluator
-
-
-def measure_zeroshot(run: Evaluation[ZeroshotOptions], evaluator: Evaluator) -> dict[str, Any]:
-    """The record of one data set, which is written: `{metrics, num_images, seconds, ...}`."""
-    options, tower = run.config, evaluator.tower
-    dataset = options.benchmark.build(tower.transform)
-    run = world().from_main(lambda: with_images(run, (DATASET_ROOT, options.dataset_root)))  # some are made or fetched
-    started = time.monotonic()
-    if options.task == "zeroshot_retrieval":
-        metrics, num_images = evaluator.retrieve(dataset)
-    else:
-        metrics, num_images = evaluator.classify(dataset, _open_classifier(options, evaluator, dataset))
-    record = {key: getattr(options, key) for key in ("model", "pretrained", "task", "dataset")}
-    record |= {"base": tower.base["name"], "metrics": metrics, "num_images": num_images}
-    return run.write(run.name, {**record, "seconds": round(time.monotonic() - started, 2)})
-
-
-def _open_classifier(options: ZeroshotOptions, evaluator: Evaluator, dataset: Any) -> Tensor:
-    """The (D, C) text classifier, from --load_clfs or from the class names; written to --save_clf."""
-    header = classifier_header(evaluator.tower, options.dataset, options.language, dataset)
-    if options.load_clfs:
-        width, any_model = evaluator.embed_width(), not evaluator.has_text
-        classifier_DC = world().from_main(lambda: load_classifiers(options.load_clfs, header, width, any_model))
-    else:
-        classifier_DC = evaluator.text_classifier(dataset.classes, dataset.templates)
-    if options.save_clf and world().is_main:
-        save_classifier(Path(options.save_clf), classifier_DC, header)
-        say(f"wrote {options.save_clf}")
-    return classifier_DC

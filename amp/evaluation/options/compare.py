@@ -1,0 +1,129 @@
+"""The options of eval_models.py: a pruned model beside its dense one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from amp.errors import UserError
+from amp.evaluation.dataset_files import check_class_folders
+from amp.evaluation.options.images import one_in, split_roots
+from amp.evaluation.options.model import batches_of, given, result_file, workers
+from amp.evaluation.readers.class_folders import class_names
+from amp.evaluation.readers.texts import name_classes, read_lines, read_pairs, read_templates
+from amp.registry import FRAMES
+from amp.run.options import argument, count, decisive, option, read_options
+from amp.settings.model import Frame
+
+Measured = Literal["zeroshot", "retrieval", "knn", "probe", "top1"]
+TASKS: tuple[Measured, ...] = ("zeroshot", "retrieval", "knn", "probe", "top1")
+_OPTIONAL = ("dense", "model_type", "pretrained", "images", "train_root", "val_root", "held_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Of eval_models.py."""
+
+    folder: str = argument("the pruned model: a pruned/ or distilled/ folder", metavar="FOLDER")
+    dense: str | None = option(
+        "the dense model (default: the one that FOLDER was pruned from)", None, metavar="NAME|JSON|FOLDER"
+    )
+    model_type: Frame | None = option("library of --dense (default: found by the name)", None, choices=FRAMES.names)
+    pretrained: str | None = option(
+        "weights of the dense model (default: those that FOLDER names)", None, metavar="CKPT"
+    )
+    images: str | None = option(
+        "any folder of images: how far the two agree on them (default: the images tested on)", None, metavar="DIR"
+    )
+    num_images: int = count("of --images, at most; spread evenly", 10_000, least=2)
+    dataset_root: str | None = option(
+        "class folders, or a folder with train/ and val/ or test/ that holds them: zero-shot, k-NN, linear probe, and "
+        "a classifier's own top-1 (default: none)",
+        None,
+        aside=True,
+        metavar="DIR",
+    )
+    captions: str | None = option(
+        "a .csv, .tsv or .jsonl file with the columns file and caption, files as below --images: retrieval (default: "
+        "none)",
+        None,
+        aside=True,
+        metavar="FILE",
+    )
+    tasks: tuple[Measured, ...] = option(
+        "what is measured besides agreement (default: all that the data and the model allow)",
+        (),
+        nargs="+",
+        choices=TASKS,
+    )
+    classnames: str | None = option(
+        "as of eval_zsc.py; without --dataset_root the names, one a line, between which both choose (default: the "
+        "folders' names)",
+        None,
+        aside=True,
+        metavar="FILE",
+    )
+    templates: str | None = option("as of eval_zsc.py (default: a plain one)", None, aside=True, metavar="FILE")
+    labels: str | None = option("as of eval_top1.py (default: found by the names)", None, aside=True, metavar="FILE")
+    held_out: int | None = one_in()
+    batch_size: int = batches_of(256)
+    num_workers: int = workers()
+    output: str | None = result_file("compare_MODEL")
+
+    @property
+    def roots(self) -> dict[str, Any]:
+        """`{train_root, val_root, held_out}`, as of `split_roots`; None each without --dataset_root."""
+        none = {"train_root": None, "val_root": None, "held_out": None}
+        return split_roots(self.dataset_root, self.held_out) if self.dataset_root else none
+
+    @property
+    def model_stem(self) -> str:
+        """A short name of the model, for a file's name."""
+        folder = Path(self.folder).absolute()
+        return f"{folder.parent.name}_{folder.name}"
+
+    def decisive(self) -> dict[str, Any]:
+        """The options that decide the numbers."""
+        return given({**decisive(self), **self.roots}, *_OPTIONAL)
+
+    def asks_for(self, task: Measured) -> bool:
+        """Whether the options leave room for a task: it is not left out, and they name its data."""
+        data = self.captions if task == "retrieval" else self.dataset_root
+        return data is not None and task in (self.tasks or TASKS)
+
+
+def parse_compare(description: str | None) -> CompareOptions:
+    """The options. Mistakes exit with 2, or raise UserError."""
+    parser, values = read_options(CompareOptions, description)
+    options = CompareOptions(**values)
+    if not (options.images or options.dataset_root):
+        parser.error("give --images DIR, any folder of images, or --dataset_root DIR, one of class folders")
+    for task in options.tasks:
+        if not options.asks_for(task):
+            needed = "--captions (and --images)" if task == "retrieval" else "--dataset_root"
+            parser.error(f"argument --tasks: {task} needs {needed}")
+    if options.captions and not options.images:
+        parser.error("argument --captions: its files lie below --images; give that too")
+    for key in ("labels", "held_out"):
+        if getattr(options, key) and not options.dataset_root:
+            parser.error(f"argument --{key}: of the class folders of --dataset_root; give that too")
+    _check_files(options)
+    return options
+
+
+def _check_files(options: CompareOptions) -> None:
+    """Raises UserError for folders and files that are not what they should be."""
+    if options.images and not Path(options.images).is_dir():
+        raise UserError("--images", f"{options.images}: no such folder")
+    if options.captions:
+        read_pairs("--captions", options.captions)
+    if options.templates:
+        read_templates("--templates", options.templates)
+    if options.labels:
+        read_lines("--labels", options.labels)
+    train_root, val_root, _ = options.roots.values()
+    if val_root:
+        name_classes(class_names("--dataset_root", val_root), "--classnames", options.classnames)
+        if options.asks_for("knn") or options.asks_for("probe"):
+            check_class_folders(("--dataset_root", train_root), ("--dataset_root", val_root))
+    elif options.classnames:
+        read_lines("--classnames", options.classnames)

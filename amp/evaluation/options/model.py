@@ -1,0 +1,72 @@
+"""What all of the options have in common: the model, its batches, and names of files."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amp.registry import FRAMES
+from amp.run.options import count, decisive, option, read_options
+from amp.settings.base import MOST_SIDE, MOST_WORKERS
+from amp.settings.model import Frame
+
+
+def batches_of(default: int) -> Any:
+    """The option --batch_size."""
+    return count("images in one batch on one process", default, least=1)
+
+
+def workers() -> Any:
+    """The option --num_workers."""
+    return count("loader workers per process", 4, least=0, aside=True, most=MOST_WORKERS)
+
+
+def result_file(words: str) -> Any:
+    """The option --output, of a file that is named by `words` where it is not given."""
+    return option(f"the metrics (default: out/eval/{words}_DIGEST.json)", None, aside=True, metavar="JSON")
+
+
+def slug(*words: str) -> str:
+    """A file's name of the words."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(words))
+
+
+def given(values: dict[str, Any], *optional: str) -> dict[str, Any]:
+    """The values without the optional ones that were not given: results of earlier versions, which do not know them,
+    are found again."""
+    return {key: value for key, value in values.items() if key not in optional or value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model is measured, as `amp.models.open.open_tower` takes it."""
+
+    model: str | None = option(
+        "library's model name, an open_clip model JSON or a pruned/ folder", None, metavar="NAME|JSON|FOLDER"
+    )
+    model_type: Frame | None = option(
+        "library of it (default: the folder's own, else open_clip)", None, choices=FRAMES.names
+    )
+    pretrained: str | None = option(
+        "weights: a tag, a file or a pruned/ folder (default: random, seeded)", None, metavar="CKPT"
+    )
+    img_size: int | None = count(
+        "side of a dense model's images (default: the model's own)", None, least=1, metavar="PIXELS", most=MOST_SIDE
+    )
+
+    @property
+    def model_stem(self) -> str:
+        """A short name of the model, for a file's name."""
+        return Path(str(self.model or self.pretrained)).stem
+
+    def decisive(self) -> dict[str, Any]:
+        """The options that decide the numbers, as a result records them; --img_size only where it was given."""
+        return given(decisive(self), "img_size")
+
+
+def read_model_options(declared: type[ModelOptions], description: str | None) -> Any:
+    """The parser and the values of `read_options`; exits with 2 where no model is named."""
+    parser, values = read_options(declared, description)
+    if not (values["model"] or values["pretrained"]):
+        parser.error("the following arguments are required: --model (or a pruned/ folder as --pretrained)")
+    return parser, values

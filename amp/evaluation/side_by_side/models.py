@@ -1,0 +1,87 @@
+"""The two models of a comparison."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from amp.errors import UserError, under
+from amp.evaluation.options import CompareOptions
+from amp.models.folder import load_tower, read_folder_config
+from amp.models.open import open_published, open_tower
+from amp.run.console import say
+from amp.settings.model import ModelSettings
+from amp.towers import Tower, build_tower, describe_preprocess
+
+_KEYS = ("frame", "name", "kwargs", "transform")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The dense model of a comparison, before it is opened.
+
+    Attributes:
+        name: a library's name, a model JSON or a folder.
+        pretrained: its weights; None where `name` holds them.
+        base: of the pruned folder, whose model it is; None where the user names another.
+        recorded: the folder whose config.json names the weights, for messages; None where the user does.
+    """
+
+    name: str
+    pretrained: str | None
+    base: Mapping[str, Any] | None
+    recorded: str | None
+
+    def open(self, options: CompareOptions, device: str) -> Tower:
+        """In fp32. Raises UserError under the option that holds the mistake."""
+        with (
+            under("--dense", instead_of="model.name"),
+            under("--dense", instead_of="--model"),
+            under("--pretrained", instead_of="model.pretrained"),
+        ):
+            if self.base is None:
+                return open_tower(self.name, options.model_type, self.pretrained, "fp32", device)
+            of_base = {key: self.base[key] for key in _KEYS}
+            settings = ModelSettings.model_validate({**of_base, "pretrained": self.pretrained, "precision": "fp32"})
+            try:
+                return open_published(settings, device=device) or build_tower(settings, device)
+            except UserError as error:
+                if self.recorded is None:
+                    raise
+                where = f"as {self.recorded}/config.json has it; --dense and --pretrained name others"
+                raise UserError(error.key, f"{error.text} ({where})", error.rank_local) from None
+
+
+def find_dense(options: CompareOptions) -> Dense:
+    """Which model the folder was pruned from, unless the options name it.
+
+    Raises:
+        UserError: not a folder of a pruned model, or one that does not tell the dense weights.
+    """
+    config = read_folder_config(options.folder)
+    if options.dense is not None and options.dense != config.base["name"]:
+        return Dense(options.dense, options.pretrained, None, None)
+    name = str(config.base["name"])
+    if options.pretrained is not None:
+        return Dense(name, options.pretrained, config.base, None)
+    model = _recorded(config.provenance)
+    if model is None:
+        raise UserError(
+            "--pretrained",
+            f"missing; {options.folder}/config.json does not tell the weights of the dense {name}: give a tag or file, "
+            "or the dense model's folder as --dense",
+        )
+    return Dense(name, model.get("pretrained"), config.base, options.folder)
+
+
+def _recorded(provenance: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The dense model's settings, as a pruning or a distillation records them; None where nobody did."""
+    settings = provenance.get("settings")
+    groups = [settings.get(key) for key in ("model", "teacher")] if isinstance(settings, Mapping) else []
+    return next((group for group in groups if isinstance(group, Mapping) and "pretrained" in group), None)
+
+
+def open_pruned(options: CompareOptions, device: str) -> Tower:
+    """The folder's model, in fp32. Raises UserError."""
+    tower = load_tower(options.folder, device, "fp32")
+    say(describe_preprocess(tower))
+    return tower

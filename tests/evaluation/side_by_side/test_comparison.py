@@ -1,0 +1,167 @@
+"""Pruned beside dense: a model beside itself, what is left out, every number of processes, every bad call."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import GOLDEN
+from helpers.hf_models import VISION, settings, write
+from helpers.model_folders import random_clip
+from PIL import Image
+
+from amp.evaluation.side_by_side.agreement import agree, same_nearest
+from amp.models.folder import save_tower
+from amp.settings.model import ModelSettings
+from amp.towers import build_tower
+
+SCRIPT = "eval/eval_models.py"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of eight images, with a caption each."""
+    root = tmp_path_factory.mktemp("pictures")
+    rows = ["file,caption"]
+    for label, name in enumerate(("big_cat", "dog")):
+        (root / "own" / name).mkdir(parents=True)
+        for index in range(8):
+            pixels = np.random.default_rng(8 * label + index).integers(0, 200, (4, 4, 3)) + 40 * label
+            Image.fromarray(pixels.astype(np.uint8)).resize((32, 32)).save(root / "own" / name / f"{index}.png")
+            rows.append(f"{name}/{index}.png,a {name} number {index}")
+    (root / "captions.csv").write_text("\n".join(rows))
+    return root
+
+
+def save(model: ModelSettings, folder: Path, share: float) -> Path:
+    """A folder of the model with the first neurons of each block, which says what was pruned."""
+    tower = build_tower(model)
+    kept = [range(int(share * slot.hidden_width)) for slot in tower.slots]
+    for slot, indices in zip(tower.slots, kept, strict=True):
+        slot.keep(torch.tensor(indices))
+    recorded = model.model_dump(mode="json", include={"frame", "name", "pretrained"})
+    save_tower(tower, [[*indices] for indices in kept], {"settings": {"model": recorded}}, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> ModelSettings:
+    name, pretrained = random_clip(tmp_path_factory.mktemp("clip"), "tiny")
+    return ModelSettings(frame="open_clip", name=name, pretrained=pretrained)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2**20])
+def test_the_nearest_is_that_of_a_search_by_hand(chunk_size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense, other = (F.normalize(torch.randn(40, width, generator=generator), dim=1) for width in (6, 5))
+    pruned = F.normalize(dense + 0.3 * torch.randn(40, 6, generator=generator), dim=1)
+
+    def nearest(features: torch.Tensor) -> list[int]:
+        similar = (features.double() @ features.double().t()).fill_diagonal_(-2)
+        return [row.index(max(row)) for row in similar.tolist()]
+
+    for features in (pruned, other):
+        expected = sum(a == b for a, b in zip(nearest(dense), nearest(features), strict=True)) / 40
+        assert same_nearest(dense, features, chunk_size) == expected
+    copies = torch.cat([dense[:9], dense[:9], dense[:9]])  # each image has two as near as can be
+    assert same_nearest(copies, copies[torch.arange(27)], chunk_size) == 1.0
+    assert same_nearest(dense[:1], dense[:1]) is None
+
+
+def test_agreement_of_features_as_wide_and_not() -> None:
+    features_ND = F.normalize(torch.eye(4)[:, :3] + 0.1, dim=1)
+    turned = agree([features_ND, torch.arange(4)], [-features_ND, torch.tensor([0, 1, 0, 0])])
+    assert turned["cosine_mean"] == turned["cosine_min"] == pytest.approx(-1)
+    assert turned["same_top1"] == 0.5
+    other = agree([features_ND], [features_ND[:, :2]])
+    assert (other["cosine_mean"], other["same_top1"]) == (None, None)
+
+
+def test_a_model_beside_itself_agrees_in_everything(
+    tmp_path: Path, clip: ModelSettings, pictures: Path, call: Any
+) -> None:
+    folder = save(clip, tmp_path / "out" / "pruned", 1.0)
+    words = [folder, "--images", pictures / "own", "--dataset_root", pictures / "own", "--num_workers", 0]
+    words += ["--captions", pictures / "captions.csv", "--output", tmp_path / "r.json"]
+    code, out, err = call(SCRIPT, *words)
+    assert code == 0, err
+    record = json.loads((tmp_path / "r.json").read_text())
+    agreement = record["agreement"]
+    assert [agreement[f"cosine_{key}"] for key in ("mean", "p5", "min")] == pytest.approx([1, 1, 1], abs=1e-6)
+    assert (agreement["same_nearest"], agreement["same_top1"], record["head"]) == (1, 1, "zero-shot, 2 classes")
+    assert record["metrics"]["dense"] == record["metrics"]["pruned"]
+    assert list(record["metrics"]["dense"]) == ["zeroshot", "retrieval", "knn", "probe"]
+    assert record["sizes"]["dense"] == record["sizes"]["pruned"]
+    assert "top1 is left out: " in out
+    assert (record["num_images"], record["num_test_images"], record["num_train_images"]) == (16, 4, 12)
+    assert call(SCRIPT, *words)[1].splitlines()[0] == "already done"
+
+
+def test_two_processes_give_the_same(
+    tmp_path: Path, clip: ModelSettings, pictures: Path, call: Any, launch: Any
+) -> None:
+    folder = save(clip, tmp_path / "out" / "pruned", 0.3)
+    words = [folder, "--images", pictures, "--num_workers", 0, "--batch_size", 3, "--num_images", 10]
+    words += ["--dataset_root", pictures / "own", "--tasks", "knn", "probe"]
+    run = launch(2, SCRIPT, *words, "--output", tmp_path / "two.json")
+    assert run.returncode == 0, run.stderr
+    code, out, err = call(SCRIPT, *words, "--output", tmp_path / "one.json")
+    assert code == 0, err
+    assert "agreement: 10 of 16 images, spread evenly" in out
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert all(one[key] == two[key] for key in ("agreement", "metrics", "sizes", "num_images", "settings"))
+    assert 0 < one["agreement"]["cosine_min"] <= one["agreement"]["cosine_mean"] < 1
+    assert one["sizes"]["pruned"]["params"] < one["sizes"]["dense"]["params"]
+    assert one["agreement"]["same_top1"] is not None
+
+
+def test_images_alone_are_enough(tmp_path: Path, clip: ModelSettings, pictures: Path, call: Any) -> None:
+    folder = save(clip, tmp_path / "pruned", 0.3)
+    code, out, err = call(SCRIPT, folder, "--images", pictures, "--num_workers", 0, "--output", tmp_path / "r.json")
+    assert code == 0, err
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["metrics"] == {"dense": {}, "pruned": {}}
+    assert (record["agreement"]["same_top1"], record["head"], record["num_images"]) == (None, None, 16)
+    assert "| agreement on 16 images" in out
+
+
+def test_a_classifier_is_compared_by_its_own_top1(tmp_path: Path, pictures: Path, call: Any) -> None:
+    write(tmp_path / "hf", "ViTForImageClassification", {**VISION, "id2label": {"0": "dog", "1": "big cat"}})
+    folder = save(settings(tmp_path / "hf"), tmp_path / "pruned", 0.9)
+    words = [folder, "--dataset_root", pictures / "own", "--tasks", "top1", "--num_workers", 0]
+    code, _, err = call(SCRIPT, *words, "--output", tmp_path / "r.json")
+    assert code == 0, err
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["head"] == "its classifier of 2 classes"
+    assert list(record["metrics"]["pruned"]) == ["top1"]
+    assert record["num_images"] == 4
+    assert 0 <= record["agreement"]["same_top1"] <= 1
+
+
+def test_mistakes_are_one_line(tmp_path: Path, golden_model: ModelSettings, pictures: Path, call: Any) -> None:
+    folder = save(golden_model, tmp_path / "pruned", 0.5)
+    own, images = ["--dataset_root", pictures / "own"], ["--images", pictures / "own"]
+    for words, said in (
+        ([folder], "give --images DIR, any folder of images, or --dataset_root DIR"),
+        ([folder, *images, "--tasks", "knn"], "--tasks: knn needs --dataset_root"),
+        ([folder, *own, "--captions", pictures / "captions.csv"], "--captions: its files lie below --images"),
+        ([folder, *images, "--held_out", 3], "--held_out: of the class folders of --dataset_root"),
+        ([folder, "--images", tmp_path / "none"], "--images: "),
+        ([tmp_path, *images], "holds no config.json"),
+        ([folder, *images, "--dense", "ViT-B-33"], "--dense: "),
+        ([folder, *images, "--pretrained", tmp_path / "none.pt"], "--pretrained: "),
+        ([folder, *own, "--tasks", "top1"], "ends in no classifier"),
+        ([folder, *own, "--tasks", "zeroshot"], "its tokenizer gives the id 49407, the text tower knows 512 ids"),
+    ):
+        code, _, err = call(SCRIPT, *words, "--num_workers", 0, "--output", tmp_path / "r.json")
+        assert (code, said in err.splitlines()[-1], (tmp_path / "r.json").exists()) == (2, True, False), (words, err)
+
+
+def test_a_folder_that_does_not_tell_its_weights(tmp_path: Path, folder: Path, pictures: Path, call: Any) -> None:
+    words = [folder, "--images", pictures / "own", "--num_workers", 0, "--output", tmp_path / "r.json"]
+    code, _, err = call(SCRIPT, *words)
+    assert (code, "config.json does not tell the weights of the dense " in err) == (2, True)
+    assert call(SCRIPT, *words, "--pretrained", GOLDEN / "tiny-clip.safetensors")[0] == 0
