@@ -1,8 +1,9 @@
 """YAML and `--set` -> settings. Every error names file, key, value and what is allowed."""
 
+import copy
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,7 +120,16 @@ def _refused(problem: str, event: Any) -> yaml.MarkedYAMLError:
 
 def load_config(config_class: type[Config], config_file: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Settings from a YAML file, with 'key.path=value' overrides. Raises UserError."""
-    raw = _read_yaml(Path(config_file))
+    return build_config(config_class, _read_yaml(Path(config_file)), overrides, str(config_file))
+
+
+def build_config(config_class: type[Config], settings: Mapping[str, Any], overrides: Sequence[str], file: str) -> Config:
+    """Settings from what a YAML file would hold, with 'key.path=value' overrides.
+
+    Raises:
+        UserError: of the setting `KEY`, put as `FILE: KEY` where `file` is not empty.
+    """
+    raw: Raw = copy.deepcopy(dict(settings))
     overridden: set[str] = set()
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -131,7 +141,7 @@ def load_config(config_class: type[Config], config_file: str | Path, overrides: 
         # Through JSON, since strict types accept a list for a tuple only there.
         return config_class.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise _explain(error, config_class, str(config_file), overridden) from None
+        raise _explain(error, config_class, file, overridden) from None
 
 
 def _read_yaml(path: Path) -> Raw:
@@ -198,7 +208,7 @@ def _explain(error: ValidationError, config_class: type[BaseModel], file: str, o
 def _explain_one(problem: ErrorDetails, config_class: type[BaseModel], file: str, overridden: set[str]) -> UserError:
     key = ".".join(str(part) for part in problem["loc"])
     own = [o for o in overridden if f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.")]
-    source = f"--set {key}" if own else f"{file}: {key}" if key else file
+    source = f"--set {key}" if own else ": ".join(filter(None, (file, key))) or "settings"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         known = list(_group(config_class, problem["loc"][:-1]).model_fields)

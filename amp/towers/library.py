@@ -19,6 +19,7 @@ class Library:
         knows: whether it has a model of this name; answered without the internet.
         build: the tower of (settings, device, the `base` of an earlier Tower or None); see `amp.towers.build_tower`.
         families: (family, MLP layout, an example's name) of what can be pruned, for people.
+        tags: of the weights that the library has of a name.
         names: every name it knows; None where nobody can list them.
         folders: whether its models are folders and hub ids, not names.
         own_files: what the weights files are called that no other library reads, for messages.
@@ -30,6 +31,7 @@ class Library:
     knows: Callable[[str], bool]
     build: Callable[[ModelSettings, str, dict[str, Any] | None], Tower]
     families: Sequence[tuple[str, str, str]]
+    tags: Callable[[str], Sequence[str]] = lambda name: ()
     names: Callable[[], list[str]] | None = None
     folders: bool = False
     own_files: str | None = None

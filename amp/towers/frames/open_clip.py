@@ -226,6 +226,7 @@ LIBRARY = Library(
     known_as="open_clip",
     knows=knows,
     build=build,
+    tags=open_clip.list_pretrained_tags_by_model,
     families=[
         ("native ViT and CoCa", "plain", "ViT-g-14"),
         ("SigLIP, SigLIP2, PE, EVA01 trunks", "plain", "ViT-SO400M-14-SigLIP"),

@@ -200,6 +200,7 @@ LIBRARY = Library(
     known_as="timm",
     knows=knows,
     build=build,
+    tags=_tags,
     families=[
         ("ViT, DeiT, BEiT, EVA01, SigLIP", "plain", "vit_base_patch16_224"),
         ("BEiT-3", "plain + norm", "beit3_base_patch16_224"),

@@ -1,0 +1,1 @@
+"""The commands of `amp eval`, one file each, as in the folder above."""
