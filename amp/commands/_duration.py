@@ -58,7 +58,7 @@ def _of_a_block(tower: Tower) -> tuple[float, float]:
     """Seconds of an average step of the greedy selection, and of a product with the covariance, of the widest block."""
     slot = max(tower.slots, key=lambda slot: slot.hidden_width)
     weight_DH = slot.out_projection.weight.detach().double()
-    width, hidden = weight_DH.shape
+    hidden = weight_DH.shape[1]
     factor_KH = torch.zeros(max(1, hidden // 2), hidden, dtype=torch.float64, device=weight_DH.device)
 
     def step() -> None:

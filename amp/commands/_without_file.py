@@ -72,7 +72,9 @@ def fitted(named: Named) -> PruneConfig:
 def _batches(config: PruneConfig, counts: Mapping[str, int]) -> dict[str, int]:
     own, total = config.data, sum(counts.values())
     if total < FEWEST:
-        raise UserError("data.root", f"{own.root}: {total} images; it takes {FEWEST} at least, and thousands to do well")
+        raise UserError(
+            "data.root", f"{own.root}: {total} images; it takes {FEWEST} at least, and thousands to do well"
+        )
     fits = [size for size in (2**power for power in range(1, 20)) if size <= min(counts.values())]
     batch_size = own.batch_size if own.batch_size <= fits[-1] else fits[-1]
     wanted = {"num_samples": (own.num_samples, "train"), "num_val_samples": (own.num_val_samples, "val")}
@@ -128,8 +130,8 @@ def describe(config: PruneConfig) -> str:
         f"- {data.num_samples} rank the neurons, by {config.score.criterion}, in batches of {data.batch_size};",
     ]
     if asked := own.target.asked:
-        refit = "" if own.compensation == "none" else f", {own.compensation} refits what is left"
-        lines.append(f"- {asked[1]:.0%} of the tower's {asked[0]} are kept, by {own.allocation}{refit};")
+        refit = "" if own.compensation == "none" else f"; {own.compensation} refits the out-projections"
+        lines.append(f"- {asked[0]} of the tower's to keep: {asked[1]:g}, by {own.allocation}{refit};")
     lines.append(f"- {data.num_val_samples} are held out to measure on; all goes to {config.output.dir}/.")
     if (data.num_samples or FEW) < FEW:
         lines.append(f"note: {data.num_samples} images are few to rank neurons on; {FEW} do better, 2048 well")
@@ -157,10 +159,8 @@ def what_next(folder: Path) -> str:
     return "\n".join(
         [
             "next:",
-            f'  python -c \'import amp; model, transform, tokenizer = amp.load_pruned("{pruned}")\'',
+            f"  python -c 'import amp; model, transform, tokenizer = amp.load_pruned(\"{pruned}\")'",
             f"  amp eval efficiency --model {pruned}",
             "  another size: the same command with another --params; it takes the scores that are there",
         ]
     )
-
-

@@ -58,7 +58,9 @@ class Demo:
 
     def moved(self, **settings: str | Path) -> list[str]:
         """`overrides` of the configs' paths, where the demo is not at its usual place, and of the model's JSON."""
-        json = {} if CHECKOUT else {key.replace("pretrained", "name"): MODEL for key in settings if key in DENSE_WEIGHTS}
+        json = (
+            {} if CHECKOUT else {key.replace("pretrained", "name"): MODEL for key in settings if key in DENSE_WEIGHTS}
+        )
         return self.overrides(**json, **({} if self.home == HOME else settings))
 
     def train_dense(self) -> None:

@@ -133,7 +133,7 @@ def number_from(least: float, most: float = 1e9) -> Callable[[str], float]:
 class Parser(argparse.ArgumentParser):
     """The options of a script or a command. What is wrong with them is a UserError of one line."""
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; a misspelt option is told with the nearest one, before anything that is missing."""
         for word in sys.argv[1:] if args is None else args:
             option, known = word.partition("=")[0], self._option_string_actions

@@ -30,7 +30,10 @@ REGISTRIES = {
 # What may be typed instead of a YAML: the setting that each option is, and its meaning.
 NAMED = {
     "--model": ("model.name", "a model, for example timm/vit_base_patch16_224.augreg, or a folder of transformers"),
-    "--weights": ("model.pretrained", "a file or a tag of the library; random: to try it out (default: the name's own)"),
+    "--weights": (
+        "model.pretrained",
+        "a file or a tag of the library; random: to try it out (default: the name's own)",
+    ),
     "--images": ("data.root", "a folder of images, at any depth"),
     "--params": ("prune.target.params", "the share of the tower's parameters to keep, for example 0.6"),
     "--output": ("output.dir", "the folder to write (default: out/NAME)"),

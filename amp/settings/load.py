@@ -123,7 +123,9 @@ def load_config(config_class: type[Config], config_file: str | Path, overrides: 
     return build_config(config_class, _read_yaml(Path(config_file)), overrides, str(config_file))
 
 
-def build_config(config_class: type[Config], settings: Mapping[str, Any], overrides: Sequence[str], file: str) -> Config:
+def build_config(
+    config_class: type[Config], settings: Mapping[str, Any], overrides: Sequence[str], file: str
+) -> Config:
     """Settings from what a YAML file would hold, with 'key.path=value' overrides.
 
     Raises:

@@ -1,5 +1,7 @@
-"""Zero-shot classification or retrieval of a dense or a pruned model, on one dataset or on several; writes the metrics
-of each as JSON, and one table of all as Markdown and CSV, beside the paper's numbers where it has some."""
+"""Zero-shot classification or retrieval of a dense or a pruned model, on one dataset or on several.
+
+Writes the metrics of each as JSON, and one table of all as Markdown and CSV, beside the paper's numbers where it has
+some."""
 
 from amp.evaluation.benchmarks import check_all
 from amp.evaluation.options import parse_zeroshot
