@@ -3,18 +3,23 @@
 B images of a batch, C channels, S side in pixels, H hidden neurons, D width of the tower.
 """
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
+from torch import Tensor
 
 from amp.data.batches import Batches
+from amp.data.pixels import BrokenImageError, read_rgb
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
 from amp.statistics.moments import MomentCollector, groups
 from amp.towers import Tower
 
 BACKWARD = 3.0  # a forward and a backward pass, of a forward pass
+READ = 16  # images, to time the reading
 PRODUCTS = 4  # of the covariance with a matrix of the tower's width, in the refit of a block
 
 
@@ -28,9 +33,10 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
     own = config.prune
     if config.score.criterion != "reconstruction" or own.allocation == "search":
         return None
-    started = time.monotonic()
-    images_BCSS = next(iter(batches)).to(world().device, tower.dtype)
-    reading = (time.monotonic() - started) / max(1, config.data.num_workers)  # a worker reads a batch of its own
+    read = _read_some(batches)
+    if read is None:
+        return None
+    images_BCSS, reading = read[0].to(world().device, tower.dtype), read[1]
 
     def read_and(computing: float) -> float:
         return max(reading, computing) if config.data.num_workers else reading + computing
@@ -52,6 +58,24 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
         calibration = min(own.num_calibration_samples, len(batches.paths)) // config.data.batch_size
         refits = calibration * pass_with_moments + PRODUCTS * product * len(widths)
     return of_scoring + of_entropy + refits
+
+
+def _read_some(batches: Batches) -> tuple[Tensor, float] | None:
+    """A batch of this process's size, of the first images, repeated; and the seconds to read a batch.
+
+    None where none of the images can be read, which the scoring tells.
+    """
+    local = len(range(batches.settings.batch_size)[world().share(batches.settings.batch_size)])
+    started, images = time.monotonic(), []
+    for source in batches.paths[:READ]:
+        with suppress(BrokenImageError):
+            images.append(batches.transform(read_rgb(source)))
+    if not images:
+        return None
+    seconds = (time.monotonic() - started) / len(images) * local
+    at_once = max(1, min(batches.settings.num_workers, os.cpu_count() or 1))
+    repeated_BCSS = torch.stack([images[index % len(images)] for index in range(local)])
+    return repeated_BCSS, seconds / at_once
 
 
 def _of_a_block(tower: Tower) -> tuple[float, float]:

@@ -143,7 +143,7 @@ def describe_time(config: PruneConfig, tower: Tower, batches: Batches) -> str:
     seconds = estimate_seconds(config, tower, batches)
     if seconds is None:
         return "how long it takes is told as it goes"
-    return f"by the first batch it will take about {in_words(seconds)}"
+    return f"by one batch, it will take about {in_words(seconds)}"
 
 
 def in_words(seconds: float) -> str:
