@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from clip_benchmark.metrics.zeroshot_classification import average_precision_per_class
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -214,6 +213,8 @@ def _accuracies(pred_B: Tensor, top_BK: Tensor, label_B: Tensor) -> Metrics:
 
 
 def _average_precision(logits_BC: Tensor, labels_BC: Tensor) -> Metrics:
+    from clip_benchmark.metrics.zeroshot_classification import average_precision_per_class
+
     return {"mean_average_precision": average_precision_per_class(logits_BC, labels_BC).mean().item()}
 
 
