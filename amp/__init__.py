@@ -1,16 +1,28 @@
-"""Adaptive MLP Pruning (AMP): smaller vision transformers with the same features, without labels."""
+"""Adaptive MLP Pruning (AMP): smaller vision transformers with the same features, without labels.
 
-from typing import Any
+pruned = amp.prune(model, images, params=0.6)      # a model object of timm, open_clip or transformers
+amp.save(pruned, "folder")
+model, transform, tokenizer = amp.load_pruned("folder")
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from amp.version import __version__
 
-__all__ = ["__version__", "load_pruned"]
+if TYPE_CHECKING:
+    from amp.api import distill, load_pruned, prune, save
+
+__all__ = ["__version__", "distill", "load_pruned", "prune", "save"]
 
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import: `import amp`, --help and mistakes in the settings do without it.
-    if name == "load_pruned":
-        from amp.models import load_pruned
+    if name in __all__:
+        import amp.api
 
-        return load_pruned
+        return getattr(amp.api, name)
     raise AttributeError(f"module 'amp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

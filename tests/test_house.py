@@ -18,6 +18,7 @@ PACKAGES = [
     {"amp.statistics"},
     {"amp.evaluation"},
     {"amp.scoring", "amp.pruning", "amp.distillation"},
+    {"amp.api"},
     {"amp"},
     {"amp.demo"},
     {"amp.commands"},

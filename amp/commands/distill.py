@@ -26,7 +26,15 @@ def main() -> None:
     check_metric(config)
 
     from amp.data.identity import digests_of
-    from amp.distillation import Loop, Trainer, Validation, held_out_images, load_teacher_and_student, training_images
+    from amp.distillation import (
+        Loop,
+        RunKeeper,
+        Trainer,
+        Validation,
+        held_out_images,
+        load_teacher_and_student,
+        training_images,
+    )
     from amp.evaluation.student import build_metric
     from amp.models.folder import save_tower
     from amp.models.open import check_student
@@ -49,7 +57,7 @@ def main() -> None:
         batches = training_images(config, teacher)
         validation = Validation(held_out_images(config, teacher.transform), build_metric(config, teacher, student))
         trainer = Trainer(teacher, student, config.optim, config.data.batch_size, len(batches))
-        last = Loop(run, trainer, batches, validation).train()
+        last = Loop(trainer, batches, RunKeeper(run), config.output, validation).train()
         batches.say_broken()
         weights = trainer.weights()
         provenance = {**run.header, "student": pruned.provenance, "last_step": last}

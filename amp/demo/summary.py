@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
-
 from amp.pruning.report import draw_probes, draw_widths
-from amp.run.figures import BLUE, save_figure
+from amp.run.figures import BLUE, panels, save_figure
 from amp.run.tables import human
 
 
@@ -18,7 +16,7 @@ def plot_summary(record: Mapping[str, Any], rows: Mapping[str, Mapping[str, floa
         record: of `prune.json`, with `dense_widths`.
         rows: {model: {params, top1, recall1}}, qualities as fractions.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(16, 4.2), layout="constrained")
+    figure, axes = panels(3, 16, 4.2)
     draw_widths(axes[0], record["widths"], record["dense_widths"])
     draw_probes(axes[1], record["probes"], record["dense_widths"])
     for offset, key, label, colour in ((-0.2, "top1", "top-1", BLUE), (0.2, "recall1", "recall@1", "#e08e2b")):

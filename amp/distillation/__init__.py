@@ -1,11 +1,12 @@
 """Distillation: a pruned student learns its dense teacher's last tokens, without labels (AMP, arXiv 2603.08100).
 
 What it learns (`losses`), from whom (`students`), on which images (`images`), how a step is done (`trainer`, with
-`optimizer` and `placement`), how the steps become a run (`loop`, with `validation` and `speed`), and what that needs
-of a GPU (`memory`).
+`optimizer` and `placement`), how the steps become a run (`loop`, with `validation` and `speed`), what is kept of
+it (`keeping`), and what that needs of a GPU (`memory`).
 """
 
 from amp.distillation.images import held_out_images, training_images
+from amp.distillation.keeping import MemoryKeeper, RunKeeper
 from amp.distillation.loop import Loop
 from amp.distillation.losses import distillation_loss
 from amp.distillation.memory import describe_plan, plan_memory
@@ -16,7 +17,9 @@ from amp.distillation.validation import Validation
 
 __all__ = [
     "Loop",
+    "MemoryKeeper",
     "NotFiniteError",
+    "RunKeeper",
     "Trainer",
     "Validation",
     "describe_plan",

@@ -19,6 +19,8 @@ def rates(step: int, optim: OptimSettings, batch_size: int, steps_per_epoch: int
     """
     peak = optim.base_lr * batch_size / 256
     warmup, total = optim.warmup_epochs * steps_per_epoch, optim.epochs * steps_per_epoch
+    if optim.warmup_steps is not None:
+        warmup = min(optim.warmup_steps, total - 1)
     if step < warmup:
         rate = peak * step / max(1, warmup - 1)
     else:

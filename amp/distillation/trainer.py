@@ -16,7 +16,7 @@ from amp.errors import StoppedError, UserError
 from amp.run.processes.signals import STOPS, StopRequest
 from amp.run.world import gathered, gradients_stay_local, local_part, sharded_like, world
 from amp.settings.distill import OptimSettings
-from amp.towers import Tower
+from amp.towers import TokenReadout, Tower
 
 
 class NotFiniteError(StoppedError):
@@ -183,6 +183,12 @@ class Trainer:
             if world().is_main:
                 whole[name] = tensor.cpu()
         return whole
+
+    def close(self) -> None:
+        """Leaves the towers' modules as they were, with the weights as they are now."""
+        for readout in (self._teacher, self._student):
+            if isinstance(readout, TokenReadout):
+                readout.close()
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.optim.precision == "fp32":

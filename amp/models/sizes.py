@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from amp.settings.model import ModelSettings
-from amp.towers import Tower, build_tower
+from amp.towers import Tower
 
 # Products of weights with tokens.
 WEIGHT_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
@@ -53,21 +52,6 @@ def _flops_by_op(tower: Tower) -> dict[Any, int]:
 
 def _sum_flops(counts: Mapping[Any, int], attention_products: bool) -> int:
     return sum(flops for op, flops in counts.items() if attention_products or op in WEIGHT_PRODUCTS)
-
-
-def measure_sizes(settings: ModelSettings, kept: list[list[int]]) -> dict[str, dict[str, int]]:
-    """`{params: {dense, pruned}, flops: {dense, pruned}}` of the vision tower.
-
-    Args:
-        settings: of the dense model.
-        kept: indices of the neurons that stay, one list a block.
-    """
-    tower = build_tower(settings, "meta")
-    sizes: dict[str, Any] = {"params": {"dense": count_params(tower)}, "flops": {"dense": count_flops(tower)}}
-    for slot, indices in zip(tower.slots, kept, strict=True):
-        slot.keep(torch.tensor(indices))
-    sizes["params"]["pruned"], sizes["flops"]["pruned"] = count_params(tower), count_flops(tower)
-    return sizes
 
 
 def measure_widths(tower: Tower, widths: Sequence[int]) -> dict[str, int]:

@@ -9,7 +9,7 @@ Where things are: `search` decides how many batches a probe takes, `blocks` and 
 removed neurons, `measure` how the entropy of a network is measured.
 """
 
-from amp.pruning.measure.open import open_networks
+from amp.pruning.measure.open import networks_over, open_networks
 from amp.pruning.refit_pruned import refit_pruned
 from amp.pruning.report import write_pruning
 from amp.pruning.size import relative_size
@@ -20,6 +20,7 @@ __all__ = [
     "Pruned",
     "check_widths",
     "choose_widths",
+    "networks_over",
     "open_networks",
     "prune",
     "refit_pruned",

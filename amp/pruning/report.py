@@ -4,16 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from amp.models.folder import save_tower
-from amp.models.sizes import measure_sizes
 from amp.pruning.doubt import warn_of_doubt
 from amp.pruning.widths import Pruned
 from amp.run.console import say
-from amp.run.figures import BLUE, GREY, save_figure
+from amp.run.figures import BLUE, GREY, panels, save_figure
 from amp.run.run import Run
 from amp.run.tables import human, table
 from amp.run.world import world
@@ -28,18 +30,11 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
         tower: sliced.
         cost: `{block_forwards, images, seconds}`.
     """
-    record: dict[str, Any] = {
-        "widths": tower.widths,
-        "dense_widths": pruned.dense_widths,
-        **pruned.entropies,
-        **measure_sizes(run.config.model, pruned.kept),
-        "cost": dict(cost),
-    }
+    record = {**pruned.record, "cost": dict(cost)}
     if pruned.errors:
-        record["compensation"] = pruned.errors
         say(describe_errors(pruned.errors))
     if world().is_main:
-        plot_pruning(record, run.path("prune.png"))
+        save_figure(draw_pruning(record), run.path("prune.png"))
         save_tower(tower, pruned.kept, run.header, run.path("pruned"))
     run.write("prune.json", record, "main_prune.py")
     say(describe_sizes(record["params"], record["flops"]))
@@ -80,7 +75,7 @@ def draw_widths(axes: Axes, widths: Sequence[int], dense_widths: Sequence[int]) 
 def draw_probes(axes: Axes, probes: Sequence[tuple[int, int, float]], dense_widths: Sequence[int]) -> None:
     """Lines: entropy against width, one line a block, every probe a dot; entropy in nats."""
     blocks = sorted({block for block, _, _ in probes})
-    colours = plt.get_cmap("viridis")
+    colours = colormaps["viridis"]
     few = len(blocks) <= 12
     for block in blocks:
         points = sorted((width / dense_widths[block], entropy) for b, width, entropy in probes if b == block)
@@ -91,27 +86,27 @@ def draw_probes(axes: Axes, probes: Sequence[tuple[int, int, float]], dense_widt
     if few and blocks:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     elif blocks:
-        scale = plt.cm.ScalarMappable(plt.Normalize(0, len(dense_widths) - 1), colours)
+        scale = ScalarMappable(Normalize(0, len(dense_widths) - 1), colours)
         axes.figure.colorbar(scale, ax=axes, label="block")
 
 
-def plot_pruning(record: Mapping[str, Any], path: Path) -> None:
+def draw_pruning(record: Mapping[str, Any]) -> Figure:
     """`prune.png`: widths per block, and entropy per probe where there was a search."""
     dense_widths = record["dense_widths"]
-    panels = 2 if record["probes"] else 1
-    figure, axes = plt.subplots(1, panels, figsize=(5.6 * panels, 4), layout="constrained", squeeze=False)
-    draw_widths(axes[0, 0], record["widths"], dense_widths)
+    number = 2 if record["probes"] else 1
+    figure, axes = panels(number, 5.6 * number, 4)
+    draw_widths(axes[0], record["widths"], dense_widths)
     if record["probes"]:
-        draw_probes(axes[0, 1], record["probes"], dense_widths)
+        draw_probes(axes[1], record["probes"], dense_widths)
         for entropy, name, style in (
             (record["dense_entropy"], "dense", ":"),
             (record["final_entropy"], "pruned", "--"),
         ):
-            axes[0, 1].axhline(entropy, color="black", linewidth=0.8, linestyle=style)
-            axes[0, 1].annotate(
+            axes[1].axhline(entropy, color="black", linewidth=0.8, linestyle=style)
+            axes[1].annotate(
                 name, (1, entropy), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
             )
-    save_figure(figure, path)
+    return figure
 
 
 SWEEP_HEADERS = ["entropy_increase", "parameters", "share", "FLOPs", "share", "entropy", "above dense"]
@@ -133,7 +128,7 @@ def sweep_table(record: Mapping[str, Any]) -> str:
 
 def plot_sweep(record: Mapping[str, Any], path: Path) -> None:
     """`prune_sweep.png`: entropy against the share of the parameters that is left, and widths per block."""
-    figure, axes = plt.subplots(1, 2, figsize=(11.2, 4), layout="constrained")
+    figure, axes = panels(2, 11.2, 4)
     points = record["points"]
     shares = [point["params"] / record["dense"]["params"] for point in points]
     above = [point["final_entropy"] - point["dense_entropy"] for point in points]
@@ -142,7 +137,7 @@ def plot_sweep(record: Mapping[str, Any], path: Path) -> None:
         axes[0].annotate(f" {point['entropy_increase']:g}", (share, entropy), fontsize=8, va="bottom")
     axes[0].set(xlabel="parameters, of the dense tower's", ylabel="entropy above dense (nats)")
     axes[0].set_title("Size against entropy, at each entropy_increase")
-    colours = plt.get_cmap("viridis")
+    colours = colormaps["viridis"]
     for place, point in enumerate(points):
         colour = colours(0.92 * place / max(1, len(points) - 1))
         axes[1].plot(point["widths"], marker=".", color=colour, label=f"{point['entropy_increase']:g}")

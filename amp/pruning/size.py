@@ -6,13 +6,15 @@ A size is parameters or FLOPs, counted, or the seconds of an image, measured.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from amp.errors import UserError, under
 from amp.models.sizes import count_params, measure_widths
-from amp.models.throughput import measure_throughput, rebuild
+from amp.models.throughput import measure_throughput
 from amp.pruning.measure.journal import Journal
 from amp.run.world import world
 from amp.settings.prune import TargetSettings
-from amp.towers import Tower, rebuild_dense
+from amp.towers import Tower, duplicate, on_meta
 from amp.towers.slots import MlpSlot
 
 Widths = list[int]
@@ -51,7 +53,7 @@ def params_of_widths(tower: Tower, widths: Sequence[int]) -> int:
 
 def sizes_of(tower: Tower) -> Callable[[Sequence[int]], dict[str, int]]:
     """Widths -> `{params, flops}` of the tower, counted on meta tensors."""
-    twin = rebuild_dense(tower.base, "meta")
+    twin = on_meta(tower)
     return lambda widths: measure_widths(twin, widths)
 
 
@@ -66,10 +68,12 @@ def relative_size(key: str, tower: Tower, journal: Journal) -> RelativeSize:
         sizes = sizes_of(tower)
         dense = sizes(tower.widths)[key]
         return lambda widths: sizes(widths)[key] / dense
-    whole = rebuild(tower.base, str(world().device))
 
     def seconds(widths: Sequence[int]) -> float:
-        towers = {"dense": whole, "pruned": rebuild(tower.base, str(world().device), widths)}
+        narrow = duplicate(tower)
+        for slot, width in zip(narrow.slots, widths, strict=True):
+            slot.keep(torch.arange(width))
+        towers = {"dense": tower, "pruned": narrow}
         with under("prune.target.throughput", instead_of="batch_size"):
             rates = measure_throughput(towers, THROUGHPUT_BATCH, THROUGHPUT_ROUNDS)
         return float(world().broadcast(rates["dense"]["median"] / rates["pruned"]["median"]))

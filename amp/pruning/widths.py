@@ -6,7 +6,7 @@ from typing import Any
 from amp.errors import UserError
 from amp.pruning.blocks import WidthsFound, searched_blocks
 from amp.pruning.measure.networks import NarrowedNetworks
-from amp.pruning.size import RelativeSize, Widths
+from amp.pruning.size import RelativeSize, Widths, sizes_of
 from amp.registry import ALLOCATIONS
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
@@ -14,15 +14,32 @@ from amp.towers import Tower
 
 @dataclass
 class Pruned:
-    """What a pruning did: kept neurons by block, and what was measured for it; entropies in nats."""
+    """What a pruning did: kept neurons by block, and what was measured for it; entropies in nats.
+
+    Attributes:
+        sizes: `{params: {dense, pruned}, flops: {dense, pruned}}` of the vision tower.
+        errors: of every block's output, where compensation refitted it.
+    """
 
     kept: list[list[int]]
     dense_widths: list[int]
+    sizes: dict[str, dict[str, int]]
     dense_entropy: float
     final_entropy: float
     num_batches: int
     found: WidthsFound | None = None
     errors: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def widths(self) -> list[int]:
+        """Hidden width of every block."""
+        return [len(indices) for indices in self.kept]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `prune.json` says of the result."""
+        own = {"widths": self.widths, "dense_widths": self.dense_widths, **self.entropies, **self.sizes}
+        return {**own, "compensation": self.errors} if self.errors else own
 
     @property
     def entropies(self) -> dict[str, Any]:
@@ -78,11 +95,14 @@ def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: Relativ
     widths, found = choose_widths(networks, settings, size_of)
     dense = networks.mean() if found is None else found.dense_entropy
     dense_widths = networks.tower.widths
+    of_widths = sizes_of(networks.tower)
+    ends = {"dense": of_widths(dense_widths), "pruned": of_widths(widths)}
+    sizes = {key: {end: of_end[key] for end, of_end in ends.items()} for key in ("params", "flops")}
     kept, errors = networks.keep(widths)
     # No probe saw widths that are given, nor a compensation or a scale that comes after the search.
     unseen = found is None or found.scale != 1 or (errors and not networks.in_search)
     final = found.final_entropy if found and not unseen else networks.mean()
-    return Pruned(kept, dense_widths, dense, final, networks.held_out.num_batches, found, errors)
+    return Pruned(kept, dense_widths, sizes, dense, final, networks.held_out.num_batches, found, errors)
 
 
 def choose_widths(

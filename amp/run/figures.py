@@ -1,21 +1,22 @@
-"""What pictures of a run share."""
+"""What pictures share. They are drawn without a window, whatever backend a notebook has chosen."""
 
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from amp.run.files import atomic
-
-matplotlib.use("Agg")
-
 
 GREY, BLUE = "#c9ced6", "#2f6db3"
 
 
-def save_figure(figure: Any, path: Path) -> None:
+def panels(number: int, width: float, height: float) -> tuple[Figure, list[Any]]:
+    """A figure of so many panels beside each other, and their axes; its sides in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, number, squeeze=False)[0])
+
+
+def save_figure(figure: Figure, path: Path) -> None:
     """A PNG, written beside and renamed."""
     with atomic(path) as partial:
         figure.savefig(partial, dpi=130, format="png", metadata={"Software": None})
-    plt.close(figure)

@@ -270,6 +270,15 @@ def start(device: str | None = None) -> Iterator[World]:
     dist.destroy_process_group()
 
 
+@contextmanager
+def alone(device: torch.device) -> Iterator[World]:
+    """The world of a call on a model in memory: this process alone. Raises UserError where it is one of several."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        raise UserError("torch.distributed", "one process works on models in memory; several run main_prune.py")
+    with _as_started(World(0, 1, device)) as one:
+        yield one
+
+
 def _own_device(kind: str, place: Place) -> torch.device:
     """Of this process, which gets its part of the machine's cores where there is no GPU."""
     if kind != "cuda":

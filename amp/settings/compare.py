@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from amp.settings.base import ASIDE, Count, Fraction, Seed, Settings
+from amp.settings.base import ASIDE, Count, Fraction, Seed, Settings, Some
 from amp.settings.distill import OptimSettings
 from amp.settings.model import ModelSettings
 from amp.settings.prune import PruneDataSettings, SearchSettings
@@ -21,10 +21,8 @@ class CompareRowSettings(SearchSettings):
 
 
 class CompareSettings(Settings):
-    sizes: tuple[Fraction, ...] = Field(
-        (0.8, 0.6, 0.5, 0.4), description="shares of the tower's parameters to compare at"
-    )
-    seeds: tuple[Seed, ...] = Field((0, 1, 2), description="each chooses other images, and other random neurons")
+    sizes: Some[Fraction] = Field((0.8, 0.6, 0.5, 0.4), description="shares of the tower's parameters to compare at")
+    seeds: Some[Seed] = Field((0, 1, 2), description="each chooses other images, and other random neurons")
 
 
 class CompareDistilSettings(Settings):

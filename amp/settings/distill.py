@@ -1,6 +1,7 @@
 """Settings of distill.py."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,12 +12,19 @@ from amp.settings.run import OutputSettings, RunConfig
 
 Parallel = Literal["ddp", "fsdp"]
 
+# What a pruned and refitted model is trained with, where nobody says more than a number of steps.
+RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
+    "data": {"batch_size": 64},
+    "optim": {"base_lr": 2e-4, "min_lr": 1e-6, "epochs": 1},
+}
+
 
 class OptimSettings(Settings):
     base_lr: Annotated[float, Field(gt=0, le=1)] = Field(description="learning rate at a global batch of 256")
     min_lr: NonNegative = Field(description="learning rate at the end, not scaled with the batch")
     epochs: Count = Field(description="passes over the images")
     warmup_epochs: CountOrZero = Field(1, description="epochs of linear warm-up from 0")
+    warmup_steps: CountOrZero | None = Field(None, description="the same in steps; null: as warmup_epochs says")
     weight_decay: NonNegative = Field(0.04, description="weight decay at the start")
     weight_decay_end: NonNegative = Field(0.2, description="weight decay at the end (cosine)")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -41,7 +49,7 @@ class OptimSettings(Settings):
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "OptimSettings":
-        if self.warmup_epochs >= self.epochs:
+        if self.warmup_steps is None and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
         return self
 

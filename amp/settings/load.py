@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from amp.settings.prune import PruneConfig
 # A YAML file as it is read.
 Raw = dict[str, object]
 Config = TypeVar("Config", PruneConfig, DistillConfig, CompareConfig)
+Group = TypeVar("Group", bound=BaseModel)
 CONFIGS: dict[str, type[BaseModel]] = {
     "main_score.py and main_prune.py": PruneConfig,
     "distill.py": DistillConfig,
@@ -139,11 +140,23 @@ def build_config(
             raise UserError(f"--set {override}", "expected key.path=value, for example --set data.batch_size=64")
         _set_path(raw, key, _parse_value(override, text))
         overridden.add(key)
+    return validate(config_class, raw, file, overridden)
+
+
+def validate(config_class: type[Group], raw: Raw, source: str, overridden: Collection[str] = ()) -> Group:
+    """Settings from plain values.
+
+    Args:
+        source: where they come from, for messages: a file, or a function.
+        overridden: keys that were given by --set.
+    Raises:
+        UserError: naming the key, the value and what is allowed.
+    """
     try:
         # Through JSON, since strict types accept a list for a tuple only there.
         return config_class.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise _explain(error, config_class, file, overridden) from None
+        raise _explain(error, config_class, source, overridden) from None
 
 
 def _read_yaml(path: Path) -> Raw:
@@ -197,7 +210,9 @@ def _set_path(raw: Raw, key: str, value: object) -> None:
     raw[last] = value
 
 
-def _explain(error: ValidationError, config_class: type[BaseModel], file: str, overridden: set[str]) -> UserError:
+def _explain(
+    error: ValidationError, config_class: type[BaseModel], file: str, overridden: Collection[str]
+) -> UserError:
     """All mistakes in one line, unknown keys first: a misspelt one makes another look missing."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     found = several([_explain_one(problem, config_class, file, overridden) for problem in problems[:3]])
@@ -207,7 +222,9 @@ def _explain(error: ValidationError, config_class: type[BaseModel], file: str, o
     return UserError(found.key, f"{found.text}{rest}{other}")
 
 
-def _explain_one(problem: ErrorDetails, config_class: type[BaseModel], file: str, overridden: set[str]) -> UserError:
+def _explain_one(
+    problem: ErrorDetails, config_class: type[BaseModel], file: str, overridden: Collection[str]
+) -> UserError:
     key = ".".join(str(part) for part in problem["loc"])
     own = [o for o in overridden if f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.")]
     source = f"--set {key}" if own else ": ".join(filter(None, (file, key))) or "settings"

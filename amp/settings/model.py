@@ -42,3 +42,12 @@ class ModelSettings(Settings):
     def weights(self) -> str | None:
         """Where the weights come from; a folder as a name holds its own."""
         return self.pretrained or (self.name if Path(self.name).is_dir() else None)
+
+
+class GivenModelSettings(Settings):
+    """What may be said of a model that is given as an object; what is left open is read from it."""
+
+    frame: Frame | None = Field(None, description="library the model comes from")
+    name: PathOrName | None = Field(None, description=MODEL_NAME)
+    kwargs: ModelArguments | None = Field(None, description="what the library's factory was given (img_size, ...)")
+    transform: TransformSettings = TransformSettings()

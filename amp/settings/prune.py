@@ -15,6 +15,7 @@ from amp.settings.base import (
     NonNegative,
     Positive,
     Settings,
+    Some,
     names_of,
 )
 from amp.settings.data import DataSettings
@@ -32,6 +33,7 @@ else:
     Search = names_of(SEARCHES)
 
 Width = Annotated[int, Field(ge=1, le=MOST_OF_A_MODEL)]
+Block = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 
 # The settings that keep most at a size of one's choice, for whoever names a model, images and a size and no more.
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
@@ -89,7 +91,7 @@ class SearchSettings(Settings):
     )
     entropy_increase: NonNegative = Field(1.0e-2, description="entropy a block may add, in nats")
     search_steps: Annotated[int, Field(ge=1, le=32)] = Field(6, description="probes per block")
-    widths: tuple[Width, ...] | None = Field(None, description="one width a block; skips the search")
+    widths: Some[Width] | None = Field(None, description="one width a block; skips the search")
     search: Search = Field(
         "exact", description="exact: blocks before the one searched are not run again; racing: also few batches a probe"
     )
@@ -109,9 +111,7 @@ class SearchSettings(Settings):
     target: TargetSettings = TargetSettings()
     width_multiple: Width = Field(1, description="widths are multiples of it, as hardware likes them")
     min_width: Width = Field(1, description="no width is smaller")
-    blocks: tuple[Annotated[int, Field(ge=0, lt=MOST_LAYERS)], ...] | None = Field(
-        None, description="numbers of the blocks that may be pruned, from 0; null: all"
-    )
+    blocks: Some[Block] | None = Field(None, description="numbers of the blocks that may be pruned, from 0; null: all")
     two_sided: bool = Field(False, description="refuse also a probe whose entropy falls by more than entropy_increase")
     total_increase: Positive | None = Field(None, description="entropy all blocks together may add, in nats; null: any")
     compensation: Compensation = Field(

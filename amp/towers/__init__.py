@@ -5,11 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from amp.errors import UserError
-from amp.settings.model import ModelSettings
+from amp.registry import FRAMES
+from amp.settings.model import GivenModelSettings, ModelSettings
 from amp.towers.base import Tower, offline
 from amp.towers.bounds import check_numbers
+from amp.towers.copies import duplicate, on_meta
+from amp.towers.given import made_by
 from amp.towers.library import Library, library
 from amp.towers.names import default_frame, knows, other_reader
 from amp.towers.preprocess import describe_preprocess
@@ -26,9 +30,12 @@ __all__ = [
     "build_tower",
     "default_frame",
     "describe_preprocess",
+    "duplicate",
     "knows",
     "library",
+    "on_meta",
     "rebuild_dense",
+    "wrap_tower",
 ]
 
 
@@ -63,6 +70,27 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
     if saved is None and device != "meta":
         tower.model.to(device)
     return tower
+
+
+def wrap_tower(model: nn.Module, asked: GivenModelSettings | None = None) -> Tower:
+    """The tower around a model object of open_clip, timm or transformers, which stays what it is.
+
+    Args:
+        model: in eval mode, its parameters frozen, on its device.
+        asked: what the user says of it.
+    Raises:
+        UserError: no model of these libraries, or one that cannot be pruned.
+    """
+    asked = asked or GivenModelSettings()
+    frames = [asked.frame] if asked.frame else sorted(FRAMES.names, key=lambda frame: not made_by(model, frame))
+    with torch.random.fork_rng(devices=[]):
+        for frame in frames:
+            wrap = library(frame).wrap
+            tower = wrap(model, asked) if wrap else None
+            if tower is not None:
+                return check_readout(tower)
+    whose = f"{type(model).__module__}.{type(model).__name__}"
+    raise UserError("model", f"{whose} is no model of open_clip, timm or transformers; give one that a library built")
 
 
 def _is_the_users_own(settings: ModelSettings) -> bool:

@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from amp.registry import FRAMES
-from amp.settings.model import Frame, ModelSettings
+from amp.settings.model import Frame, GivenModelSettings, ModelSettings
 from amp.towers.base import Tower
 from amp.towers.weights import WRAPPED
 
@@ -18,6 +20,8 @@ class Library:
         known_as: what it is called in messages.
         knows: whether it has a model of this name; answered without the internet.
         build: the tower of (settings, device, the `base` of an earlier Tower or None); see `amp.towers.build_tower`.
+        wrap: the tower around a model object of this library, in eval mode and frozen, None around any other; see
+            `amp.towers.wrap_tower`. Without it the library has no models of its own.
         families: (family, MLP layout, an example's name) of what can be pruned, for people.
         tags: of the weights that the library has of a name.
         names: every name it knows; None where nobody can list them.
@@ -33,6 +37,7 @@ class Library:
     families: Sequence[tuple[str, str, str]]
     tags: Callable[[str], Sequence[str]] = lambda name: ()
     names: Callable[[], list[str]] | None = None
+    wrap: Callable[[nn.Module, GivenModelSettings], Tower | None] | None = None
     folders: bool = False
     own_files: str | None = None
     checkpoint_keys: Sequence[str] = WRAPPED

@@ -3,7 +3,6 @@
 B images, C channels, S side in pixels, T tokens, D width.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from amp.errors import UserError
 from amp.towers.base import Tower, first_line
+from amp.towers.copies import on_meta
 
 
 class TokenReadout(nn.Module):
@@ -27,7 +27,11 @@ class TokenReadout(nn.Module):
         self.visual = tower.visual
         self._tokens: list[Tensor] = []
         last = list(tower.blocks.values())[-1]
-        last.register_forward_hook(lambda module, inputs, output: self._tokens.append(_first(output)))
+        self._hook = last.register_forward_hook(lambda module, inputs, output: self._tokens.append(_first(output)))
+
+    def close(self) -> None:
+        """Leaves the tower as it was."""
+        self._hook.remove()
 
     def forward(self, images_BCHW: Tensor, read: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         self._tokens.clear()
@@ -71,7 +75,7 @@ def check_readout(tower: Tower) -> Tower:
     side = tower.image_size
     key = "model.kwargs" if tower.base["kwargs"] else "model.name"
     name = tower.base["name"]
-    twin = _without_weights(tower)
+    twin = on_meta(tower)
     images_1CSS = torch.empty(1, 3, side, side, dtype=tower.dtype, device="meta")
     try:
         _fill(twin.visual, after_last_block(twin))
@@ -87,18 +91,6 @@ def check_readout(tower: Tower) -> Tower:
     (gradient_1TD,) = torch.autograd.grad((feature_1D * weights_1D).sum(), tokens_1TD)
     read = (gradient_1TD[0, : tower.num_prefix_tokens] != 0).any(1)
     return replace(tower, read_tokens=tuple(read.nonzero().flatten().tolist()))
-
-
-def _without_weights(tower: Tower) -> Tower:
-    """A copy whose parameters and buffers are on the meta device."""
-    memo: dict[int, Any] = {}
-    for parameter in tower.model.parameters():
-        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-    for buffer in tower.model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    parts = (tower.visual, dict(tower.blocks), tower.feature)
-    visual, blocks, feature = copy.deepcopy(parts, memo)
-    return replace(tower, visual=visual, blocks=blocks, feature=feature)
 
 
 @torch.no_grad()

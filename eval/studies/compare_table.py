@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
-
-from amp.run.figures import BLUE, GREY, save_figure
+from amp.run.figures import BLUE, GREY, panels, save_figure
 from amp.run.tables import table
 from studies.compare_cells import Cell
 
@@ -48,10 +46,8 @@ def tabulate(found: Mapping[Cell, Any], dense: Mapping[str, float]) -> str:
 def plot(found: Mapping[Cell, Any], dense: Mapping[str, float], path: Path) -> None:
     """A panel a size, a line a row: top-1 before any training (hollow) and distilled (full), bars for the spread."""
     sizes, rows = _distinct(found, 2), _distinct(found, 1)
-    figure, panels = plt.subplots(
-        1, len(sizes), figsize=(3.4 + 2.9 * len(sizes), 1.4 + 0.28 * len(rows)), layout="constrained", squeeze=False
-    )
-    for panel, size in zip(panels[0], sizes, strict=True):
+    figure, axes = panels(len(sizes), 3.4 + 2.9 * len(sizes), 1.4 + 0.28 * len(rows))
+    for panel, size in zip(axes, sizes, strict=True):
         for stage, colour, face in (("pruned", "#e08e2b", "white"), ("distilled", BLUE, BLUE)):
             values = [[cell[stage]["top1"] for cell in _cells(found, row, size)] for row in rows]
             panel.errorbar(
@@ -63,11 +59,11 @@ def plot(found: Mapping[Cell, Any], dense: Mapping[str, float], path: Path) -> N
             )
         panel.axvline(dense["top1"], color="black", linewidth=0.8, linestyle=":", label="dense")
         panel.set(title=f"{size:.0%} of the parameters", xlabel="zero-shot top-1", yticks=range(len(rows)))
-        panel.set_yticklabels(rows if panel is panels[0, 0] else [])
+        panel.set_yticklabels(rows if panel is axes[0] else [])
         panel.grid(axis="y", color=GREY, linewidth=0.5)
         panel.set_axisbelow(True)
         panel.invert_yaxis()
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     save_figure(figure, path)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from amp.data.batches import Batches
 from amp.data.listing import list_images
-from amp.distillation import Loop, Trainer, distillation_loss, share_head
+from amp.distillation import Loop, RunKeeper, Trainer, distillation_loss, share_head
 from amp.errors import StoppedError
 from amp.models.folder import load_tower, read_folder_config, save_tower
 from amp.run.run import Run
@@ -161,7 +161,8 @@ def test_nan_stops_the_run_and_says_where(distill_yaml: Path) -> None:
     share_head(teacher, student, HEAD)
     batches = Batches(list_images(config.data, "train"), lambda _: torch.full((3, 32, 32), torch.nan), config.data)
     trainer = Trainer(teacher, student, config.optim, 16, len(batches))
-    loop = Loop(Run(config, Path(config.output.dir), {}), trainer, batches)
+    keeper = RunKeeper(Run(config, Path(config.output.dir), {}))
+    loop = Loop(trainer, batches, keeper, config.output)
     with pytest.raises(StoppedError, match=r"loss is nan at step 0; last good checkpoint: none") as caught:
         loop.train()
     assert caught.value.code == 1

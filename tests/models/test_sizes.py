@@ -7,7 +7,7 @@ import torch
 
 from amp.errors import UserError
 from amp.models import throughput as efficiency
-from amp.models.sizes import count_flops, count_mlp_params, count_params, measure_sizes
+from amp.models.sizes import count_flops, count_mlp_params, count_params, measure_widths
 from amp.models.throughput import measure_throughput, rebuild
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
@@ -32,10 +32,12 @@ def test_towers_of_the_paper(name: str, params: float, mlp_share: float, flops: 
 
 def test_a_neuron_is_worth_two_rows_of_weights(golden_model: ModelSettings) -> None:
     dense, kept = 256, [10, 256, 1, 100, 256]
-    sizes = measure_sizes(golden_model, [list(range(k)) for k in kept])
+    tower = build_tower(golden_model, "meta")
+    whole, pruned = measure_widths(tower, [dense] * 5), measure_widths(tower, kept)
     width, tokens, dropped = 64, 17, sum(dense - k for k in kept)
-    assert sizes["params"]["dense"] - sizes["params"]["pruned"] == dropped * (2 * width + 1)
-    assert sizes["flops"]["dense"] - sizes["flops"]["pruned"] == 2 * tokens * dropped * 2 * width
+    assert whole["params"] - pruned["params"] == dropped * (2 * width + 1)
+    assert whole["flops"] - pruned["flops"] == 2 * tokens * dropped * 2 * width
+    assert tower.widths == [dense] * 5
 
 
 def test_flops_by_hand(golden_model: ModelSettings) -> None:
@@ -49,9 +51,9 @@ def test_flops_by_hand(golden_model: ModelSettings) -> None:
 
 def test_precision_changes_no_size(golden_model: ModelSettings) -> None:
     settings = golden_model.model_copy(update={"precision": "bf16"})
-    whole = [list(range(256))] * 5
-    assert measure_sizes(settings, whole) == measure_sizes(golden_model, whole)
-    assert build_tower(settings, "meta").dtype == torch.bfloat16
+    low, full = build_tower(settings, "meta"), build_tower(golden_model, "meta")
+    assert measure_widths(low, full.widths) == measure_widths(full, full.widths)
+    assert low.dtype == torch.bfloat16
 
 
 def test_rebuilding_gives_the_shapes_of_the_trained_one(tower: Tower, kept: list[list[int]]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from amp.distillation import Loop, Trainer, Validation, load_teacher_and_student, training_images
+from amp.distillation import Loop, RunKeeper, Trainer, Validation, load_teacher_and_student, training_images
 from amp.errors import StoppedError
 from amp.evaluation.student import build_metric
 from amp.run.run import Run
@@ -30,7 +30,8 @@ def prepare(config: DistillConfig) -> Loop:
     batches = training_images(augmented, teacher)
     validation = Validation(metric=build_metric(config, teacher, student))
     trainer = Trainer(teacher, student, config.optim, config.data.batch_size, len(batches))
-    return Loop(Run(config, Path(config.output.dir), {}), trainer, batches, validation)
+    keeper = RunKeeper(Run(config, Path(config.output.dir), {}))
+    return Loop(trainer, batches, keeper, config.output, validation)
 
 
 class Interrupted(Trainer):

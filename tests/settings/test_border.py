@@ -1,14 +1,17 @@
 """The border: YAML is plain values, every number and name has bounds, and the line says what to write."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 from conftest import refusal
+from pydantic import BaseModel, ValidationError
 
 from amp.settings.base import check_numbers
 from amp.settings.command_line import parse_prune
-from amp.settings.load import load_config
+from amp.settings.load import CONFIGS, load_config
 from amp.settings.prune import PruneConfig
 
 YAML = "model: {name: ViT-B-32}\ndata: {name: coco, root: r, batch_size: 8}\noutput: {dir: o}\n"
@@ -122,6 +125,27 @@ def test_every_value_has_bounds(yaml: Path, override: str, words: str) -> None:
     message = refusal(lambda: load_config(PruneConfig, yaml, [override]))
     assert "--set" in message
     assert words in message
+
+
+def _lists(group: type[BaseModel]) -> Iterator[tuple[type[BaseModel], str]]:
+    for name, field in group.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        if any(get_origin(kind) is tuple and Ellipsis in get_args(kind) for kind in (*kinds, *map(_bare, kinds))):
+            yield group, name
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _lists(kind)
+
+
+def _bare(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+@pytest.mark.parametrize(("group", "name"), {pair for kind in CONFIGS.values() for pair in _lists(kind)})
+def test_no_list_may_be_empty(group: type[BaseModel], name: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        group.model_validate_json(json.dumps({name: []}))
+    assert (name,) in [problem["loc"][:1] for problem in refused.value.errors() if problem["type"] == "too_short"]
 
 
 def test_a_group_in_the_file_is_told_as_it_is_written_there(yaml: Path) -> None:

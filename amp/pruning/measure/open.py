@@ -1,7 +1,7 @@
 """Opens what a run searches: the networks, their held-out batches, and what an interrupted search has measured."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,18 +45,43 @@ def open_networks(
     journal = Journal(run.path(JOURNAL), about, thresholds or [own.entropy_increase], len(batches))
     world().from_main(lambda: _remove_inputs(run.folder))
     store = InputStore(own.store, world().device, run.path(f"{INPUTS}{world().rank}"))
-    held_out = HeldOutEntropy(tower, batches, config.score.inverse_temperature, store, inputs_every(own))
-    gigabytes = held_out.stored_bytes / 1e9
-    say(f"{held_out.num_batches} held-out batches; up to {gigabytes:.3g} GB of inputs kept: {own.store}")
-    if own.widths is None and own.allocation == "search":
-        warn_of_few(held_out.num_batches, config.data)
-    orders = [rank(score_H) for score_H in scores]
-    compensation = open_compensation(tower, orders, own, lambda: calibration_batches(config, tower))
-    try:
-        yield NarrowedNetworks(tower, scores, held_out, journal, compensation, own.compensate_in_search)
-    finally:
-        held_out.close()
+    with networks_over(
+        tower, scores, config, batches, lambda: calibration_batches(config, tower), journal, store
+    ) as networks:
+        yield networks
     batches.say_broken()
+
+
+@contextmanager
+def networks_over(
+    tower: Tower,
+    scores: Sequence[Tensor],
+    config: PruneConfig,
+    held_out: Batches | Sequence[Tensor],
+    calibration: Callable[[], Iterable[Tensor]],
+    journal: Journal | None = None,
+    store: InputStore | None = None,
+) -> Iterator[NarrowedNetworks]:
+    """The same, over images that are at hand.
+
+    Args:
+        held_out: batches (B, C, S, S) that entropies are measured on, this process's shares.
+        calibration: -> batches that compensation sees; asked for where there is one.
+        journal: None: nothing is known yet, and nothing is kept.
+        store: None: in the host's memory.
+    """
+    own = config.prune
+    measured = HeldOutEntropy(tower, held_out, config.score.inverse_temperature, store, inputs_every(own))
+    gigabytes = measured.stored_bytes / 1e9
+    say(f"{measured.num_batches} held-out batches; up to {gigabytes:.3g} GB of inputs kept: {own.store}")
+    if own.widths is None and own.allocation == "search":
+        warn_of_few(measured.num_batches, config.data)
+    orders = [rank(score_H) for score_H in scores]
+    compensation = open_compensation(tower, orders, own, calibration)
+    try:
+        yield NarrowedNetworks(tower, scores, measured, journal or Journal(), compensation, own.compensate_in_search)
+    finally:
+        measured.close()
 
 
 def _remove_inputs(folder: Path) -> None:

@@ -25,8 +25,7 @@ def preprocessing(
         side: the model's image size in pixels; it holds unless the model takes `any_size`.
         statistics: the family's mean and deviation, where there is no image processor.
     """
-    mean, std = statistics
-    usual = {"size": side, "mean": mean, "std": std, "interpolation": "bicubic", "resize": side, "squash": False}
+    usual = usual_preprocessing(side, statistics)
     folder = Path(settings.name)
     if folder.is_dir() and not any(folder.glob("*processor_config.json")):
         return usual
@@ -46,6 +45,12 @@ def preprocessing(
     told = {"size": size, "mean": list(mean), "std": list(std), "interpolation": interpolation}
     built = side if not any_size or "img_size" in settings.kwargs else None
     return _resized({**told, "resize": resize, "squash": squash}, built)
+
+
+def usual_preprocessing(side: int, statistics: tuple[list[float], list[float]]) -> dict[str, Any]:
+    """Of a model without an image processor: resized and cropped to its side."""
+    mean, std = statistics
+    return {"size": side, "mean": mean, "std": std, "interpolation": "bicubic", "resize": side, "squash": False}
 
 
 def _resized(preprocess: Mapping[str, Any], size: int | None) -> dict[str, Any]:

@@ -15,7 +15,6 @@ Only classes that transformers ships are built, from JSON; weights are safetenso
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,68 +22,22 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.utils import constants
 from transformers.utils.logging import disable_progress_bar
 
 from amp.errors import UserError, nearest
-from amp.settings.model import ModelSettings
+from amp.settings.model import GivenModelSettings, ModelSettings
 from amp.towers.base import Tower, building, first_line, quiet
 from amp.towers.bounds import check_numbers
 from amp.towers.find_slots import find_blocks, find_slots
-from amp.towers.frames._hf_inputs import override, preprocessing, tokenize, transform
+from amp.towers.frames._hf_families import Family, family_of
+from amp.towers.frames._hf_inputs import override, preprocessing, tokenize, transform, usual_preprocessing
 from amp.towers.frames._tokenizer import Tokenizer
+from amp.towers.given import builds_the_same, dtype_of, not_rebuilt, precision_of
 from amp.towers.library import Library
 from amp.towers.preprocess import square
 from amp.towers.weights import without_weights
 
 disable_progress_bar()  # The console is the run's.
-CLIP_STATISTICS = (constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD)
-HALF_STATISTICS = (constants.IMAGENET_STANDARD_MEAN, constants.IMAGENET_STANDARD_STD)
-IMAGENET_STATISTICS = (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD)
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the method must know of a vision architecture that its config does not say.
-
-    Attributes:
-        prefix: tokens before the patch tokens, without registers.
-        pooled: whether the feature is the model's own pooler output, where it has one.
-        statistics: mean and deviation of its images, for folders without an image processor.
-        any_size: whether it takes images of another size than the config's.
-    """
-
-    prefix: int
-    pooled: bool
-    statistics: tuple[list[float], list[float]]
-    any_size: bool = False
-
-
-# By the vision config's model_type.
-FAMILIES = {
-    "clip_vision_model": Family(1, True, CLIP_STATISTICS),
-    "metaclip_2_vision_model": Family(1, True, CLIP_STATISTICS),
-    "mlcd_vision_model": Family(1, True, CLIP_STATISTICS),
-    "siglip_vision_model": Family(0, True, HALF_STATISTICS),
-    "aimv2_vision_model": Family(0, True, CLIP_STATISTICS),
-    "beit": Family(1, True, HALF_STATISTICS),
-    "data2vec-vision": Family(1, True, HALF_STATISTICS),
-    "flava_image_model": Family(1, False, CLIP_STATISTICS),
-    "vit": Family(1, False, HALF_STATISTICS),
-    "vit_msn": Family(1, False, IMAGENET_STATISTICS),
-    "deit": Family(2, False, IMAGENET_STATISTICS),
-    "ijepa": Family(0, False, HALF_STATISTICS),
-    "dinov2": Family(1, False, IMAGENET_STATISTICS, any_size=True),
-    "dinov2_with_registers": Family(1, False, IMAGENET_STATISTICS, any_size=True),
-    "dinov3_vit": Family(1, False, IMAGENET_STATISTICS, any_size=True),
-}
-HIERARCHICAL = "is hierarchical; plain vision transformers can be pruned"
-REFUSED = {
-    "siglip2_vision_model": "is NaFlex: it takes patches of any aspect, not images (fixed-size SigLIP 2 is 'siglip')",
-    "vit_mae": "drops patches at random, also in evaluation; load its encoder as a 'vit'",
-    **dict.fromkeys(("swin", "swinv2", "hiera", "pvt", "pvt_v2", "segformer", "focalnet", "cvt"), HIERARCHICAL),
-    **dict.fromkeys(("convnext", "convnextv2", "dinov3_convnext", "resnet"), "is a convolutional network"),
-}
 # Of a config, what would choose code or files, and what says nothing of the architecture.
 DROPPED = {"auto_map", "attn_implementation", "_attn_implementation", "experts_implementation", "quantization_config"}
 DROPPED |= {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures"}
@@ -97,8 +50,7 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     values = _without_dropped(described["config"])
     with quiet():
         config: Any = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    vision_config = getattr(config, "vision_config", config)
-    family = _family(settings, vision_config)
+    family_of(settings, getattr(config, "vision_config", config))
     weights = None if saved or device == "meta" else _weights(settings)
     empty = device != "meta" and saved is not None
     with building(settings, weights, "transformers"), without_weights() if empty else nullcontext():
@@ -107,36 +59,66 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
         # Parameters alone: rotary frequencies are buffers, and bf16 would move every patch.
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
-    visual: Any = _visual(model)
-    _family(settings, visual.config)
-    blocks = find_blocks(visual)
-    built = square(settings, vision_config.image_size)
-    asked_size = square(settings, settings.kwargs.get("img_size", built)) if family.any_size else built
-    processed = (
-        saved["preprocess"] if saved else preprocessing(settings, asked_size, family.statistics, family.any_size)
+    processed = saved["preprocess"] if saved else _preprocessing(settings, _visual(model).config, settings.name)
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    return _around(model.eval().requires_grad_(False), settings, described, processed, dtype)
+
+
+def wrap(model: Any, asked: GivenModelSettings) -> Tower | None:
+    """A tower around a model of transformers, as it is; None around any other model."""
+    if not isinstance(model, transformers.PreTrainedModel):
+        return None
+    name = asked.name or model.name_or_path
+    settings = ModelSettings(
+        frame=asked.frame or "hf",
+        name=name or type(model).__name__,
+        precision=precision_of(_visual(model)),
+        kwargs=asked.kwargs or {},
+        transform=asked.transform,
     )
+    values = json.loads(model.config.to_json_string(use_diff=False))
+    described = {"class": type(model).__name__, "config": _without_dropped(values)}
+    processed = _preprocessing(settings, _visual(model).config, name)
+    tower = _around(model, settings, described, processed, dtype_of(_visual(model)))
+    kind: Any = getattr(transformers, type(model).__name__, None)
+    return tower if builds_the_same(model, lambda: kind._from_config(model.config)) else not_rebuilt(tower)
+
+
+def _preprocessing(settings: ModelSettings, vision_config: Any, name: str | None) -> dict[str, Any]:
+    """`name` of the folder or hub id that may hold an image processor, or nothing."""
+    family, built = family_of(settings, vision_config), square(settings, vision_config.image_size)
+    side = square(settings, settings.kwargs.get("img_size", built)) if family.any_size else built
+    if not name:
+        return usual_preprocessing(side, family.statistics)
+    return preprocessing(settings, side, family.statistics, family.any_size)
+
+
+def _around(
+    model: Any, settings: ModelSettings, described: dict[str, Any], processed: dict[str, Any], dtype: torch.dtype
+) -> Tower:
+    visual: Any = _visual(model)
+    family, side = family_of(settings, visual.config), square(settings, visual.config.image_size)
     preprocess = override(processed, settings.transform)
-    size = preprocess["size"]
-    if size != built and not family.any_size:
+    if preprocess["size"] != side and not family.any_size:
         raise UserError(
             "model.transform.input_size",
-            f"{size}: {settings.name} takes {built} px; model.kwargs.img_size changes that",
+            f"{preprocess['size']}: {settings.name} takes {side} px; model.kwargs.img_size changes that",
         )
+    blocks = find_blocks(visual)
     asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
     dual = hasattr(model, "get_text_features")
-    base = {"frame": "hf", **asked, "model_config": described, "preprocess": preprocess}
     return Tower(
-        base=base,
-        model=model.eval().requires_grad_(False),
+        base={"frame": "hf", **asked, "model_config": described, "preprocess": preprocess},
+        model=model,
         visual=visual,
         blocks=blocks,
-        slots=find_slots(blocks, partial(_run, visual, built)),
+        slots=find_slots(blocks, partial(_run, visual, side)),
         feature=partial(_feature, visual, family),
-        num_prefix_tokens=family.prefix + getattr(vision_config, "num_register_tokens", 0),
+        num_prefix_tokens=family.prefix + getattr(visual.config, "num_register_tokens", 0),
         preprocess=preprocess,
-        dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
+        dtype=dtype,
         transform=transform(preprocess),
-        make_tokenizer=lambda: _tokenizer(settings.name, config) if dual else None,
+        make_tokenizer=lambda: _tokenizer(settings.name, model.config) if dual else None,
         encode_image=partial(_embed_images, model) if dual else None,
         encode_text=partial(_embed_texts, model) if dual else None,
     )
@@ -191,12 +173,12 @@ def _describe(settings: ModelSettings) -> dict[str, Any]:
     if getattr(config, "quantization_config", None):
         raise UserError("model.name", f"{name}: quantised weights cannot be pruned")
     vision_config = getattr(config, "vision_config", config)
-    _family(settings, vision_config)
+    family_of(settings, vision_config)
     values = json.loads(config.to_json_string(use_diff=False))
     check_numbers("model.name", f"{name}: ", values)
     vision_values = values.get("vision_config", values)
     for key, value in settings.kwargs.items():
-        if key == "img_size" and _family(settings, vision_config).any_size:
+        if key == "img_size" and family_of(settings, vision_config).any_size:
             continue  # Its images are resized, not its weights.
         key = "image_size" if key == "img_size" else key
         if key not in vision_values or key in DROPPED | {"model_type"}:
@@ -212,14 +194,6 @@ def _describe(settings: ModelSettings) -> dict[str, Any]:
 def _without_dropped(values: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in values.items() if key not in DROPPED}
     return {key: _without_dropped(value) if isinstance(value, dict) else value for key, value in own.items()}
-
-
-def _family(settings: ModelSettings, vision_config: Any) -> Family:
-    kind = vision_config.model_type
-    if kind not in FAMILIES:
-        reason = REFUSED.get(kind, f"is none of the supported vision transformers: {', '.join(FAMILIES)}")
-        raise UserError("model.name", f"{settings.name}: {kind!r} {reason}")
-    return FAMILIES[kind]
 
 
 def _is_folder(key: str, name: str) -> bool:
@@ -289,6 +263,7 @@ LIBRARY = Library(
     known_as="transformers",
     knows=knows,
     build=build,
+    wrap=wrap,
     families=[
         ("CLIP, SigLIP, ViT, DeiT, BEiT, DINOv2, DINOv3", "plain", "a folder or hub id"),
         ("Data2Vec, FLAVA's image tower", "plain, in two modules", "a folder or hub id"),

@@ -10,6 +10,7 @@ import inspect
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from torch import Tensor
 
 from amp.errors import UserError, nearest
-from amp.settings.model import ModelSettings, TransformSettings
+from amp.settings.model import GivenModelSettings, ModelSettings, TransformSettings
 from amp.towers.base import Tower, building, check_weights, refuse_loading
 from amp.towers.bounds import check_clip, read_json
 from amp.towers.find_slots import find_blocks, find_slots
+from amp.towers.frames._open_clip_names import find_name, side_in, side_of
 from amp.towers.frames._tokenizer import Tokenizer
+from amp.towers.given import builds_the_same, dtype_of, made_by, not_rebuilt, precision_of
 from amp.towers.library import Library
 from amp.towers.preprocess import agreed, square
 from amp.towers.weights import State, averaged_note, without_weights
@@ -72,35 +75,85 @@ def build(
         model: Any = open_clip.create_model(name, pretrained=None if convert else weights, **place, **kwargs)
         if convert and weights:
             model.load_state_dict(convert(load_state_dict(weights)))
+    preprocess = dict(model.visual.preprocess_cfg) if _is_supported(model) else {}
+    notes += averaged_note(weights) if weights and Path(weights).is_file() else ()
+    return _around(model.eval().requires_grad_(False), settings, config, name, preprocess, notes)
+
+
+def wrap(model: Any, asked: GivenModelSettings) -> Tower | None:
+    """A tower around a model of open_clip, as it is; None around any other model."""
+    if not made_by(model, "open_clip") or not hasattr(model, "visual"):
+        return None
+    if not _is_supported(model):
+        raise _not_supported(asked.name or type(model).__name__, model)
+    built = {} if asked.kwargs is None else dict(asked.kwargs)
+    found = (asked.name, _model_config(asked.name)) if asked.name else find_name(model)
+    name, config = found or (None, None)
+    if config and asked.kwargs is None and side_in(config) != side_of(model.visual.image_size):
+        built = {"img_size": side_of(model.visual.image_size)}
+    settings = ModelSettings(
+        frame=asked.frame or "open_clip",
+        name=name or type(model).__name__,
+        precision=precision_of(model.visual),
+        kwargs=built,
+        transform=asked.transform,
+    )
+    preprocess = {**asdict(PreprocessCfg()), **dict(getattr(model.visual, "preprocess_cfg", {}))}
+    preprocess["size"] = model.visual.image_size
+    if config is None:
+        return not_rebuilt(_around(model, settings, {}, None, preprocess, dtype=dtype_of(model.visual)))
+    registered = _register(settings.name, config)
+    tower = _around(model, settings, config, registered, preprocess, dtype=dtype_of(model.visual))
+    arguments = _kwargs(settings, config)
+    builds = builds_the_same(model, lambda: open_clip.create_model(registered, device="meta", **arguments))
+    return tower if builds else not_rebuilt(tower)
+
+
+def _is_supported(model: Any) -> bool:
+    return isinstance(model.visual, (open_clip.transformer.VisionTransformer, TimmModel))
+
+
+def _not_supported(name: str, model: Any) -> UserError:
+    return UserError(
+        "model.name",
+        f"{name!r} has a {type(model.visual).__name__} vision tower; "
+        "of open_clip, native vision transformers and those of timm can be pruned",
+    )
+
+
+def _around(
+    model: Any,
+    settings: ModelSettings,
+    config: dict[str, Any],
+    registered: str | None,
+    preprocess: dict[str, Any],
+    notes: tuple[str, ...] = (),
+    dtype: torch.dtype | None = None,
+) -> Tower:
+    # Without a name of its own (`registered`) a model has no tokenizer. `dtype` None: that of the settings.
+    if not _is_supported(model):
+        raise _not_supported(settings.name, model)
     visual = model.visual
-    native = isinstance(visual, open_clip.transformer.VisionTransformer)
-    if not native and not isinstance(visual, TimmModel):
-        raise UserError(
-            "model.name",
-            f"{settings.name!r} has a {type(visual).__name__} vision tower; "
-            "of open_clip, native vision transformers and those of timm can be pruned",
-        )
-    preprocess = dict(visual.preprocess_cfg)
-    side = square(settings, preprocess["size"])
-    transform, preprocess = _transform(preprocess, side, settings.transform)
+    native = not isinstance(visual, TimmModel)
+    transform, preprocess = _transform(preprocess, square(settings, preprocess["size"]), settings.transform)
     blocks = find_blocks(visual)
     asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
     base = {"frame": settings.frame or "open_clip", **asked, "model_config": config, "preprocess": preprocess}
     return Tower(
         base=base,
-        model=model.eval().requires_grad_(False),
+        model=model,
         visual=visual,
         blocks=blocks,
         slots=find_slots(blocks),
         feature=partial(_native_feature if native else _trunk_feature, visual),
         num_prefix_tokens=1 if native else visual.trunk.num_prefix_tokens,
         preprocess=preprocess,
-        dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
+        dtype=dtype or (torch.bfloat16 if settings.precision == "bf16" else torch.float32),
         transform=transform,
-        make_tokenizer=partial(_tokenizer, settings.name, name, model),
+        make_tokenizer=partial(_tokenizer, settings.name, registered, model) if registered else lambda: None,
         encode_image=model.encode_image,
         encode_text=model.encode_text,
-        notes=notes + (averaged_note(weights) if weights and Path(weights).is_file() else ()),
+        notes=notes,
     )
 
 
@@ -226,6 +279,7 @@ LIBRARY = Library(
     known_as="open_clip",
     knows=knows,
     build=build,
+    wrap=wrap,
     tags=open_clip.list_pretrained_tags_by_model,
     families=[
         ("native ViT and CoCa", "plain", "ViT-g-14"),

@@ -19,9 +19,10 @@ from timm.models import clean_state_dict, get_pretrained_cfg
 from torch import Tensor
 
 from amp.errors import UserError, nearest
-from amp.settings.model import ModelSettings
-from amp.towers.base import Tower, building, check_weights, refuse_loading
+from amp.settings.model import GivenModelSettings, ModelSettings
+from amp.towers.base import Tower, building, check_weights, quiet, refuse_loading
 from amp.towers.find_slots import find_blocks, find_slots
+from amp.towers.given import builds_the_same, dtype_of, made_by, not_rebuilt, precision_of
 from amp.towers.library import Library
 from amp.towers.preprocess import agreed, square
 from amp.towers.weights import EMA_FIRST, State, averaged_note, read_state, without_weights
@@ -59,20 +60,80 @@ def build(
             model: Any = timm.create_model(full_name, **settings.kwargs)
         else:
             model = _load(settings, full_name, weights, convert)
-    for method in ("forward_features", "forward_head", "num_prefix_tokens"):
-        if not hasattr(model, method):
-            raise UserError(
-                "model.name", f"{settings.name!r} ({type(model).__name__}) is no vision transformer of timm"
-            )
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     model = model.to(dtype).eval().requires_grad_(False)
-    blocks = find_blocks(model)
     preprocess = _preprocess(model, settings, saved)
+    notes = () if saved else _notes(settings, weights, preprocess)
+    return _around(model, settings, full_name, preprocess, dtype, notes)
+
+
+def wrap(model: Any, asked: GivenModelSettings) -> Tower | None:
+    """A tower around a model of timm, as it is; None around any other model."""
+    if not made_by(model, "timm"):
+        return None
+    described = getattr(model, "pretrained_cfg", None) or {}
+    architecture, tag = (str(described.get(key) or "") for key in ("architecture", "tag"))
+    name = asked.name or architecture
+    known = bool(name) and knows(name)
+    kwargs = asked.kwargs if asked.kwargs is not None else _arguments_of(model, name) if known else {}
+    settings = ModelSettings(
+        frame=asked.frame or "timm",
+        name=name or type(model).__name__,
+        precision=precision_of(model),
+        kwargs=kwargs or {},
+        transform=asked.transform,
+    )
+    full_name = f"{architecture}.{tag}" if tag and name == architecture else settings.name
+    tower = _around(model, settings, full_name, _preprocess(model, settings, None), dtype_of(model))
+    builds = known and builds_the_same(model, lambda: timm.create_model(full_name, **settings.kwargs))
+    return tower if builds else not_rebuilt(tower)
+
+
+# What a factory's argument is in a model that it made.
+_ARGUMENTS: dict[str, Callable[[Any], Any]] = {
+    "num_classes": lambda model: model.num_classes,
+    "img_size": lambda model: model.patch_embed.img_size[0],
+    "patch_size": lambda model: model.patch_embed.patch_size[0],
+    "global_pool": lambda model: model.global_pool,
+    "embed_dim": lambda model: model.embed_dim,
+    "depth": lambda model: len(model.blocks),
+    "num_heads": lambda model: model.blocks[0].attn.num_heads,
+    "mlp_ratio": lambda model: model.blocks[0].mlp.fc1.out_features / model.embed_dim,
+}
+
+
+def _arguments_of(model: Any, name: str) -> dict[str, Any]:
+    """The arguments in which a model differs from the one that the factory makes of its name alone."""
+    with quiet(), torch.device("meta"):
+        usual = timm.create_model(name)
+    found = {}
+    for key, read in _ARGUMENTS.items():
+        try:
+            own, default = read(model), read(usual)
+        except (AttributeError, IndexError, TypeError):
+            continue
+        if own != default:
+            found[key] = own
+    return found
+
+
+def _around(
+    model: Any,
+    settings: ModelSettings,
+    full_name: str,
+    preprocess: dict[str, Any],
+    dtype: torch.dtype,
+    notes: tuple[str, ...] = (),
+) -> Tower:
+    name = settings.name
+    for method in ("forward_features", "forward_head", "num_prefix_tokens"):
+        if not hasattr(model, method):
+            raise UserError("model.name", f"{name!r} ({type(model).__name__}) is no vision transformer of timm")
     asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
     described = {"model_config": name.partition(".")[0], "variant": full_name, "preprocess": preprocess}
-    base = {"frame": settings.frame or "timm", **asked, **described}
+    blocks = find_blocks(model)
     return Tower(
-        base=base,
+        base={"frame": settings.frame or "timm", **asked, **described},
         model=model,
         visual=model,
         blocks=blocks,
@@ -83,7 +144,7 @@ def build(
         dtype=dtype,
         transform=_transform(**preprocess),
         make_tokenizer=lambda: None,
-        notes=() if saved else _notes(settings, weights, preprocess),
+        notes=notes,
     )
 
 
@@ -200,6 +261,7 @@ LIBRARY = Library(
     known_as="timm",
     knows=knows,
     build=build,
+    wrap=wrap,
     tags=_tags,
     families=[
         ("ViT, DeiT, BEiT, EVA01, SigLIP", "plain", "vit_base_patch16_224"),

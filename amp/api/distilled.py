@@ -1,0 +1,161 @@
+"""`amp.distill`: a pruned model in memory learns from the model that it was pruned of.
+
+B images, C channels, S side in pixels.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from amp.api.objects import device_of, frozen, known_of, unwrapped
+from amp.api.pruned import PrunedModel
+from amp.data.given import Stream, is_path
+from amp.data.layouts import Source
+from amp.distillation import Loop, MemoryKeeper, Trainer, share_head, training_images
+from amp.errors import UserError
+from amp.run.figures import BLUE, panels
+from amp.run.world import alone
+from amp.settings.distill import RECOMMENDED, DistillConfig
+from amp.settings.keywords import from_keywords, merged
+from amp.settings.load import validate
+from amp.towers import Tower, after_last_block, on_meta, wrap_tower
+
+SOURCE = "amp.distill"
+WARM_UP_SHARE = 10  # of the steps, one in so many
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a distillation did.
+
+    Attributes:
+        model: the student, trained in place.
+        log: a record a step `{step, loss, loss_cls, loss_patch, lr, weight_decay}`.
+    """
+
+    model: nn.Module = field(repr=False)
+    log: Sequence[Mapping[str, float]] = field(repr=False)
+
+    def __str__(self) -> str:
+        first, last = self.log[0]["loss"], self.log[-1]["loss"]
+        return f"{len(self.log)} steps; loss {first:.4g} -> {last:.4g}"
+
+    __repr__ = __str__
+
+    def plot(self) -> Figure:
+        """The loss of every step."""
+        figure, (axes,) = panels(1, 5.6, 4)
+        axes.plot([record["step"] for record in self.log], [record["loss"] for record in self.log], color=BLUE)
+        axes.set(xlabel="step", ylabel="loss (mean squared error of tokens)", yscale="log", title="Distillation")
+        return figure
+
+
+def distill(student: Any, teacher: nn.Module, images: Any, steps: int = 500, **settings: Any) -> Distilled:
+    """Trains a pruned model, in place, on the tokens of the dense one (AMP, arXiv 2603.08100, section 4).
+
+    The same loop as that of `distill.py`, without labels and in memory. The teacher stays as it is. The student's final
+    norm and head become the teacher's, and are not trained.
+
+    Args:
+        student: what `amp.prune` gave, or its model, or one of `amp.load_pruned`; in fp32 or bf16.
+        teacher: the dense model; it may be on another precision than the student, and is on the same device.
+        images: as of `amp.prune`; a loader is gone through again and again, so that it can augment anew.
+        steps: of the optimizer.
+        settings: all that the YAML of distill.py can say of `data` and `optim`, by these groups or by a key alone
+            (`base_lr=1e-4`, `batch_size=32`); docs/settings.md lists them.
+    Raises:
+        UserError: models that do not belong together, or a setting that is not allowed.
+        StoppedError: Ctrl-C came, or a loss is not finite.
+    """
+    model = unwrapped(student.model if isinstance(student, PrunedModel) else student)
+    tower, dense = known_of(model, "student").tower, unwrapped(teacher)
+    config = _config(model, images, steps, settings)
+    device = device_of(model)
+    if device_of(dense) != device:
+        raise UserError("teacher", f"is on {device_of(dense)}, the student on {device}; move one of them")
+    if model is dense:
+        raise UserError("teacher", "is the student itself; give the dense model")
+    with ExitStack() as within:
+        within.enter_context(alone(device))
+        within.enter_context(frozen(dense))
+        within.enter_context(frozen(model))
+        dense_tower = wrap_tower(dense)
+        _check_pair(dense_tower, tower)
+        share_head(dense_tower, tower, after_last_block(on_meta(dense_tower)))
+        own = _images(images, dense_tower, config, steps)
+        trainer = Trainer(dense_tower, tower, config.optim, config.data.batch_size, len(own))
+        within.callback(trainer.close)
+        keeper = MemoryKeeper()
+        Loop(trainer, own, keeper, config.output).train()
+    return Distilled(model, keeper.records)
+
+
+def _config(model: nn.Module, images: Any, steps: int, keywords: Mapping[str, Any]) -> DistillConfig:
+    raw = from_keywords(DistillConfig, keywords, SOURCE, ("data", "optim"))
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"{SOURCE}: steps", f"{steps!r} is not allowed; 1 or more")
+    dtype = next(model.parameters()).dtype
+    precision = {torch.float32: "bf16" if device_of(model).type == "cuda" else "fp32", torch.bfloat16: "pure_bf16"}
+    if dtype not in precision:
+        raise UserError("student", f"is in {dtype}; train it in fp32 (model.float()) or bf16 (model.bfloat16())")
+    at_hand: dict[str, Any] = {
+        "teacher": {"name": "in-memory"},
+        "student": {"pretrained": "in-memory"},
+        "data": {"name": "imagefolder", "root": str(images) if is_path(images) else "images-in-memory"},
+        "optim": {"warmup_steps": steps // WARM_UP_SHARE, "precision": precision[dtype]},
+        "output": {"dir": ".", "eval_every": 0},
+    }
+    config = validate(DistillConfig, merged(merged(at_hand, RECOMMENDED), raw), SOURCE)
+    if config.optim.activation_checkpointing or config.optim.parallel != "ddp":
+        advice = "use the model's own, model.set_grad_checkpointing() or model.gradient_checkpointing_enable()"
+        raise UserError(f"{SOURCE}: optim", f"activation_checkpointing and fsdp belong to distill.py; {advice}")
+    return config
+
+
+def _check_pair(dense: Tower, pruned: Tower) -> None:
+    """Raises UserError unless one is the other with narrower MLPs."""
+    names, own = (set(tower.visual.state_dict()) for tower in (dense, pruned))
+    if names != own:
+        other = min(names ^ own)
+        raise UserError("teacher", f"is another model than the student: only one of them has {other}")
+    for name, narrow, wide in zip(dense.blocks, pruned.widths, dense.widths, strict=True):
+        if narrow > wide:
+            raise UserError("teacher", f"{name}: the student has {narrow} hidden neurons, the teacher {wide}")
+
+
+class _Again:
+    """The batches of a folder, epoch after epoch, until there were enough steps."""
+
+    def __init__(self, batches: Any, steps: int) -> None:
+        self._batches, self._steps = batches, steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
+        """(B, C, S, S), from batch `start` on."""
+        first, within = divmod(start, len(self._batches))
+        number = start
+        while number < self._steps:
+            for batch_BCSS in self._batches.epoch(first, within):
+                if number < self._steps:
+                    yield batch_BCSS
+                number += 1
+            first, within = first + 1, 0
+
+    def files(self, epoch: int, batch: int) -> list[Source]:
+        """Of a batch."""
+        found: list[Source] = self._batches.files(*divmod(batch, len(self._batches)))
+        return found
+
+
+def _images(images: Any, teacher: Tower, config: DistillConfig, steps: int) -> Any:
+    if is_path(images):
+        return _Again(training_images(config, teacher), steps)
+    seed = config.data.seed if config.data.shuffle else None
+    return Stream(images, teacher.transform, teacher.image_size, config.data.batch_size, steps, seed)

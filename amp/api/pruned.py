@@ -1,0 +1,167 @@
+"""`amp.prune`: a smaller model of a model object, without labels and without files."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from amp.api.images import Images, open_images
+from amp.api.objects import Known, device_of, remember, restore, unwrapped, working_copy
+from amp.api.settings import Asked
+from amp.pruning import Pruned, networks_over, relative_size
+from amp.pruning import prune as prune_tower
+from amp.pruning.report import describe_errors, describe_sizes, draw_pruning
+from amp.run.identity import versions
+from amp.run.world import alone
+from amp.scoring import reads_images, score
+from amp.settings.prune import PruneConfig
+from amp.towers import Tower, wrap_tower
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a pruning did; prints as a table.
+
+    Attributes:
+        record: as in `prune.json`: `widths`, `dense_widths`, `params` and `flops` `{dense, pruned}`, `dense_entropy`
+            and `final_entropy` in nats, `probes` of a search, `compensation` (errors of every block's output), `cost`.
+    """
+
+    record: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        # `report.widths` is `report.record["widths"]`.
+        if name.startswith("_") or name == "record" or name not in self.record:
+            raise AttributeError(f"the report has no {name!r}")
+        return self.record[name]
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.record]
+
+    def __str__(self) -> str:
+        own = self.record
+        lines = [describe_sizes(own["params"], own["flops"])]
+        if own.get("compensation"):
+            lines.append(describe_errors(own["compensation"]))
+        lines.append(f"widths {own['widths']}, of {sorted(set(own['dense_widths']))} neurons")
+        lines.append(f"entropy {own['dense_entropy']:.4f} -> {own['final_entropy']:.4f} nats on held-out images")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def plot(self) -> Figure:
+        """Widths per block, and the entropy of every probe where there was a search."""
+        return draw_pruning(self.record)
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedModel:
+    """A pruned model, and what is needed to make one of another size.
+
+    Attributes:
+        model: of the class of the model that was given, on its device, in its precision and its modes; sliced, with
+            parameters of its own, which train.
+        report: what was done.
+        transform: PIL image -> (C, S, S) fp32, the evaluation transform.
+    """
+
+    model: nn.Module
+    report: Report
+    transform: Any
+    _work: "_Work" = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"{type(self.model).__name__}, pruned\n{self.report}"
+
+    def resize(
+        self, params: float | None = None, flops: float | None = None, throughput: float | None = None
+    ) -> "PrunedModel":
+        """The same model at another size, from the same scores: `pruned.resize(params=0.45)`.
+
+        It is made of the dense model that was given, which must not have changed.
+
+        Args:
+            params, flops, throughput: as of `amp.prune`; one of them.
+        Raises:
+            UserError: none of them or several, or a size that is out of reach.
+        """
+        asked = self._work.asked.of_size(params=params, flops=flops, throughput=throughput)
+        return self._work.sliced(asked)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What a pruning has to hand: the dense model, its scores, and the images."""
+
+    dense: nn.Module
+    asked: Asked
+    images: Images
+    scores: list[Tensor]
+
+    def sliced(self, asked: Asked, tower: Tower | None = None) -> PrunedModel:
+        """A model of a size.
+
+        Args:
+            tower: around a working copy of the dense model; None makes one.
+        """
+        counts = self.images.config.data
+        config = asked.config(counts.num_samples or asked.most, counts.num_val_samples or asked.most)
+        with alone(device_of(self.dense)):
+            tower = tower or wrap_tower(working_copy(self.dense), asked.model)
+            started = time.monotonic()
+            pruned, cost = self._slice(tower, config)
+        restore(tower.model, self.dense)
+        record = {**pruned.record, "cost": {**cost, "seconds": round(time.monotonic() - started, 2)}}
+        provenance = {"settings": config.decisive(), "versions": versions()}
+        remember(tower.model, Known(tower, pruned.kept, provenance, record))
+        return PrunedModel(
+            tower.model, Report(record), tower.transform, _Work(self.dense, asked, self.images, self.scores)
+        )
+
+    def _slice(self, tower: Tower, config: PruneConfig) -> tuple[Pruned, dict[str, int]]:
+        with networks_over(tower, self.scores, config, self.images.held_out, self.images.calibration) as networks:
+            asked = config.prune.target.asked
+            size_of = relative_size(asked[0], tower, networks.journal) if asked else None
+            return prune_tower(networks, config.prune, size_of), networks.held_out.cost
+
+
+def prune(
+    model: nn.Module,
+    images: Any,
+    params: float | None = None,
+    *,
+    flops: float | None = None,
+    throughput: float | None = None,
+    held_out: Any = None,
+    **settings: Any,
+) -> PrunedModel:
+    """Prunes the MLPs of a vision transformer (AMP, arXiv 2603.08100), without labels: `amp.prune(model, images, 0.6)`.
+
+    The model that is given stays as it is, and the memory holds both.
+
+    Args:
+        model: of timm, open_clip or transformers, on its device; inside torch.compile or DistributedDataParallel too.
+        images: a folder; a DataLoader, a dataset, or a list of PIL images, files or tensors (C, S, S) or (B, C, S, S).
+            Labels beside them are left aside. 2,048 images or more are a good number.
+        params: what is to be left of the vision tower's parameters, 0.6 of them for example.
+        flops: the same, of its FLOPs.
+        throughput: how many times as fast it is to be, measured here.
+        held_out: images that the entropies of the report, and of a search, are measured on; None: a part of `images`.
+        settings: all that the YAML can say, by its groups (`prune={"compensation": "none"}`) or by a key alone
+            (`criterion="entropy"`); docs/settings.md lists them. Of `model`: `{name, kwargs, transform}`, where the
+            object does not say what built it.
+    Raises:
+        UserError: a model that cannot be pruned, images that it does not take, a setting that is not allowed.
+    """
+    sizes = {key: value for key, value in (("params", params), ("flops", flops), ("throughput", throughput)) if value}
+    asked = Asked.of(images, {**settings, **sizes})
+    dense = unwrapped(model)
+    with alone(device_of(dense)):
+        tower = wrap_tower(working_copy(dense), asked.model)
+        own = open_images(images, held_out, tower, asked)
+        config = own.config
+        scores = score(tower, own.scored if reads_images(config.score) else [], config.score)
+    return _Work(dense, asked, own, scores).sliced(asked, tower)

@@ -1,0 +1,150 @@
+"""What a distillation leaves in its run's folder: checkpoints to go on from, log.jsonl and TensorBoard.
+
+B images.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, TextIO
+
+from torch.utils.tensorboard import SummaryWriter
+
+from amp.data.layouts import Source
+from amp.distillation.log import check_board, cut_log
+from amp.distillation.trainer import Trainer
+from amp.run.checkpoints import Checkpoints
+from amp.run.console import say
+from amp.run.files import atomic
+from amp.run.run import Run
+from amp.run.world import world
+from amp.settings.distill import DistillConfig
+
+Record = Mapping[str, float]
+# A step's record, and what is told of the loop's speed where that is due.
+Write = Callable[[Record, Record | None], None]
+
+
+class Keeper(Protocol):
+    """What the loop asks of whatever keeps a run."""
+
+    def resume(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:
+        """Takes the trainer to the last step that is kept; the best measurements and the last record until there."""
+
+    def writing(self, trainer: Trainer) -> AbstractContextManager[Write]:
+        """Within the block, records of steps can be written."""
+
+    def save(self, trainer: Trainer, best: Record, last: Record) -> None:
+        """Keeps the trainer as it is."""
+
+    def where(self, step: int) -> str:
+        """What a message says of going on after a step."""
+
+    def list_batch(self, step: int, files: list[Source]) -> str:
+        """What a message says of the images of a step whose loss is not finite."""
+
+
+class RunKeeper:
+    """Keeps a run in its folder."""
+
+    def __init__(self, run: Run[DistillConfig]) -> None:
+        self.run = run
+        self.checkpoints = Checkpoints(run, run.config.output.keep)
+        self._log: TextIO | None = None
+
+    def resume(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:
+        """From the last checkpoint, if there is one; the log is cut back to its step."""
+        best: dict[str, float] = {}
+        last: dict[str, float] = {}
+        if steps := self.checkpoints.steps():
+            step = steps[-1]
+            record = self.checkpoints.record(step)
+            trainer.prime(step)
+            self.checkpoints.load(step, trainer.state())
+            best, last = record["best"], record.get("last", {})
+            say(f"resuming after step {step} of {trainer.total_steps} from {self.checkpoints.path(step)}")
+        world().from_main(lambda: self._make_room(trainer.step))
+        return best, last
+
+    def _make_room(self, step: int) -> None:
+        check_board(self.run.path("tensorboard"))
+        cut_log(self.run.path("log.jsonl"), step)
+
+    @contextmanager
+    def writing(self, trainer: Trainer) -> Iterator[Write]:
+        """To log.jsonl every record, to TensorBoard those with a speed; by the main process."""
+        with self._open_log() as self._log, self._open_board(trainer.step) as board:
+            log = self._log
+
+            def write(record: Record, told: Record | None) -> None:
+                log.write(json.dumps(record) + "\n")
+                if told is not None:
+                    board({**record, **told})
+
+            yield write
+
+    def save(self, trainer: Trainer, best: Record, last: Record) -> None:
+        """A checkpoint of this step."""
+        if self._log is not None:
+            self._log.flush()
+        record = {"best": dict(best), "last": dict(last)}
+        self.checkpoints.save(trainer.step, trainer.state(), record, int(best.get("step", 0)))
+
+    def where(self, step: int) -> str:
+        """The same command, from the checkpoint of that step."""
+        return f"the same command goes on from {self.checkpoints.path(step)}"
+
+    def list_batch(self, step: int, files: list[Source]) -> str:
+        """The first ones, and a file of all of them; and the checkpoint to go on from."""
+        names = [str(path) for path in files]
+        listed = self.run.path(f"batch_of_step_{step}.txt")
+        if world().is_main:
+            with atomic(listed) as partial:
+                partial.write_text("\n".join(names) + "\n", encoding="utf-8")
+        told = f"the batch: {', '.join(names[:2])}, ..., all of it in {listed}"
+        return f"last good checkpoint: {self.checkpoints.last()}; {told}"
+
+    def _open_log(self) -> TextIO:
+        if not world().is_main:
+            return open("/dev/null", "w", encoding="utf-8")
+        return self.run.path("log.jsonl").open("a", encoding="utf-8")
+
+    @contextmanager
+    def _open_board(self, step: int) -> Iterator[Callable[[Record], None]]:
+        if not world().is_main:
+            yield lambda record: None
+            return
+        with SummaryWriter(str(self.run.path("tensorboard")), purge_step=step) as writer:
+
+            def add(record: Record) -> None:
+                for key in record.keys() - {"step"}:
+                    writer.add_scalar(key, record[key], int(record["step"]))
+
+            yield add
+
+
+class MemoryKeeper:
+    """Keeps the records of a run in memory, and nothing else."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, float]] = []
+
+    def resume(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:
+        """There is nothing to go on from."""
+        return {}, {}
+
+    @contextmanager
+    def writing(self, trainer: Trainer) -> Iterator[Write]:
+        """To the list."""
+        yield lambda record, told: self.records.append(dict(record))
+
+    def save(self, trainer: Trainer, best: Record, last: Record) -> None:
+        """The student in memory is as it is."""
+
+    def where(self, step: int) -> str:
+        """Of the student in memory."""
+        return f"the student is as these {step} steps have left it"
+
+    def list_batch(self, step: int, files: list[Source]) -> str:
+        """Images in memory have no names."""
+        return "the student is as the steps before it have left it; a smaller base_lr may help"
