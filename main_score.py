@@ -1,56 +1,7 @@
-"""Scores the hidden neurons of every MLP by one criterion; writes scores.safetensors."""
+"""`amp score`, from a checkout: scores the hidden neurons of every MLP."""
 
+from amp.commands.score import main
 from amp.run.console import run_script
-from amp.settings.command_line import parse_args, plan_options
-from amp.settings.prune import PruneConfig
-
-
-def main() -> None:
-    options = plan_options()
-    config = parse_args(PruneConfig, __doc__, more=[options])
-    args, _ = options.parse_known_args()
-    if args.dry_run:
-        from amp.scoring import describe_plan
-
-        print(describe_plan(config, args.gpu_memory))
-        return
-
-    from amp.data.batches import Batches
-    from amp.data.identity import digests_of
-    from amp.data.listing import check_fills_batch, list_images
-    from amp.run.console import say
-    from amp.run.run import SCORES, open_run
-    from amp.run.world import world
-    from amp.scoring import SavedSums, reads_images, save_scores, score
-    from amp.towers import build_tower, default_frame, describe_preprocess
-
-    config = config.with_frame(config.model.frame or default_frame(config.model.name))
-
-    def inputs() -> dict[str, str]:
-        check_fills_batch(config.data, "val")  # What the search needs is better missed now than after the scoring.
-        return digests_of(config.data, "train")
-
-    with open_run(config, inputs, (SCORES,), leave_out=("prune",)) as run:
-        path, unfinished = run.path(SCORES), run.path("scores_unfinished.safetensors")
-        if run.done(SCORES):
-            world().from_main(lambda: unfinished.unlink(missing_ok=True))
-            return
-        paths = list_images(config.data, "train")
-        tower = build_tower(config.model, str(world().device))
-        blocks, widths = len(tower.slots), sorted(set(tower.widths))
-        say(f"{config.model.name}: {blocks} blocks of {widths} neurons, {tower.slots[0].layout} MLPs")
-        say(describe_preprocess(tower))
-        if reads_images(config.score):
-            batches = Batches(paths, tower.transform, config.data, config.data.num_samples)
-            saved = SavedSums(unfinished, run.header, config.score.save_every)
-            scores = score(tower, batches, config.score, saved)
-            batches.say_broken()
-        else:
-            scores = score(tower, [], config.score)
-        world().from_main(lambda: save_scores(scores, run.header, path))
-        world().from_main(lambda: unfinished.unlink(missing_ok=True))
-        say(f"wrote {path}; next: main_prune.py with the same settings")
-
 
 if __name__ == "__main__":
     run_script(main)

@@ -1,7 +1,8 @@
-"""`python -m amp.checkpoint convert FROM TO`: a folder to a published checkpoint, and back."""
+"""`python -m amp.checkpoint convert FROM TO`, as `amp convert` is called too."""
 
-from amp.commands.convert import main
+from amp.commands import choose
+from amp.registry import COMMANDS
 from amp.run.console import run_script
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: choose("python -m amp.checkpoint", COMMANDS, __doc__, ("convert",)))

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from os import PathLike
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -126,6 +127,15 @@ def under(place: str | PathLike[str], instead_of: str | None = None) -> Iterator
         else:
             raise
         raise UserError(key, error.text, error.rank_local) from None
+
+
+def check_extra(key: str, what: str, extra: str, *packages: str) -> None:
+    """Raises UserError of `key` where `what` needs packages that only an extra of this project installs."""
+    if missing := [package for package in packages if find_spec(package) is None]:
+        names = " ".join(missing)
+        raise UserError(
+            key, f"{what}: needs {names}; say pip install {names}, or install this project's extra [{extra}]"
+        )
 
 
 def several(errors: Sequence[UserError]) -> UserError:

@@ -1,37 +1,7 @@
-"""Zero-shot classification or retrieval of a dense or a pruned model, on one dataset or on several; writes the metrics
-of each as JSON, and one table of all as Markdown and CSV, beside the paper's numbers where it has some."""
+"""`amp eval zsc`, from a checkout: zero-shot classification and retrieval."""
 
-from amp.evaluation.benchmarks import check_all
-from amp.evaluation.options import parse_zeroshot
-from amp.run.console import run_script, say
-
-
-def main() -> None:
-    each = parse_zeroshot(__doc__)
-    check_all(options.benchmark for options in each)
-
-    from amp.evaluation.results import write_summary
-    from amp.evaluation.zeroshot import find_record, measure_zeroshot, open_evaluations, open_evaluator
-    from amp.run.world import start
-
-    with start() as world:
-        runs = open_evaluations(each)
-        found = [find_record(run) for run in runs]
-        if not all(found):
-            evaluator = open_evaluator(runs[0].config)
-        records = []
-        for run, record in zip(runs, found, strict=True):
-            if record:
-                say("already done")
-            else:
-                record = measure_zeroshot(run, evaluator)
-            options = run.config
-            title = f"{options.dataset}, {options.task}: {record['num_images']} images in {record['seconds']} s"
-            run.show(title, "metric", record)
-            records.append(record)
-        if world.is_main:
-            write_summary(each[0], records, runs[0].folder)
-
+from amp.commands.eval.zsc import main
+from amp.run.console import run_script
 
 if __name__ == "__main__":
     run_script(main)

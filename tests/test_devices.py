@@ -28,6 +28,8 @@ CUDA = torch.device("cuda", 0)
 @pytest.fixture
 def fake(tower: Tower) -> Iterator[Tower]:
     """The golden network on a GPU that is not there."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # Fake tensors have no kernel of it in torch 2.10 and before.
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         for module in tower.model.modules():
             for name, weight in module.named_parameters(recurse=False):
@@ -35,6 +37,7 @@ def fake(tower: Tower) -> Iterator[Tower]:
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty_like(buffer, device=CUDA))
         yield tower
+    torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @pytest.fixture

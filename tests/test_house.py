@@ -20,7 +20,8 @@ PACKAGES = [
     {"amp.scoring", "amp.pruning", "amp.distillation"},
     {"amp.api"},
     {"amp"},
-    {"amp.commands", "amp.demo"},
+    {"amp.demo"},
+    {"amp.commands"},
     {"studies"},
     {"scripts"},
 ]
@@ -35,7 +36,7 @@ def _module(path: Path) -> str:
 
 
 def _package(module: str) -> str:
-    if module in ("amp.towers.__main__", "amp.settings.__main__", "amp.checkpoint"):
+    if module in ("amp.__main__", "amp.towers.__main__", "amp.settings.__main__", "amp.checkpoint"):
         return "amp.commands"  # They are the names that these commands are called by.
     if not module.startswith(("amp", "studies")):
         return "scripts"

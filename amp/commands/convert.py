@@ -1,4 +1,4 @@
-"""Converts a pruned/ folder to a published vision checkpoint, and back: `python -m amp.checkpoint convert FROM TO`.
+"""Converts a pruned/ folder to a published vision checkpoint, and back.
 
 A published checkpoint is the bare state dict of the pruned vision tower in the names of the model's original code, for
 programs that expect those. From a folder, TO is the file to write (.pt, .pth, .bin, or .safetensors). From such a file,
@@ -11,17 +11,16 @@ from pathlib import Path
 from amp.errors import UserError
 from amp.registry import FRAMES
 from amp.run.console import say
-from amp.settings.base import MOST_SIDE, at_least
+from amp.settings.base import MOST_SIDE, Parser, at_least
 from amp.settings.model import ModelSettings
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line; mistakes in it exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m amp.checkpoint", description=__doc__)
-    convert = parser.add_subparsers(required=True, metavar="convert").add_parser("convert", description=__doc__)
-    add = convert.add_argument
+    """The command line. Mistakes in it raise UserError."""
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
     add("source", metavar="FROM", help="a pruned/ or distilled/ folder, or a published checkpoint")
     add("target", metavar="TO", help="the published checkpoint, or the folder, to write")
     add("--model", metavar="NAME|JSON", help="of a published checkpoint: the dense model that was pruned")
@@ -37,19 +36,19 @@ def parse_args() -> argparse.Namespace:
         metavar="CKPT",
         help="weights of the dense model, a tag or a file: its text tower goes along",
     )
-    args = parser.parse_args()
+    args: argparse.Namespace = parser.parse_args()
     if Path(args.target).exists():
         raise UserError(args.target, "is there already; name another, or delete it")
     own = [f"--{key}" for key in ("model", "model_type", "img_size", "text_pretrained") if getattr(args, key)]
     if Path(args.source).is_dir():
         if own:
-            convert.error(f"{', '.join(own)}: only for a published checkpoint; {args.source} is a folder")
+            parser.error(f"{', '.join(own)}: only for a published checkpoint; {args.source} is a folder")
         if Path(args.target).suffix not in SUFFIXES:
-            convert.error(f"TO: {args.target}: expected a file name that ends in {', '.join(SUFFIXES)}")
+            parser.error(f"TO: {args.target}: expected a file name that ends in {', '.join(SUFFIXES)}")
     elif not Path(args.source).is_file():
-        convert.error(f"FROM: {args.source}: no such file or folder")
+        parser.error(f"FROM: {args.source}: no such file or folder")
     elif not args.model:
-        convert.error("--model: missing; which dense model was pruned into this checkpoint?")
+        parser.error("--model: missing; which dense model was pruned into this checkpoint?")
     return args
 
 

@@ -1,11 +1,11 @@
 """What can be pruned: the supported families, one model's blocks, or every model that a library names."""
 
-import argparse
 from collections import Counter
 
 from amp.errors import UserError
 from amp.registry import FRAMES
 from amp.run.console import progress
+from amp.settings.base import Parser
 from amp.settings.model import Frame, ModelSettings
 
 
@@ -16,7 +16,7 @@ def show_families() -> None:
 
     rows = [(frame, *family) for frame in FRAMES.names for family in library(frame).families]
     print(table(["frame", "family", "MLP layout", "for example"], rows))
-    print("One model: python -m amp.towers NAME --frame FRAME. All that a library names: --all --frame FRAME.")
+    print("One model: amp models NAME --frame FRAME. All that a library names: --all --frame FRAME.")
 
 
 def show_tower(name: str, frame: Frame | None) -> None:
@@ -55,7 +55,7 @@ def show_all(frame: Frame) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m amp.towers", description=__doc__)
+    parser = Parser(prog="amp models", description=__doc__)
     parser.add_argument("name", nargs="?", help="a model of the library, or for hf a folder or hub id")
     parser.add_argument("--frame", choices=FRAMES.names, help="library (default: open_clip)")
     parser.add_argument("--all", action="store_true", help="try every model that the library names")

@@ -7,9 +7,7 @@ Under a minute on two CPU cores; top-1 0.97 over the 60 classes, text-to-image r
 Shapes: N scenes on disk, U different captions among them, B scenes of a batch, C token positions, D embedding width.
 """
 
-import argparse
-import contextlib
-import io
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,17 +16,16 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pycocotools.coco import COCO
 from torch import Tensor, nn
 
 from amp.data.scenes import COLOURS, DIGITS, RELATIONS, build_scenes
+from amp.demo import MODEL
 from amp.run.console import progress, run_script
 from amp.run.files import atomic
 from amp.run.sealed import write_tensors
-from amp.settings.base import at_least
+from amp.settings.base import Parser, at_least
 from amp.towers.base import quiet
 
-MODEL_JSON = Path("configs/models/digit_scenes.json")
 STEPS = 1500
 BATCH_SIZE = 48  # 96 in half the steps take as long and learn less
 MAX_LR = 2e-3
@@ -72,11 +69,12 @@ def train_dense(scenes_root: Path, model_json: Path, out_file: Path, steps: int 
 
 def load_scenes(scenes_root: Path) -> TrainingScenes:
     """The scenes of root/train, by their captions file."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
-        coco = COCO(scenes_root / "annotations" / "captions_train.json")
+    captions_file = scenes_root / "annotations" / "captions_train.json"
+    coco = json.loads(captions_file.read_text(encoding="utf-8"))
+    names = {image["id"]: image["file_name"] for image in coco["images"]}
     pictures, texts = [], []
-    for annotation in coco.anns.values():
-        with Image.open(scenes_root / "train" / coco.imgs[annotation["image_id"]]["file_name"]) as picture:
+    for annotation in coco["annotations"]:
+        with Image.open(scenes_root / "train" / names[annotation["image_id"]]) as picture:
             pictures.append(np.asarray(picture))
         texts.append(annotation["caption"])
     captions = sorted(set(texts))
@@ -145,10 +143,10 @@ def _batches(num_scenes: int, steps: int) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m amp.demo.dense", description="Trains the demo's dense CLIP.")
+    parser = Parser(prog="python -m amp.demo.dense", description="Trains the demo's dense CLIP.")
     parser.add_argument("--scenes", type=Path, required=True, help="folder of the digit scenes; built if missing")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
-    parser.add_argument("--model", type=Path, default=MODEL_JSON, help="open_clip model JSON (default: %(default)s)")
+    parser.add_argument("--model", type=Path, default=MODEL, help="open_clip model JSON (default: %(default)s)")
     parser.add_argument("--steps", type=at_least(1), default=STEPS, help="training steps (default: %(default)s)")
     parser.add_argument(
         "--seed", type=at_least(0), default=0, help="of initialisation and order (default: %(default)s)"

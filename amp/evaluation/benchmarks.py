@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amp.errors import UserError, nearest, several
+from amp.errors import UserError, check_extra, nearest, several
 from amp.evaluation.dataset_files import NEEDS, Task, family, find_missing, find_needs
 from amp.evaluation.readers.class_folders import class_names, folder_to_test
 from amp.evaluation.readers.texts import TEMPLATES, name_classes, read_pairs, read_templates
@@ -50,6 +50,8 @@ class Benchmark:
     def check(self) -> None:
         """Raises UserError unless the dataset and its language are known and its files are in place."""
         self._check_name()
+        if self.dataset not in ("digit_scenes", *_OWN):
+            check_extra("--dataset", self.dataset, "eval", "clip_benchmark")
         self._check_language()
         if (missing := self.missing()) and not self.download:
             raise UserError("--dataset_root", missing)

@@ -7,7 +7,7 @@ from typing import Any
 
 from amp.errors import UserError
 from amp.pruning.measure.journal import other_search
-from amp.run.console import say
+from amp.run.console import called, say
 from amp.run.files import atomic, file_sha256, json_sha256, room_for
 from amp.run.identity import first_difference, in_words, read_header, recorded_frame
 from amp.run.run import SCORES, Run
@@ -67,7 +67,8 @@ def place_to_refit(run: Run[PruneConfig]) -> Path:
     own = run.config.prune
     if len(places) == 1 and own.widths is None and not own.target.asked:
         return places[0]
-    said = f"{run.folder}: holds no pruned/; run main_prune.py with the same settings first"
+    prune = called("main_prune.py", "amp prune")
+    said = f"{run.folder}: holds no pruned/; run {prune} with the same settings first"
     for place in places:
         header = read_header(place / "pruned" / "config.json")
         wanted = run.with_frame(recorded_frame(header)).identity

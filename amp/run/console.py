@@ -230,5 +230,14 @@ def _length(items: Any) -> int | None:
 
 
 def reproduce(script: str) -> str:
-    """The command line that was typed."""
-    return shlex.join(["python", script, *sys.argv[1:]])
+    """The command line that was typed, of a script or, where it was called so, of the command `amp`."""
+    return shlex.join([*(sys.argv[0].split() if _is_command() else ("python", script)), *sys.argv[1:]])
+
+
+def called(script: str, command: str) -> str:
+    """Which of the two names a user knows: that of the command where `amp` was called, else that of the script."""
+    return command if _is_command() else script
+
+
+def _is_command() -> bool:
+    return sys.argv[0].startswith("amp ")

@@ -5,7 +5,8 @@ the files that they name. A header is an identity with the versions of the softw
 """
 
 from collections.abc import Mapping
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,12 @@ def identity(config: RunConfig, leave_out: tuple[str, ...] = (), **digests: str 
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Of this software and of what its numbers depend on."""
-    return {"amp": __version__, **{name: version(name) for name in packages}}
+    """Of this software and of what its numbers depend on, where that is installed."""
+    found = {"amp": __version__}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def read_header(path: Path, advice: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ import argparse
 from dataclasses import MISSING, field, fields
 from typing import Any
 
-from amp.settings.base import MOST, at_least
+from amp.settings.base import MOST, Parser, at_least
 
 
 def option(text: str, default: object = MISSING, aside: bool = False, **how: object) -> Any:
@@ -45,7 +45,7 @@ def read_options(declared: type, description: str | None) -> tuple[argparse.Argu
 
     What argparse refuses exits with 2.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     for own in fields(declared):
         name = own.name if own.metadata.get("positional") else f"--{own.name}"
         parser.add_argument(name, **own.metadata["how"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from amp.errors import UserError
+from amp.run.console import called
 from amp.run.files import atomic, room_for
 from amp.run.identity import first_difference, in_words
 from amp.run.run import SCORES
@@ -31,7 +32,7 @@ def load_scores(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
         UserError: the file holds none, it is damaged, or a score is no finite number.
     """
     if not path.exists():
-        raise UserError(path, "no such file; run main_score.py with the same --config_file first")
+        raise UserError(path, f"no such file; run {_score()} with the same --config_file first")
     header, tensors = read_tensors(path, FOREIGN)
     names = [f"score.{block}" for block in range(len(tensors))]
     for name in names:
@@ -68,5 +69,9 @@ def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any], path: Pat
     if difference:
         raise UserError(
             path,
-            f"made {in_words(*difference)}; run main_score.py with these settings, into another output.dir",
+            f"made {in_words(*difference)}; run {_score()} with these settings, into another output.dir",
         )
+
+
+def _score() -> str:
+    return called("main_score.py", "amp score")

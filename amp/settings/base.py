@@ -6,12 +6,13 @@ Every number has an upper bound too: a slip of the keyboard is refused at once i
 import argparse
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from amp.errors import shortened
+from amp.errors import UserError, nearest, shortened
 from amp.registry import Registry
 
 MOST = 10**9
@@ -129,6 +130,25 @@ def number_from(least: float, most: float = 1e9) -> Callable[[str], float]:
 
     number.__name__ = "float"  # "invalid float value" is what argparse says of anything else
     return number
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of a script or a command. What is wrong with them is a UserError of one line."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; a misspelt option is told with the nearest one, before anything that is missing."""
+        for word in sys.argv[1:] if args is None else args:
+            option, known = word.partition("=")[0], self._option_string_actions
+            if option.startswith("--") and not any(other.startswith(option) for other in known):
+                raise UserError(option, f"no such option{nearest(option, known)}; --help lists them all")
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError: `argument --steps: 0 is less than 1` is of --steps, what is missing of the program."""
+        option, colon, text = message.removeprefix("argument ").partition(": ")
+        if colon and option.startswith("-"):
+            raise UserError(option, text)
+        raise UserError(self.prog, f"{message}; --help lists all options")
 
 
 class Settings(BaseModel):

@@ -5,17 +5,19 @@ Light on purpose: `--help` and mistakes in the settings must answer before torch
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from amp.errors import UserError
+from amp.errors import UserError, under
 from amp.registry import ALLOCATIONS, COMPENSATIONS, CRITERIA, FRAMES, LAYOUTS, SEARCHES
-from amp.settings.base import number_from
-from amp.settings.load import CONFIGS, Config, load_config
-from amp.settings.prune import PruneConfig
+from amp.settings.base import Parser, number_from
+from amp.settings.load import CONFIGS, Config, build_config, load_config
+from amp.settings.prune import RECOMMENDED, PruneConfig
 
 REGISTRIES = {
     "score.criterion": CRITERIA,
@@ -24,6 +26,17 @@ REGISTRIES = {
     "prune.search": SEARCHES,
     "prune.allocation": ALLOCATIONS,
     "prune.compensation": COMPENSATIONS,
+}
+# What may be typed instead of a YAML: the setting that each option is, and its meaning.
+NAMED = {
+    "--model": ("model.name", "a model, for example timm/vit_base_patch16_224.augreg, or a folder of transformers"),
+    "--weights": (
+        "model.pretrained",
+        "a file or a tag of the library; random: to try it out (default: the name's own)",
+    ),
+    "--images": ("data.root", "a folder of images, at any depth"),
+    "--params": ("prune.target.params", "the share of the tower's parameters to keep, for example 0.6"),
+    "--output": ("output.dir", "the folder to write (default: out/NAME)"),
 }
 PAGE = """# Settings
 
@@ -42,23 +55,30 @@ def parse_args(
     Args:
         more: parsers of options of its own, which the script reads from them.
     """
-    parser = argparse.ArgumentParser(
+    parser = _parser(config_class, description, more)
+    parser.add_argument("--config_file", required=True, metavar="YAML", help="settings of the run (required)")
+    args: argparse.Namespace = parser.parse_args(argv)
+    return load_config(config_class, args.config_file, _overrides(args, config_class))
+
+
+def _parser(
+    config_class: type[BaseModel], description: str, more: Sequence[argparse.ArgumentParser]
+) -> argparse.ArgumentParser:
+    parser = Parser(
         description=description,
         parents=list(more),
         epilog="settings (YAML, or --set key.path=value):\n" + settings_help(config_class),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config_file", required=True, metavar="YAML", help="settings of the run (required)")
-    parser.add_argument(
-        "--frame", choices=FRAMES.names, help="library of the model (default: the YAML's, else open_clip)"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, repeatable"
-    )
-    args: argparse.Namespace = parser.parse_args(argv)
+    frame, override = "library of the model (default: the YAML's, else open_clip)", "override a setting, repeatable"
+    parser.add_argument("--frame", choices=FRAMES.names, help=frame)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=override)
+    return parser
+
+
+def _overrides(args: argparse.Namespace, config_class: type[BaseModel]) -> list[str]:
     dense = "teacher" if "teacher" in config_class.model_fields else "model"
-    frame: list[str] = [f"{dense}.frame={args.frame}"] if args.frame else []
-    return load_config(config_class, args.config_file, [*args.set, *frame])
+    return [*args.set, *([f"{dense}.frame={args.frame}"] if args.frame else [])]
 
 
 def plan_options() -> argparse.ArgumentParser:
@@ -72,22 +92,111 @@ def plan_options() -> argparse.ArgumentParser:
 
 
 @dataclass(frozen=True)
-class PruneOptions:
+class Named:
+    """A model and images that are typed instead of a YAML.
+
+    Attributes:
+        settings: as a YAML would hold them: `RECOMMENDED`, and what was typed.
+        overrides: by --set and --frame.
+    """
+
+    settings: Mapping[str, Any]
+    overrides: tuple[str, ...]
+
+    def config(self, **groups: Mapping[str, Any]) -> PruneConfig:
+        """The settings, where `groups` do not say otherwise: `data={"batch_size": 32}`. Raises UserError."""
+        settings = {**self.settings, **{key: {**self.settings[key], **own} for key, own in groups.items()}}
+        with options_named():
+            return build_config(PruneConfig, settings, self.overrides, "")
+
+
+@contextmanager
+def options_named() -> Iterator[None]:
+    """UserErrors of a setting that has an option of its own are told of that option: --images instead of data.root."""
+    with ExitStack() as stack:
+        for option, (key, _) in NAMED.items():
+            stack.enter_context(under(option, instead_of=key))
+        yield
+
+
+def _named_of(args: argparse.Namespace, overrides: Sequence[str]) -> Named | None:
+    """None where a YAML is given."""
+    given = {option: value for option in NAMED if (value := vars(args)[option.removeprefix("--")]) is not None}
+    if args.config_file and given:
+        option, value = next(iter(given.items()))
+        raise UserError(option, f"goes without --config_file; beside it say --set {NAMED[option][0]}={value}")
+    if args.config_file:
+        return None
+    if not given:
+        raise UserError("--config_file", "missing; give a YAML of settings, or --model and --images")
+    for option in ("--model", "--images"):
+        if not given.get(option):
+            raise UserError(option, f"missing; without --config_file, {NAMED[option][1]}")
+    settings: dict[str, dict[str, Any]] = {group: dict(own) for group, own in RECOMMENDED.items()}
+    prefix, slash, rest = args.model.partition("/")
+    of_library = bool(slash and rest and prefix in FRAMES.names and not Path(args.model).exists())
+    name = rest if of_library else args.model
+    settings["model"] = {"name": name, "pretrained": args.weights} | ({"frame": prefix} if of_library else {})
+    settings["data"] |= {"name": "imagefolder", "root": args.images}
+    settings["output"] = {"dir": args.output or f"out/{Path(name).resolve().name.removesuffix('.json')}"}
+    if args.params is None:
+        del settings["prune"]
+    else:
+        settings["prune"]["target"] = {"params": args.params}
+    return Named(settings, tuple(overrides))
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Options of main_score.py besides its settings.
+
+    Attributes:
+        named: what was typed instead of a YAML.
+        dry_run: print what a process's memory must hold.
+        gpu_memory: of a dry run, in GB.
+    """
+
+    named: Named | None
+    dry_run: bool
+    gpu_memory: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions(ScoreOptions):
     """Options of main_prune.py besides its settings.
 
     Attributes:
         sweep: thresholds to compare, in nats, ascending; none: prune to the settings'.
         sizes: shares of the dense tower's parameters to prune to, one after another, descending; none: the settings'.
         compensate_only: refit a folder that is pruned already.
-        dry_run: print what a process's memory must hold.
-        gpu_memory: of a dry run, in GB.
     """
 
     sweep: tuple[float, ...]
     sizes: tuple[float, ...]
     compensate_only: bool
-    dry_run: bool
-    gpu_memory: float
+
+
+def _parse_named(
+    description: str, argv: Sequence[str] | None, more: Sequence[argparse.ArgumentParser]
+) -> tuple[PruneConfig, Named | None, argparse.Namespace]:
+    """`parse_args` where a model and images may stand instead of the YAML; and all that was typed."""
+    parser = _parser(PruneConfig, description, more)
+    parser.add_argument("--config_file", metavar="YAML", help="settings of the run")
+    group = parser.add_argument_group("instead of --config_file, with the settings that keep most")
+    for option, (_, meaning) in NAMED.items():
+        kind: Any = float if option == "--params" else str
+        group.add_argument(option, type=kind, metavar=option.removeprefix("--").upper(), help=meaning)
+    args: argparse.Namespace = parser.parse_args(argv)
+    overrides = _overrides(args, PruneConfig)
+    if named := _named_of(args, overrides):
+        return named.config(), named, args
+    return load_config(PruneConfig, args.config_file, overrides), None, args
+
+
+def parse_score(description: str, argv: Sequence[str] | None = None) -> tuple[PruneConfig, ScoreOptions]:
+    """The command line of main_score.py. Raises UserError; --help exits with 0."""
+    config, named, args = _parse_named(description, argv, [plan_options()])
+    return config, ScoreOptions(named, args.dry_run, args.gpu_memory)
 
 
 def parse_prune(description: str, argv: Sequence[str] | None = None) -> tuple[PruneConfig, PruneOptions]:
@@ -100,10 +209,18 @@ def parse_prune(description: str, argv: Sequence[str] | None = None) -> tuple[Pr
     add("--sizes", nargs="+", type=number_from(0), default=[], metavar="SHARE", help=each)
     refit = "refit the out-projections of output.dir/pruned as prune.compensation says; writes output.dir/compensated"
     add("--compensate_only", action="store_true", help=refit)
-    config = parse_args(PruneConfig, description, argv, [parser])
-    args, _ = parser.parse_known_args(argv)
+    config, named, args = _parse_named(description, argv, [parser])
+    if named and "prune" not in named.settings:
+        raise UserError("--params", f"missing; {NAMED['--params'][1]}")
     sweep, sizes = tuple(sorted(set(args.sweep))), tuple(sorted(set(args.sizes), reverse=True))
-    options = PruneOptions(sweep, sizes, args.compensate_only, args.dry_run, args.gpu_memory)
+    options = PruneOptions(
+        named,
+        args.dry_run,
+        args.gpu_memory,
+        sweep=sweep,
+        sizes=sizes,
+        compensate_only=args.compensate_only,
+    )
     own = config.prune
     if options.compensate_only and own.compensation == "none":
         raise UserError("--compensate_only", "prune.compensation is none; say --set prune.compensation=ridge, or mean")

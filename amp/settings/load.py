@@ -1,8 +1,9 @@
 """YAML and `--set` -> settings. Every error names file, key, value and what is allowed."""
 
+import copy
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,7 +121,18 @@ def _refused(problem: str, event: Any) -> yaml.MarkedYAMLError:
 
 def load_config(config_class: type[Config], config_file: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Settings from a YAML file, with 'key.path=value' overrides. Raises UserError."""
-    raw = _read_yaml(Path(config_file))
+    return build_config(config_class, _read_yaml(Path(config_file)), overrides, str(config_file))
+
+
+def build_config(
+    config_class: type[Config], settings: Mapping[str, Any], overrides: Sequence[str], file: str
+) -> Config:
+    """Settings from what a YAML file would hold, with 'key.path=value' overrides.
+
+    Raises:
+        UserError: of the setting `KEY`, put as `FILE: KEY` where `file` is not empty.
+    """
+    raw: Raw = copy.deepcopy(dict(settings))
     overridden: set[str] = set()
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -128,7 +140,7 @@ def load_config(config_class: type[Config], config_file: str | Path, overrides: 
             raise UserError(f"--set {override}", "expected key.path=value, for example --set data.batch_size=64")
         _set_path(raw, key, _parse_value(override, text))
         overridden.add(key)
-    return validate(config_class, raw, str(config_file), overridden)
+    return validate(config_class, raw, file, overridden)
 
 
 def validate(config_class: type[Group], raw: Raw, source: str, overridden: Collection[str] = ()) -> Group:
@@ -215,7 +227,7 @@ def _explain_one(
 ) -> UserError:
     key = ".".join(str(part) for part in problem["loc"])
     own = [o for o in overridden if f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.")]
-    source = f"--set {key}" if own else f"{file}: {key}" if key else file
+    source = f"--set {key}" if own else ": ".join(filter(None, (file, key))) or "settings"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         known = list(_group(config_class, problem["loc"][:-1]).model_fields)

@@ -1,4 +1,4 @@
-"""`python -m amp.towers`: what can be pruned."""
+"""`python -m amp.towers`, as `amp models` is called too."""
 
 from amp.commands.models import main
 from amp.run.console import run_script

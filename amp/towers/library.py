@@ -23,6 +23,7 @@ class Library:
         wrap: the tower around a model object of this library, in eval mode and frozen, None around any other; see
             `amp.towers.wrap_tower`. Without it the library has no models of its own.
         families: (family, MLP layout, an example's name) of what can be pruned, for people.
+        tags: of the weights that the library has of a name.
         names: every name it knows; None where nobody can list them.
         folders: whether its models are folders and hub ids, not names.
         own_files: what the weights files are called that no other library reads, for messages.
@@ -34,6 +35,7 @@ class Library:
     knows: Callable[[str], bool]
     build: Callable[[ModelSettings, str, dict[str, Any] | None], Tower]
     families: Sequence[tuple[str, str, str]]
+    tags: Callable[[str], Sequence[str]] = lambda name: ()
     names: Callable[[], list[str]] | None = None
     wrap: Callable[[nn.Module, GivenModelSettings], Tower | None] | None = None
     folders: bool = False

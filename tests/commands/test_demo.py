@@ -63,7 +63,7 @@ def test_demo_runs_every_script_and_ends_with_its_summary(
     )
     with Image.open(tmp_path / "summary.png") as picture:
         assert picture.size[0] > 1200
-    for command in ("main_score.py", "main_prune.py", "torchrun --nproc_per_node=2 distill.py", "eval/eval_zsc.py"):
+    for command in ("amp score", "amp prune", "torchrun --nproc_per_node=2 -m amp distill", "amp eval zsc"):
         assert command in shown
 
     monkeypatch.setattr("amp.demo.__main__.subprocess.run", _forked)

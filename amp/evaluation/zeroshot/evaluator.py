@@ -2,8 +2,7 @@
 
 In fp32 they equal those of clip_benchmark on one process to the last digit, on every number of processes, and so does
 the text classifier where a batch of prompts is a class; where batches cross the classes it differs by rounding, 1e-6 at
-most. In bf16 the encoders autocast, but the similarities stay in fp32: the 8 bits of bf16 would tie neighbouring
-classes.
+most. In bf16 the encoders autocast, but similarities stay in fp32: the 8 bits of bf16 would tie neighbouring classes.
 
 Shapes: B images (of a batch, or all), T texts, C classes, D width of an embedding, K highest classes or items.
 """

@@ -74,6 +74,7 @@ LIBRARY = Library(
     known_as="dinov2 (Meta's files)",
     knows=knows,
     build=build,
+    tags=timm_frame.LIBRARY.tags,
     families=[
         ("DINOv2 small to large, with registers or without", "plain", "vit_large_patch14_dinov2"),
         ("DINOv2 giant", "packed gate", "vit_giant_patch14_dinov2"),

@@ -23,7 +23,7 @@ from amp.towers.library import Library
 from amp.towers.weights import State
 
 MODEL_8B = "EVA-CLIP-8B"
-CONFIG_8B = Path(__file__).parents[3] / "configs" / "models" / f"{MODEL_8B}.json"
+CONFIG_8B = Path(__file__).parents[2] / "configs" / "models" / f"{MODEL_8B}.json"
 
 
 def eva_clip_8b_patch14_224(pretrained: bool = False, **kwargs: Any) -> Eva:
@@ -80,6 +80,7 @@ LIBRARY = Library(
     known_as="eva_clip",
     knows=knows,
     build=build,
+    tags=open_clip.list_pretrained_tags_by_model,
     families=[("EVA02-CLIP-E, EVA-CLIP-8B", "plain", MODEL_8B)],
     names=lambda: [*filter(_is_eva, open_clip.list_models()), MODEL_8B],
     own_files="a file that the EVA repository released",

@@ -283,6 +283,7 @@ LIBRARY = Library(
     knows=knows,
     build=build,
     wrap=wrap,
+    tags=open_clip.list_pretrained_tags_by_model,
     families=[
         ("native ViT and CoCa", "plain", "ViT-g-14"),
         ("SigLIP, SigLIP2, PE, EVA01 trunks", "plain", "ViT-SO400M-14-SigLIP"),

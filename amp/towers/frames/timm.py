@@ -262,6 +262,7 @@ LIBRARY = Library(
     knows=knows,
     build=build,
     wrap=wrap,
+    tags=_tags,
     families=[
         ("ViT, DeiT, BEiT, EVA01, SigLIP", "plain", "vit_base_patch16_224"),
         ("BEiT-3", "plain + norm", "beit3_base_patch16_224"),

@@ -1,0 +1,108 @@
+"""How long a scoring and a pruning will take, by one batch of the images on the tower itself.
+
+B images of a batch, C channels, S side in pixels, H hidden neurons, D width of the tower.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from amp.data.batches import Batches
+from amp.data.pixels import BrokenImageError, read_rgb
+from amp.run.world import world
+from amp.settings.prune import PruneConfig
+from amp.statistics.moments import MomentCollector, groups
+from amp.towers import Tower
+
+BACKWARD = 3.0  # a forward and a backward pass, of a forward pass
+READ = 16  # images, to time the reading
+PRODUCTS = 4  # of the covariance with a matrix of the tower's width, in the refit of a block
+
+
+def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> float | None:
+    """Of ranking by reconstruction, one threshold and a refit. None for settings whose passes are not counted here.
+
+    Args:
+        tower: dense, on its device.
+        batches: to score on.
+    """
+    own = config.prune
+    if config.score.criterion != "reconstruction" or own.allocation == "search":
+        return None
+    read = _read_some(batches)
+    if read is None:
+        return None
+    images_BCSS, reading = read[0].to(world().device, tower.dtype), read[1]
+
+    def read_and(computing: float) -> float:
+        return max(reading, computing) if config.data.num_workers else reading + computing
+
+    widths = [slot.hidden_width for slot in tower.slots]
+    parts = groups(widths)
+    with torch.no_grad():
+        forward = _seconds(lambda: tower.feature(images_BCSS))
+        with MomentCollector([tower.slots[block] for block in parts[0]]):
+            with_moments = _seconds(lambda: tower.feature(images_BCSS))
+        seen = sum(widths[block] ** 2 for block in parts[0]) / sum(width**2 for width in widths)
+        moments = max(0.0, with_moments - forward) / seen
+        step, product = _of_a_block(tower)
+    pass_with_moments = len(parts) * read_and(forward) + moments
+    of_scoring = len(batches) * (read_and(BACKWARD * forward) + pass_with_moments) + step * sum(widths)
+    of_entropy = 2 * ((config.data.num_val_samples or 0) // config.data.batch_size) * read_and(forward)
+    refits = 0.0
+    if own.compensation != "none":
+        calibration = min(own.num_calibration_samples, len(batches.paths)) // config.data.batch_size
+        refits = calibration * pass_with_moments + PRODUCTS * product * len(widths)
+    return of_scoring + of_entropy + refits
+
+
+def _read_some(batches: Batches) -> tuple[Tensor, float] | None:
+    """A batch of this process's size, of the first images, repeated; and the seconds to read a batch.
+
+    None where none of the images can be read, which the scoring tells.
+    """
+    local = len(range(batches.settings.batch_size)[world().share(batches.settings.batch_size)])
+    started, images = time.monotonic(), []
+    for source in batches.paths[:READ]:
+        with suppress(BrokenImageError):
+            images.append(batches.transform(read_rgb(source)))
+    if not images:
+        return None
+    seconds = (time.monotonic() - started) / len(images) * local
+    at_once = max(1, min(batches.settings.num_workers, os.cpu_count() or 1))
+    repeated_BCSS = torch.stack([images[index % len(images)] for index in range(local)])
+    return repeated_BCSS, seconds / at_once
+
+
+def _of_a_block(tower: Tower) -> tuple[float, float]:
+    """Seconds of an average step of the greedy selection, and of a product with the covariance, of the widest block."""
+    slot = max(tower.slots, key=lambda slot: slot.hidden_width)
+    weight_DH = slot.out_projection.weight.detach().double()
+    hidden = weight_DH.shape[1]
+    factor_KH = torch.zeros(max(1, hidden // 2), hidden, dtype=torch.float64, device=weight_DH.device)
+
+    def step() -> None:
+        torch.linalg.vector_norm(weight_DH, dim=0)
+        weight_DH.addr(weight_DH[:, 0], factor_KH[:, 0] @ factor_KH, alpha=-1)
+
+    # The rows of the factor stand for the covariance, of which they are a half.
+    return _seconds(step), 2 * _seconds(lambda: weight_DH @ factor_KH.T)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Of the second call: the first one starts threads and compiles kernels."""
+    work()
+    _wait()
+    started = time.monotonic()
+    work()
+    _wait()
+    return time.monotonic() - started
+
+
+def _wait() -> None:
+    if world().device.type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,166 @@
+"""`amp score` and `amp prune` of a model and images, without a YAML: what the two call for, the plan, what comes next.
+
+B images of a batch, C channels, S side in pixels.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from amp.commands._duration import estimate_seconds
+from amp.commands.prune import prune_model
+from amp.commands.score import score_model
+from amp.data.batches import Batches
+from amp.data.listing import list_images
+from amp.errors import UserError, nearest
+from amp.registry import FRAMES
+from amp.run.console import say
+from amp.run.world import start
+from amp.settings.command_line import Named, PruneOptions, ScoreOptions, options_named
+from amp.settings.model import Frame, ModelSettings
+from amp.settings.prune import PruneConfig
+from amp.towers import Tower, default_frame, knows
+from amp.towers.library import library
+
+FEWEST = 8  # images, of which a fourth is held out: a batch of two
+FEW = 512
+RANDOM = "random"
+
+
+def score_named(named: Named, options: ScoreOptions) -> None:
+    """Scores."""
+    with options_named():
+        config = fitted(named)
+        if options.dry_run:
+            from amp.scoring import describe_plan
+
+            print(describe_plan(config, options.gpu_memory))
+            return
+        with start():
+            say(describe(config))
+            score_model(config, lambda tower, batches: say(describe_time(config, tower, batches)))
+            say("next: `amp prune` with the same words, and --params 0.6 for 60 % of the parameters")
+
+
+def prune_named(named: Named, options: PruneOptions) -> None:
+    """Scores where that is not done, and prunes."""
+    with options_named():
+        config = fitted(named)
+        if options.dry_run:
+            from amp.pruning.memory import describe_plan
+
+            print(describe_plan(config, options.gpu_memory))
+            return
+        with start():
+            say(describe(config))
+            score_model(config, lambda tower, batches: say(describe_time(config, tower, batches)))
+            say(what_next(prune_model(config, options)))
+
+
+def fitted(named: Named) -> PruneConfig:
+    """The settings, with the library and the weights that the name says, and batches that the images fill.
+
+    Raises:
+        UserError: no library knows the name, or it does not say which weights; there are too few images.
+    """
+    config = named.config()
+    counts = {split: len(list_images(config.data, split)) for split in ("train", "val")}
+    data = _batches(config, counts)
+    frame = config.model.frame or find_frame(config.model.name)
+    return named.config(model={"frame": frame, "pretrained": find_weights(config.model, frame)}, data=data)
+
+
+def _batches(config: PruneConfig, counts: Mapping[str, int]) -> dict[str, int]:
+    own, total = config.data, sum(counts.values())
+    if total < FEWEST:
+        raise UserError(
+            "data.root", f"{own.root}: {total} images; it takes {FEWEST} at least, and thousands to do well"
+        )
+    fits = [size for size in (2**power for power in range(1, 20)) if size <= min(counts.values())]
+    batch_size = own.batch_size if own.batch_size <= fits[-1] else fits[-1]
+    wanted = {"num_samples": (own.num_samples, "train"), "num_val_samples": (own.num_val_samples, "val")}
+    return {"batch_size": batch_size} | {
+        key: min(value or counts[split], counts[split]) for key, (value, split) in wanted.items()
+    }
+
+
+def find_frame(name: str) -> Frame:
+    """The one library that knows the name; open_clip where it is one of several.
+
+    Raises:
+        UserError: none does, or several do.
+    """
+    known = [frame for frame in FRAMES.names if knows(frame, name)]
+    if len(known) == 1:
+        return known[0]
+    if known or Path(name).exists():
+        return default_frame(name)
+    prefix = name.partition("/")[0]
+    if "/" in name and (hint := nearest(prefix, FRAMES.names)):
+        raise UserError("model.name", f"{name}: no library {prefix!r}{hint}")
+    if name.count("/") == 1:
+        return default_frame(name)
+    names = {own for frame in FRAMES.names if (listed := library(frame).names) for own in listed()}
+    raise UserError("model.name", f"no library knows {name!r}{nearest(name.partition('.')[0], names)}")
+
+
+def find_weights(model: ModelSettings, frame: Frame) -> str | None:
+    """The weights that were named, else those that the model's name says; None where it holds them, and for random.
+
+    Raises:
+        UserError: there is nothing to say which.
+    """
+    own = library(frame)
+    if model.pretrained == RANDOM and not own.folders:
+        return None
+    if model.pretrained or own.folders:
+        return model.pretrained
+    tag, tags = model.name.partition(".")[2], own.tags(model.name)
+    if tag in tags:
+        return tag
+    known = f"a tag of {model.name} ({', '.join(tags)}), a file" if tags else "a file"
+    raise UserError("model.pretrained", f"missing; say {known}, or {RANDOM} to try it out")
+
+
+def describe(config: PruneConfig) -> str:
+    """What will be done."""
+    model, data, own = config.model, config.data, config.prune
+    weights = model.weights or ("random weights" if not library(model.frame or "").folders else "its own weights")
+    lines = [
+        f"{model.name} ({model.frame}; {weights}), images of {data.root}:",
+        f"- {data.num_samples} rank the neurons, by {config.score.criterion}, in batches of {data.batch_size};",
+    ]
+    if asked := own.target.asked:
+        refit = "" if own.compensation == "none" else f"; {own.compensation} refits the out-projections"
+        lines.append(f"- {asked[0]} of the tower's to keep: {asked[1]:g}, by {own.allocation}{refit};")
+    lines.append(f"- {data.num_val_samples} are held out to measure on; all goes to {config.output.dir}/.")
+    if (data.num_samples or FEW) < FEW:
+        lines.append(f"note: {data.num_samples} images are few to rank neurons on; {FEW} do better, 2048 well")
+    return "\n".join(lines)
+
+
+def describe_time(config: PruneConfig, tower: Tower, batches: Batches) -> str:
+    """How long it will take, by one batch."""
+    seconds = estimate_seconds(config, tower, batches)
+    if seconds is None:
+        return "how long it takes is told as it goes"
+    return f"by one batch, it will take about {in_words(seconds)}"
+
+
+def in_words(seconds: float) -> str:
+    """A time to wait: 40 seconds, 12 minutes, 3.5 hours."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
+
+
+def what_next(folder: Path) -> str:
+    """What to type after a pruning."""
+    pruned = folder / "pruned"
+    return "\n".join(
+        [
+            "next:",
+            f"  python -c 'import amp; model, transform, tokenizer = amp.load_pruned(\"{pruned}\")'",
+            f"  amp eval efficiency --model {pruned}",
+            "  another size: the same command with another --params; it takes the scores that are there",
+        ]
+    )

@@ -1,0 +1,69 @@
+"""Distils a pruned student from its dense teacher; writes log.jsonl, tensorboard/ and distilled/."""
+
+import argparse
+
+from amp.evaluation.student import check_metric
+from amp.run.console import say
+from amp.run.processes.environment import MOST_PROCESSES, place_of
+from amp.settings.base import at_least
+from amp.settings.command_line import parse_args
+from amp.settings.distill import DistillConfig
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--dry_run", action="store_true", help="print what a GPU's memory must hold, and end")
+    gpus = "of --dry_run (default: the processes of torchrun, else 8)"
+    options.add_argument("--num_gpus", type=at_least(1, MOST_PROCESSES), help=gpus)
+    config = parse_args(DistillConfig, __doc__, more=[options])
+    args, _ = options.parse_known_args()
+    if args.dry_run:
+        from amp.distillation.memory import describe_plan
+
+        own = place_of()
+        say(describe_plan(config, args.num_gpus or (own.size if own else 8)))
+        return
+    check_metric(config)
+
+    from amp.data.identity import digests_of
+    from amp.distillation import (
+        Loop,
+        RunKeeper,
+        Trainer,
+        Validation,
+        held_out_images,
+        load_teacher_and_student,
+        training_images,
+    )
+    from amp.evaluation.student import build_metric
+    from amp.models.folder import save_tower
+    from amp.models.open import check_student
+    from amp.run.files import file_sha256, room_for
+    from amp.run.run import open_run
+    from amp.run.world import world
+    from amp.towers import default_frame
+
+    config = config.with_frame(config.teacher.frame or default_frame(config.teacher.name, "teacher.name"))
+
+    def inputs() -> dict[str, str | None]:
+        check_student(config.student.pretrained)
+        return {"student_sha256": file_sha256(config.student.pretrained), **digests_of(config.data, "train")}
+
+    outputs = ("distilled/config.json", "distilled/model.safetensors")
+    with open_run(config, inputs, outputs) as run:
+        if run.done(*outputs):
+            return
+        teacher, student, pruned = load_teacher_and_student(config)
+        batches = training_images(config, teacher)
+        validation = Validation(held_out_images(config, teacher.transform), build_metric(config, teacher, student))
+        trainer = Trainer(teacher, student, config.optim, config.data.batch_size, len(batches))
+        last = Loop(trainer, batches, RunKeeper(run), config.output, validation).train()
+        batches.say_broken()
+        weights = trainer.weights()
+        provenance = {**run.header, "student": pruned.provenance, "last_step": last}
+        if world().is_main:
+            with room_for(run.path("distilled")):
+                save_tower(student, pruned.kept, provenance, run.path("distilled"), weights)
+        world().barrier()
+        places = [run.path(name) for name in ("distilled", "log.jsonl", "tensorboard")]
+        say("wrote {}; log in {} and TensorBoard in {}".format(*places))

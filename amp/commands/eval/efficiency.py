@@ -1,0 +1,22 @@
+"""Parameters, FLOPs and throughput of a vision tower; of a pruned one beside its dense one."""
+
+from pathlib import Path
+
+from amp.evaluation.options import parse_efficiency
+from amp.run.console import say
+
+
+def main() -> None:
+    options = parse_efficiency(__doc__)
+
+    from amp.evaluation.efficiency import measure_efficiency, show
+    from amp.run.run import Run
+    from amp.run.world import start
+
+    with start("cpu" if options.meta else None) as world:
+        record = world.from_main(lambda: measure_efficiency(options, world.device))
+        show(record)
+        if options.json:
+            path = Path(options.json)
+            Run(options, path.parent, {}, "--json").write(path.name, record, "eval/eval_efficiency.py")
+            say(options.json)

@@ -1,0 +1,35 @@
+"""Zero-shot classification or retrieval of a dense or a pruned model, on one dataset or on several.
+
+Writes the metrics of each as JSON, and one table of all as Markdown and CSV, beside the paper's numbers where it has
+some."""
+
+from amp.evaluation.benchmarks import check_all
+from amp.evaluation.options import parse_zeroshot
+from amp.run.console import say
+
+
+def main() -> None:
+    each = parse_zeroshot(__doc__)
+    check_all(options.benchmark for options in each)
+
+    from amp.evaluation.results import write_summary
+    from amp.evaluation.zeroshot import find_record, measure_zeroshot, open_evaluations, open_evaluator
+    from amp.run.world import start
+
+    with start() as world:
+        runs = open_evaluations(each)
+        found = [find_record(run) for run in runs]
+        if not all(found):
+            evaluator = open_evaluator(runs[0].config)
+        records = []
+        for run, record in zip(runs, found, strict=True):
+            if record:
+                say("already done")
+            else:
+                record = measure_zeroshot(run, evaluator)
+            options = run.config
+            title = f"{options.dataset}, {options.task}: {record['num_images']} images in {record['seconds']} s"
+            run.show(title, "metric", record)
+            records.append(record)
+        if world.is_main:
+            write_summary(each[0], records, runs[0].folder)

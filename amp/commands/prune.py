@@ -1,0 +1,73 @@
+"""Finds each block's width, slices the network; writes prune.json, prune.png and pruned/."""
+
+import time
+from pathlib import Path
+
+from amp.run.console import say
+from amp.settings.command_line import PruneOptions, parse_prune
+from amp.settings.prune import PruneConfig
+
+
+def main() -> None:
+    config, options = parse_prune(__doc__)
+    if options.named:
+        from amp.commands._without_file import prune_named
+
+        prune_named(options.named, options)
+        return
+    if options.dry_run:
+        from amp.pruning.memory import describe_plan
+
+        print(describe_plan(config, options.gpu_memory))
+        return
+
+    from amp.run.world import start
+
+    with start():
+        for own in [config.of_params(size) for size in options.sizes] or [config]:
+            prune_model(own, options)
+
+
+def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
+    """One pruning, or one sweep, unless its files are there; gives its folder."""
+    from amp.data.identity import digests_of
+    from amp.pruning import check_widths, open_networks, prune, refit_pruned, relative_size, write_pruning, write_sweep
+    from amp.pruning.places import own_place, place_of, place_to_refit
+    from amp.run.identity import recorded_frame
+    from amp.run.run import SCORES, Run, open_run
+    from amp.run.world import world
+    from amp.scoring.scores_file import check_fit, check_scores, load_scores
+    from amp.towers import build_tower, describe_preprocess
+
+    outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
+
+    def place(run: Run[PruneConfig]) -> Path:
+        if options.compensate_only:
+            return place_to_refit(run)
+        return own_place(run) if options.sizes else place_of(run, options.sweep)
+
+    with open_run(config, lambda: digests_of(config.data, "train", "val"), outputs, place=place) as run:
+        if options.compensate_only:
+            refit_pruned(run)
+            return run.folder
+        if not options.sweep and run.with_frame_of(*outputs).done(*outputs):
+            return run.folder
+        scores_file = Path(config.output.dir, SCORES)
+        scores, scored = load_scores(scores_file)
+        run = run.with_frame(recorded_frame(scored))
+        check_scores(scored, run.header, scores_file)
+        started, own = time.monotonic(), run.config.prune
+        tower = build_tower(run.config.model, str(world().device))
+        check_fit(scores, tower, scores_file)
+        say(describe_preprocess(tower))
+        check_widths(tower, own)
+        with open_networks(run, tower, scores, options.sweep) as networks:
+            if options.sweep:
+                write_sweep(run, networks, options.sweep)
+                return run.folder
+            asked = own.target.asked
+            size_of = relative_size(asked[0], tower, networks.journal) if asked else None
+            pruned = prune(networks, own, size_of)
+        cost = {**networks.held_out.cost, "seconds": round(time.monotonic() - started, 2)}
+        write_pruning(run, tower, pruned, cost)
+        return run.folder
