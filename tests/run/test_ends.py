@@ -1,11 +1,8 @@
 """Laws of the end: when one process of a run ends, all do, and those that are left say which it was and why."""
 
 import os
-import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import refusal
@@ -95,25 +92,6 @@ def test_whether_a_process_has_ended_is_known() -> None:
     os.waitpid(pid, 0)
     assert own._replace(number=pid).has_ended()
     assert not Process("elsewhere", pid).has_ended()
-
-
-def test_a_script_that_is_asked_to_stop_leaves_nothing_half_written(
-    prune_yaml: Path, tmp_path: Path, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from amp.scoring import scoring
-
-    steps = scoring.Scoring.steps
-
-    def stopped(self: Any, *inputs: Any) -> Any:
-        for number, images_BCSS in enumerate(steps(self, *inputs)):
-            if number == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield images_BCSS
-
-    monkeypatch.setattr(scoring.Scoring, "steps", stopped)
-    code, _, err = call("main_score.py", "--config_file", prune_yaml)
-    assert (code, err.splitlines()[-1]) == (143, "stopped: SIGTERM; the same command goes on from what it has saved")
-    assert not list((tmp_path / "out").rglob("*.partial"))
 
 
 def test_a_process_of_a_queue_ends_at_once(prune_yaml: Path) -> None:
