@@ -1,19 +1,34 @@
 """Laws of the end: when one process of a run ends, all do, and those that are left say which it was and why."""
 
 import os
+import socket
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
-from conftest import refusal
+from conftest import ROOT, refusal
 from processes.start import run_processes, start_process
 
+from amp.errors import StoppedError, UserError
+from amp.run import console
+from amp.run.console import run_script
 from amp.run.processes.environment import Place
 from amp.run.processes.together import Process, join
 
 pytestmark = pytest.mark.slow
 SCORE, SEARCH = "amp.run.world:World.gather", "amp.run.world:World.gather"
 STEP, CHECKPOINT = "amp.distillation.trainer:Trainer.train_step", "amp.run.world:World.save_tensors"
+
+
+def _raising(error: BaseException) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
 
 
 def _ended(number: int, launcher: bool, *words: object) -> str:
@@ -79,6 +94,45 @@ def test_a_process_that_comes_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     place = Place(1, 2, 1, 2, "127.0.0.1", 1)
     message = refusal(lambda: join(place, torch.device("cpu")))
     assert message.startswith("MASTER_ADDR, MASTER_PORT: process 1 has not met the others of WORLD_SIZE 2")
+
+
+def test_a_process_of_several_ends_whole_whatever_thread_is_left(tmp_path: Path) -> None:
+    """Of an interpreter of its own, which is what would be taken apart."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "tests/processes/thread_left.py", str(tmp_path)]
+    other, own = (
+        subprocess.Popen(command, env=os.environ | place | {"RANK": rank}, stdout=PIPE, stderr=PIPE, text=True)
+        for rank in "01"
+    )
+    out, err = own.communicate(timeout=120)
+    assert (own.returncode, err) == (0, "")
+    assert out.splitlines() == ["written", "exit functions have run"]
+    other.communicate(timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "says"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: sys.exit(3), 3, ""),
+        (_raising(UserError("a", "b")), 2, "error: a: b"),
+        (_raising(StoppedError("c", 143)), 143, "stopped: c"),
+        (_raising(KeyboardInterrupt()), 130, "interrupted"),
+        (_raising(KeyError("a fault")), 1, "KeyError: 'a fault'"),
+    ],
+)
+def test_every_end_of_several_is_left_at_once(
+    end: Callable[[], None], code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_leave", lambda code: sys.exit(f"left with {code}"))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=f"left with {code}"):
+        run_script(end)
+    assert says in capsys.readouterr().err
 
 
 def test_whether_a_process_has_ended_is_known() -> None:
