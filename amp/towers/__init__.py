@@ -9,7 +9,6 @@ import torch
 from amp.errors import UserError
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower, offline
-from amp.towers.bounds import check_numbers
 from amp.towers.library import Library, library
 from amp.towers.names import default_frame, knows, other_reader
 from amp.towers.preprocess import describe_preprocess
@@ -48,7 +47,6 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
         # Without weights every process and every script must draw the same ones.
         torch.manual_seed(0)
         frame = settings.frame or default_frame(settings.name)
-        check_numbers("model.kwargs", "", settings.kwargs)
         if saved is None and device != "meta" and settings.pretrained and _is_the_users_own(settings):
             # What cannot be built is told from weights that do not fit.
             build_tower(settings.model_copy(update={"pretrained": None}), "meta")
