@@ -85,6 +85,15 @@ def check_numbers(values: Any, name: str = "", depth: int = 0) -> Any:
     return values
 
 
+def check_template(text: str) -> str:
+    """A prompt around a class. Raises ValueError unless it holds `{c}` where the class stands, and no other braces."""
+    if "{c}" not in text:
+        raise ValueError(f"{text!r}: has no {{c}} where the class is to stand")
+    if set("{}") & set(text.replace("{c}", "")):
+        raise ValueError(f"{text!r}: may hold no braces but {{c}}, the class")
+    return text
+
+
 Precision = Literal["fp32", "bf16"]
 Count = Annotated[int, Field(ge=1, le=MOST)]
 CountOrZero = Annotated[int, Field(ge=0, le=MOST)]
@@ -94,6 +103,7 @@ Positive = Annotated[float, AfterValidator(_positive)]
 NonNegative = Annotated[float, Field(ge=0, le=1e9)]
 Fraction = Annotated[float, AfterValidator(_share)]
 PathOrName = Annotated[str, AfterValidator(_place)]
+Template = Annotated[str, AfterValidator(check_template)]
 ModelArguments = Annotated[dict[str, Any], AfterValidator(check_numbers)]
 
 # Of a setting that leaves a run's result as it is, up to rounding: how images are read, how work is divided.

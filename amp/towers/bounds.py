@@ -7,22 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from amp.errors import UserError, nearest
+from amp.errors import UserError, nearest, under
+from amp.run import sealed
 from amp.settings import base
 
 
 def read_json(path: str, key: str) -> dict[str, Any]:
     """A JSON file of one object. Raises UserError under `key`."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(key, f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        reason = "too many levels" if isinstance(error, RecursionError) else error
-        raise UserError(key, f"{path}: not a JSON file ({reason})") from None
-    if not isinstance(value, dict):
-        raise UserError(key, f"{path}: expected an object {{...}}")
-    return value
+    with under(key):
+        return sealed.read_json(Path(path))
 
 
 def check_numbers(key: str, where: str, values: Any) -> None:

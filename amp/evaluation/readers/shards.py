@@ -20,6 +20,7 @@ from amp.data.files import printable
 from amp.data.pixels import EXTENSIONS, read_rgb
 from amp.data.shards import Member, list_samples
 from amp.errors import UserError
+from amp.settings.base import check_template
 
 _OPTION = "--dataset_root"
 _FIELDS = {"classification": "cls", "multilabel": "npy", "retrieval": "txt"}
@@ -71,12 +72,10 @@ def _read_prompts(root: Path) -> tuple[list[str], list[str]]:
         if not lines or "" in lines:
             raise UserError(_OPTION, f"{file}: line {lines.index('') + 1 if lines else 1} is empty")
     for number, template in enumerate(templates, 1):
-        if "{c}" not in template or set(template.replace("{c}", "")) & set("{}"):
-            raise UserError(
-                _OPTION,
-                f"{files[1]}: line {number} is {printable(template)!r}; a template has {{c}} where the class stands, "
-                "and no other braces",
-            )
+        try:
+            check_template(template)
+        except ValueError as error:
+            raise UserError(_OPTION, f"{files[1]}: line {number} is {error}") from None
     return classes, templates
 
 
