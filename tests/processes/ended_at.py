@@ -49,5 +49,6 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     if os.environ.get("RANK", "0") == rank:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background are started without one
         end_at(place, int(number), how)
     runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
