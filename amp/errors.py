@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from os import PathLike
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")
@@ -50,9 +50,10 @@ class StoppedError(RuntimeError):
         return one_line(self.message)
 
 
-def one_line(text: str) -> str:
-    """The text with its line ends and other control characters as Python writes them: a file's name may hold some."""
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+def one_line(text: object) -> str:
+    """The text with its line ends, control characters and bytes that are none as Python writes them: a file's name may
+    hold some."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text))
 
 
 def shortened(text: object, limit: int = 200) -> str:

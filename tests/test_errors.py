@@ -1,5 +1,6 @@
 """Laws of the errors: a key and a text, placed on the way up and never edited; they pass between processes."""
 
+import os
 import pickle
 
 import pytest
@@ -49,3 +50,17 @@ def test_they_pass_between_processes() -> None:
     assert (error.key, error.text, error.rank_local) == ("a", "b", True)
     stop = pickle.loads(pickle.dumps(StoppedError("c", 143)))
     assert (str(stop), stop.code) == ("c", 143)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\nb\u2028c", "a\\nb\\u2028c"),
+        (os.fsdecode(b"a\xff.png"), "a\\udcff.png"),
+        ("a\u202egnp.exe", "a\\u202egnp.exe"),
+        ("é 犬 a\u00a0b", "é 犬 a\u00a0b"),
+    ],
+)
+def test_any_name_of_a_file_is_shown_on_one_line(name: str, shown: str) -> None:
+    assert str(UserError(name, "missing")) == f"{shown}: missing"
+    shown.encode()

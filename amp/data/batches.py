@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from amp.data.files import printable
 from amp.data.layouts import Source
+from amp.data.listing import too_few
 from amp.data.loading import read_batches
 from amp.data.pixels import BrokenImageError, read_rgb
 from amp.data.shards import Member, shuffle_nearby
@@ -82,11 +83,7 @@ class Batches:
     def __post_init__(self) -> None:
         self._share = world().share(self.settings.batch_size)
         if len(self) == 0:
-            raise UserError(
-                "data.batch_size",
-                f"{self.settings.batch_size} is more than the {len(self.order(0))} images "
-                f"of this split of {self.settings.root}",
-            )
+            raise too_few(self.settings, len(self.order(0)), "this split")
 
     def order(self, epoch: int) -> list[int]:
         """Indices of `paths` in the global order of an epoch."""

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from amp.errors import UserError
+from amp.errors import UserError, one_line
 
 _LITTER = frozenset({"__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini"})
 
@@ -25,7 +25,7 @@ def walk(folder: str | Path, key: str) -> Iterator[Path]:
     """
 
     def refuse(error: OSError) -> None:
-        raise UserError(key, f"{printable(error.filename)}: cannot be read ({error.strerror})") from None
+        raise UserError(key, f"{error.filename}: cannot be read ({error.strerror})") from None
 
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
@@ -43,5 +43,5 @@ def walk(folder: str | Path, key: str) -> Iterator[Path]:
 
 
 def printable(name: object) -> str:
-    """A file's name on one line: what is not printable in it, a line break say, as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+    """A file's name on one line, where it stands in no UserError, which sees to that itself."""
+    return one_line(name)

@@ -102,7 +102,7 @@ def _is_built(root: Path) -> bool:
     try:
         marker = json.loads((root / MARKER).read_text())
         found_format, counts = marker["format"], dict(marker["counts"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise UserError(root, f"is not a digit-scenes folder (no {MARKER}); name a new or an empty folder") from None
     if found_format != FORMAT:
         raise UserError(root, f"digit scenes of format {found_format}, not {FORMAT}; delete it to have it rebuilt")

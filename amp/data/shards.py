@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from webdataset.shardlists import expand_urls
 
-from amp.data.files import is_litter, printable
+from amp.data.files import is_litter
 from amp.errors import UserError
 from amp.run.console import progress
 
@@ -145,9 +145,7 @@ def _index(shard: str, key: str) -> list[Sample]:
             for info in archive:
                 last = info.name
                 if info.issparse():
-                    raise UserError(
-                        key, f"{printable(shard)}: {printable(last)} is a sparse file; write the shard anew"
-                    )
+                    raise UserError(key, f"{shard}: {last} is a sparse file; write the shard anew")
                 if info.islnk() or info.issym():
                     target = info.linkname if info.islnk() else posixpath.join(posixpath.dirname(last), info.linkname)
                     links.append((len(named), last, posixpath.normpath(target)))
@@ -161,8 +159,8 @@ def _index(shard: str, key: str) -> list[Sample]:
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
-        fault = f"cut or damaged at {printable(last)} or after it" if last else "no shard that can be read"
-        raise UserError(key, f"{printable(shard)}: {fault} ({error}); fetch or write it anew") from None
+        fault = f"cut or damaged at {last} or after it" if last else "no shard that can be read"
+        raise UserError(key, f"{shard}: {fault} ({error}); fetch or write it anew") from None
     targets = {posixpath.normpath(name): target for _, name, target in links}
     for place, name, target in links:
         for _ in links:
@@ -170,7 +168,7 @@ def _index(shard: str, key: str) -> list[Sample]:
         if target in members:
             named[place] = members[target]._replace(name=name)
         elif not is_litter(name):
-            raise UserError(key, f"{printable(shard)}: {printable(name)} links to {printable(target)}, which it lacks")
+            raise UserError(key, f"{shard}: {name} links to {target}, which it lacks")
     return _group(shard, [member for member in named if member is not None and not is_litter(member.name)])
 
 

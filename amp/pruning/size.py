@@ -24,17 +24,19 @@ CLOSE = 1e-3  # of a size
 THROUGHPUT_BATCH, THROUGHPUT_ROUNDS = 64, 20
 
 
-def out_of_reach(target: TargetSettings, size: float, which: str) -> UserError:
+def out_of_reach(target: TargetSettings, size: float, which: str, journal: Journal | None = None) -> UserError:
     """That no network of the settings has the size asked for.
 
     Args:
         size: of the dense tower's, or of its seconds an image, that is left of the network that comes closest.
         which: what that network is, in words.
+        journal: of what was measured before that was known.
     """
     assert target.asked is not None
     key, value = target.asked
     size, unit = (1 / size, "times the dense speed") if key == "throughput" else (size, "of the dense size")
-    return UserError(f"prune.target.{key}", f"{value:g}: out of reach; {which} has {size:.3g} {unit}")
+    kept = f"; {journal.file} keeps what was measured for it" if journal and journal.file else ""
+    return UserError(f"prune.target.{key}", f"{value:g}: out of reach; {which} has {size:.3g} {unit}{kept}")
 
 
 def params_of_widths(tower: Tower, widths: Sequence[int]) -> int:

@@ -34,14 +34,27 @@ def run_script(main: Callable[[], None]) -> None:
     """Runs an entry script. Everything that a user can mend, and SIGTERM (exit code 143), ends it with one line.
 
     A mistake exits with 2, a stop with work left to do with 1 or 128 + its signal, Ctrl-C with 130. A fault of the
-    program keeps its traceback.
+    program keeps its traceback. One of several processes is left at once after its exit functions.
     """
+    if not is_one_of_several():
+        _run(main)
+        return
+    code = 0
+    try:
+        _run(main)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    _leave(code)
+
+
+def _run(main: Callable[[], None]) -> None:
     asked: list[int] = []
     try:
         with _terminable() as asked:
             main()
-        if is_one_of_several():
-            _leave(0)
     except _Terminated:
         _end(TERMINATED, 128 + signal.SIGTERM)
     except KeyboardInterrupt:
@@ -87,15 +100,14 @@ def _end(line: str, code: int, rank_local: bool = False) -> NoReturn:
         print(line, file=sys.stderr, flush=True)
     else:
         time.sleep(SPEAK_SECONDS)  # torchrun ends all as soon as one has ended.
-    if is_one_of_several():
-        _leave(code)
     sys.exit(code)
 
 
 def _leave(code: int) -> NoReturn:
     """Ends this process without taking the interpreter apart.
 
-    A thread of gloo that lets go of a tensor meanwhile would abort it: "terminate called without an active exception".
+    A thread of gloo that lets go of a tensor meanwhile would abort it ("terminate called without an active exception"):
+    it waits for the interpreter, which ends it as no thread of C++ may be ended.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

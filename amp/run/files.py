@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from amp.errors import UserError, as_line, under
 
 LOCK = ".lock"
+DESCRIPTIONS = ("config.json", "amp.json")  # of a model, beside its weights
+WEIGHTS = ("*model*.safetensors", "*model*.bin")
 
 
 @contextmanager
@@ -76,6 +78,20 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
+
+
+def check_outside_models(folder: str | Path) -> None:
+    """Raises UserError where a run's folder is a model's own, or lies in one: its files would count as the model's,
+    and go when the model is written anew."""
+    own = Path(folder).resolve()
+    for place in (own, *own.parents):
+        described = any((place / name).is_file() for name in DESCRIPTIONS)
+        if described and any(file for pattern in WEIGHTS for file in place.glob(pattern)):
+            is_it = "is" if place == own else "lies in"
+            other = place.parent / f"{place.name}-run"
+            raise UserError(
+                "output.dir", f"{folder} {is_it} the folder of a model, {place}; take one outside of it, as {other}"
+            )
 
 
 def prepare_output(folder: str) -> Path:

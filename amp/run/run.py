@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from amp.errors import UserError
 from amp.run.console import reproduce, say
-from amp.run.files import alone_in, prepare_output
+from amp.run.files import alone_in, check_outside_models, prepare_output
 from amp.run.identity import PACKAGES, check_same, identity, read_header, recorded_frame, versions
 from amp.run.sealed import check_whole, read_json, write_json
 from amp.run.world import start, world
@@ -147,11 +147,12 @@ def open_run(
         leave_out: as of `amp.run.identity.identity`.
         place: the run's folder, where it is not `output.dir` itself.
     Raises:
-        UserError: an input is missing, the folder cannot be written to, or another run holds it.
+        UserError: the folder is a model's, cannot be written to, or another run holds it; an input is missing.
     """
     with start() as own, ExitStack() as locks:
 
         def begin() -> Run[RunSettings]:
+            check_outside_models(config.output.dir)
             missing, digests = None, {}
             try:
                 digests = dict(inputs())

@@ -13,7 +13,7 @@ from amp.run.files import atomic, room_for
 from amp.run.identity import first_difference, in_words
 from amp.run.run import SCORES
 from amp.run.sealed import read_tensors, write_tensors
-from amp.towers import Tower
+from amp.towers import Tower, slots
 
 FOREIGN = "not a scores file of main_score.py"
 
@@ -47,15 +47,11 @@ def load_scores(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
 
 
 def check_fit(scores: Sequence[Tensor], tower: Tower, path: Path) -> None:
-    """Raises UserError unless there is one score for every neuron of every block of a dense tower."""
-    found, wanted = [len(score_H) for score_H in scores], tower.widths
-    if len(found) != len(wanted):
-        raise UserError(path, f"scores of {len(found)} blocks, the tower has {len(wanted)}; delete it to score anew")
-    for block, (number, width) in enumerate(zip(found, wanted, strict=True)):
-        if number != width:
-            raise UserError(
-                path, f"score.{block}: {number} scores, the block has {width} neurons; delete the file to score anew"
-            )
+    """Raises UserError unless the file's scores are one for every neuron of every block of a dense tower."""
+    try:
+        slots.check_scores(tower.slots, scores)
+    except UserError as error:
+        raise UserError(path, f"scores {error.text}; delete it to score anew") from None
 
 
 def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any], path: Path = Path(SCORES)) -> None:

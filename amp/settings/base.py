@@ -18,10 +18,21 @@ from amp.registry import Registry
 MOST = 10**9
 MOST_SIDE = 8192
 MOST_WORKERS = 1024
-MOST_LAYERS = 1000
-MOST_OF_A_MODEL = 10**6
+MOST_LAYERS = 512
+MOST_WIDTH = 10**6
 DEEPEST = 20
 DIGITS = 40
+
+# Of a number in a model's description, by a part of its name, the first that fits; of any other one 10^8.
+SIDES = ("image_size", "img_size", "input_size", "patch_size")
+MOST_OF_A_MODEL = {
+    **dict.fromkeys(SIDES, MOST_SIDE),
+    **dict.fromkeys(("layers", "depth"), MOST_LAYERS),
+    **dict.fromkeys(("width", "dim", "heads", "hidden_size", "intermediate_size"), 2**16),
+    "mlp_ratio": 1024,
+    "": 10**8,
+}
+ELSEWHERE = ("hf-hub:", "hf_hub:", "hf:", "local-dir:")
 
 
 def _share(value: float) -> float:
@@ -53,33 +64,35 @@ def check_numbers(values: Any, name: str = "", depth: int = 0) -> Any:
     """The values of a model's description, which may be nested, as they are.
 
     Raises:
-        ValueError: a number in them is not finite, or more than any model has; it is named.
+        ValueError: a number in them is not finite, or more than any model has, or a library would fetch what a word
+            names; it is named.
     """
     if depth > DEEPEST:
         raise ValueError(f"{name}: nested more than {DEEPEST} deep")
-    inner = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
-    for key, value in inner:
+    listed = isinstance(values, (list, tuple))
+    for key, value in values.items() if isinstance(values, Mapping) else enumerate(values) if listed else ():
         # The items of a list are what the list is called: img_size: [224, 224].
-        check_numbers(value, name if isinstance(values, list) else f"{name}.{key}".removeprefix("."), depth + 1)
+        check_numbers(value, name if listed else f"{name}.{key}".removeprefix("."), depth + 1)
+    last = name.rpartition(".")[2]
     if isinstance(values, (int, float)) and not isinstance(values, bool):
-        least, most = _bounds_of(name.rpartition(".")[2])
+        most = next(most for part, most in MOST_OF_A_MODEL.items() if part in last)
+        least = 1 if last.endswith(SIDES) else 0 if most == MOST_LAYERS else -most
         if not (math.isfinite(values) and least <= values <= most):
-            raise ValueError(f"{name}: {shortened(values, DIGITS)} is not allowed: from {least:g} to {most:g}")
-    if isinstance(values, str) and _is_side(name.rpartition(".")[2]):
+            raise ValueError(f"{name}: {shortened(values, DIGITS)} is not allowed: from {least} to {most}")
+    if isinstance(values, str) and last.endswith(SIDES):
         raise ValueError(f"{name}: {shortened(values, DIGITS)!r} is not allowed: pixels, from 1 to {MOST_SIDE}")
+    if isinstance(values, str) and values.startswith(ELSEWHERE):
+        raise ValueError(f"{name}: {values!r} would be fetched from elsewhere; not allowed")
     return values
 
 
-def _bounds_of(name: str) -> tuple[float, float]:
-    if _is_side(name):
-        return 1, MOST_SIDE
-    if name in ("layers", "depth") or name.endswith("_layers"):
-        return 0, MOST_LAYERS
-    return -MOST_OF_A_MODEL, MOST_OF_A_MODEL
-
-
-def _is_side(name: str) -> bool:
-    return name.endswith(("image_size", "img_size", "patch_size"))
+def check_template(text: str) -> str:
+    """A prompt around a class. Raises ValueError unless it holds `{c}` where the class stands, and no other braces."""
+    if "{c}" not in text:
+        raise ValueError(f"{text!r}: has no {{c}} where the class is to stand")
+    if set("{}") & set(text.replace("{c}", "")):
+        raise ValueError(f"{text!r}: may hold no braces but {{c}}, the class")
+    return text
 
 
 Precision = Literal["fp32", "bf16"]
@@ -93,6 +106,7 @@ Fraction = Annotated[float, AfterValidator(_share)]
 Item = TypeVar("Item")
 Some = Annotated[tuple[Item, ...], Field(min_length=1)]  # A list that says something: one that is empty says nothing.
 PathOrName = Annotated[str, AfterValidator(_place)]
+Template = Annotated[str, AfterValidator(check_template)]
 ModelArguments = Annotated[dict[str, Any], AfterValidator(check_numbers)]
 
 # Of a setting that leaves a run's result as it is, up to rounding: how images are read, how work is divided.

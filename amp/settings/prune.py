@@ -9,7 +9,7 @@ from amp.registry import ALLOCATIONS, COMPENSATIONS, SEARCHES
 from amp.settings.base import (
     ASIDE,
     MOST_LAYERS,
-    MOST_OF_A_MODEL,
+    MOST_WIDTH,
     Count,
     Fraction,
     NonNegative,
@@ -32,7 +32,7 @@ else:
     Compensation = names_of(COMPENSATIONS, "none")
     Search = names_of(SEARCHES)
 
-Width = Annotated[int, Field(ge=1, le=MOST_OF_A_MODEL)]
+Width = Annotated[int, Field(ge=1, le=MOST_WIDTH)]
 Block = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 
 # The settings that keep most at a size of one's choice, for whoever names a model, images and a size and no more.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from amp.registry import CRITERIA
-from amp.settings.base import ASIDE, Count, Positive, Seed, Settings, names_of
+from amp.settings.base import ASIDE, Count, Positive, Seed, Settings, Template, names_of
 
 if TYPE_CHECKING:
     Criterion = str
@@ -20,7 +20,7 @@ class ScoreSettings(Settings):
     classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
         None, description="class names for 'cross_entropy', in the order of their sorted folders"
     )
-    template: str | None = Field(None, description="prompt around a class, null: 'a photo of a {c}'")
+    template: Template | None = Field(None, description="prompt around a class, null: 'a photo of a {c}'")
     labels: Literal["folders"] | None = Field(
         None, description="classes of the images for 'cross_entropy'; null: as the network predicts"
     )
@@ -36,8 +36,4 @@ class ScoreSettings(Settings):
     def _classes_are_there(self) -> "ScoreSettings":
         if self.criterion == "cross_entropy" and self.classes is None:
             raise ValueError("classes: missing; criterion cross_entropy needs the classes' names, a list")
-        if self.template is not None and "{c}" not in self.template:
-            raise ValueError(f"template: {self.template!r}: has no {{c}} where the class is to stand")
-        if self.template is not None and set("{}") & set(self.template.replace("{c}", "")):
-            raise ValueError(f"template: {self.template!r}: may hold no braces but {{c}}, the class")
         return self

@@ -11,7 +11,6 @@ from amp.errors import UserError
 from amp.registry import FRAMES
 from amp.settings.model import GivenModelSettings, ModelSettings
 from amp.towers.base import Tower, offline
-from amp.towers.bounds import check_numbers
 from amp.towers.copies import duplicate, on_meta
 from amp.towers.frames._classifier import Classifier, find_classifier
 from amp.towers.given import made_by
@@ -58,7 +57,6 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
         # Without weights every process and every script must draw the same ones.
         torch.manual_seed(0)
         frame = settings.frame or default_frame(settings.name)
-        check_numbers("model.kwargs", "", settings.kwargs)
         if saved is None and device != "meta" and settings.pretrained and _is_the_users_own(settings):
             # What cannot be built is told from weights that do not fit.
             build_tower(settings.model_copy(update={"pretrained": None}), "meta")

@@ -3,76 +3,34 @@
 import dataclasses
 import inspect
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from amp.errors import UserError, nearest
-
-# By a part of a key, the first that fits; a number of any other name is below MOST.
-LIMITS = {
-    "layers": 512,
-    "depth": 512,
-    "image_size": 8192,
-    "img_size": 8192,
-    "input_size": 8192,
-    "patch_size": 8192,
-    "width": 65536,
-    "dim": 65536,
-    "heads": 65536,
-    "hidden_size": 65536,
-    "intermediate_size": 65536,
-    "mlp_ratio": 1024,
-}
-MOST = 10**8
-DEEPEST = 12  # levels of a file
-SCHEMES = ("hf-hub:", "hf_hub:", "hf:", "local-dir:")
+from amp.errors import UserError, nearest, under
+from amp.run import sealed
+from amp.settings import base
 
 
 def read_json(path: str, key: str) -> dict[str, Any]:
     """A JSON file of one object. Raises UserError under `key`."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(key, f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        reason = "too many levels" if isinstance(error, RecursionError) else error
-        raise UserError(key, f"{path}: not a JSON file ({reason})") from None
-    if not isinstance(value, dict):
-        raise UserError(key, f"{path}: expected an object {{...}}")
-    return value
+    with under(key):
+        return sealed.read_json(Path(path))
 
 
-def check_numbers(key: str, where: str, values: Any, name: str = "", level: int = 0) -> None:
-    """Raises UserError for numbers that no model has, and for names that a library would fetch from elsewhere.
+def check_numbers(key: str, where: str, values: Any) -> None:
+    """`amp.settings.base.check_numbers` of a file of the user's.
 
     Args:
-        key: the setting that holds them.
-        where: put before their names, in messages.
-        values: mappings, sequences and scalars.
+        key: the setting that names it.
+        where: put before the names of its values, in messages.
+    Raises:
+        UserError: as that one raises ValueError.
     """
-    if level > DEEPEST:
-        raise UserError(key, f"{where}more than {DEEPEST} levels")
-    if isinstance(values, Mapping):
-        for own, value in values.items():
-            check_numbers(key, where, value, f"{name}.{own}".lstrip("."), level + 1)
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            check_numbers(key, where, value, name, level + 1)
-    elif isinstance(values, str) and values.startswith(SCHEMES):
-        raise UserError(key, f"{where}{name}: {values!r} would be fetched from elsewhere; not allowed")
-    elif isinstance(values, (int, float)) and not isinstance(values, bool):
-        last = name.rpartition(".")[2]
-        limit = next((limit for part, limit in LIMITS.items() if part in last), MOST)
-        if not math.isfinite(values) or abs(values) > limit:
-            raise UserError(key, f"{where}{name}: {_short(values)}; at most {limit}")
-
-
-def _short(value: float) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value) if abs(value) < 10**20 else "a huge number"
+    try:
+        base.check_numbers(values)
+    except ValueError as error:
+        raise UserError(key, f"{where}{error}") from None
 
 
 def check_clip(key: str, where: str, config: Mapping[str, Any]) -> None:

@@ -6,13 +6,15 @@ Neuron j of an MLP is row j (packed gate: also row j + H) of every in-projection
 norm, and column j of the out-projection. The out-projection's bias has width D and stays.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from amp.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,3 +97,16 @@ def _slice(module: nn.Module, key: str, dim: int, indices: Tensor) -> None:
     if parameter is not None:
         sliced = parameter.index_select(dim, indices)
         setattr(module, key, nn.Parameter(sliced, requires_grad=parameter.requires_grad))
+
+
+def check_scores(slots: Sequence[MlpSlot], scores: Sequence[Tensor]) -> None:
+    """Raises UserError unless there is one finite number (H,) for every neuron of every MLP."""
+    if len(scores) != len(slots):
+        raise UserError("scores", f"of {len(scores)} blocks, the tower has {len(slots)}")
+    for block, (slot, score_H) in enumerate(zip(slots, scores, strict=True)):
+        width = slot.hidden_width
+        if score_H.shape != (width,):
+            shape = " x ".join(map(str, score_H.shape))
+            raise UserError("scores", f"{shape} of block {block}, which has {width} neurons")
+        if not score_H.isfinite().all():
+            raise UserError("scores", f"one of block {block} is no finite number")

@@ -11,10 +11,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.overrides import TorchFunctionMode
 from torch.utils import serialization
 
 from amp.errors import UserError, shortened
@@ -89,7 +91,8 @@ def without_weights(source: str | None = None) -> Iterator[None]:
     tensors over, cast to the parameter's dtype: a model larger than half the memory can be loaded, and no time goes
     into random weights. Buffers that no file holds (masks, rotary tables) are computed as ever.
 
-    The libraries' own loading, conversions included, works inside and after it.
+    The libraries' own loading, conversions included, works inside and after it. A position embedding in half precision
+    is resampled in fp32, for open_clip would have the CPU do it as it is, which it cannot.
 
     Args:
         source: a file that the library will load inside; mapped into memory where its format allows, not read.
@@ -116,7 +119,7 @@ def without_weights(source: str | None = None) -> Iterator[None]:
     ]
     try:
         config: Any = serialization.config
-        with config.patch("load.mmap", source is not None and is_zipfile(source)):
+        with config.patch("load.mmap", source is not None and is_zipfile(source)), _InterpolationInFp32():
             yield
     finally:
         for handle in handles:
@@ -126,6 +129,13 @@ def without_weights(source: str | None = None) -> Iterator[None]:
         # A library that moves its empty model to the meta device takes the buffers along.
         if now is not None and now.is_meta:
             module._buffers[name] = buffer.to(now.dtype)
+
+
+class _InterpolationInFp32(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is interpolate and args and args[0].dtype in (torch.float16, torch.bfloat16):
+            args = (args[0].float(), *args[1:])
+        return function(*args, **(kwargs or {}))
 
 
 def _take_over(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any) -> None:

@@ -38,6 +38,16 @@ def _edit_model(place: Path) -> None:
     (place / "tiny.json").write_text(json.dumps(config | {"quick_gelu": True}))
 
 
+def test_no_run_writes_into_the_folder_of_a_model(place: Path) -> None:
+    before = {path: path.is_file() and path.read_bytes() for path in place.rglob("*")}
+    for words in (SCORE, PRUNE, DISTIL):
+        for folder in ("out/pruned", "out/distilled/new"):
+            ended = run_in(place, *words, "--set", f"output.dir={folder}")
+            assert (ended.code, len(ended.err.splitlines())) == (2, 1), ended.err
+            assert ended.err.startswith(f"error: output.dir: {folder} ")
+    assert {path: path.is_file() and path.read_bytes() for path in place.rglob("*")} == before
+
+
 CHANGES: dict[str, tuple[Callable[[Path], None], str, tuple[tuple[str, ...], ...]]] = {
     "a training image more": (lambda place: _add(place, "train"), "before the training images", (SCORE, PRUNE, DISTIL)),
     "a training image replaced": (

@@ -1,6 +1,8 @@
 """Runs a script one of whose processes ends when it calls a function for the given time; for tests.
 
-python tests/processes/ended_at.py MODULE:NAME NUMBER RANK kill|raise|refuse SCRIPT WORDS...
+    python tests/processes/ended_at.py MODULE:NAME NUMBER RANK kill|terminate|interrupt|raise|refuse SCRIPT WORDS...
+
+A queue terminates one process (SIGTERM); Ctrl-C interrupts it and all that it has started (SIGINT).
 """
 
 import os
@@ -29,9 +31,13 @@ def end_at(place: str, number: int, how: str) -> None:
         calls.append(1)
         if len(calls) == number and how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if len(calls) == number and how == "refuse":
+        if len(calls) == number and how == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif len(calls) == number and how == "interrupt":
+            os.killpg(0, signal.SIGINT)
+        elif len(calls) == number and how == "refuse":
             raise UserError("data.root", "an image of this process alone is broken", rank_local=True)
-        if len(calls) == number:
+        elif len(calls) == number:
             raise KeyError("a fault of the program")
         return original(*inputs, **named)
 
@@ -41,6 +47,8 @@ def end_at(place: str, number: int, how: str) -> None:
 if __name__ == "__main__":
     place, number, rank, how, *sys.argv = sys.argv[1:]
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    if os.environ["RANK"] == rank:
+    if os.environ.get("RANK", "0") == rank:
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background are started without one
         end_at(place, int(number), how)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")

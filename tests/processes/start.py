@@ -4,6 +4,7 @@ Starting an interpreter and importing torch and open_clip takes six seconds, and
 hundred processes. What a process of these runs is the script alone, from its first line on.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -35,6 +36,7 @@ def run_processes(
     environment: Mapping[str, str] | None = None,
     timeout: float = 300,
     launcher: bool = True,
+    folder: Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script on `number` processes; when one fails all end, and the exit code is 1, as torchrun's.
 
@@ -42,11 +44,12 @@ def run_processes(
         words: the script, or -m and a module, and its arguments.
         environment: instead of this process's own.
         launcher: whether one looks after the processes; without, they meet and end by themselves.
+        folder: where they work.
     """
     variables = dict(os.environ if environment is None else environment)
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / name for name in ("stdout", "stderr")]
-        with started(number, words, variables, files, launcher) as processes:
+    with tempfile.TemporaryDirectory() as console:
+        files = [Path(console) / name for name in ("stdout", "stderr")]
+        with started(number, words, variables, files, launcher, folder) as processes:
             code = _wait(processes, timeout, launcher)
         out, err = (path.read_text() if path.exists() else "" for path in files)
     return subprocess.CompletedProcess(list(words), min(abs(code), 1) if number > 1 else code, out, err)
@@ -59,13 +62,14 @@ def started(
     variables: Mapping[str, str] | None = None,
     files: Sequence[Path] = (Path(os.devnull),) * 2,
     launcher: bool = True,
+    folder: Path = ROOT,
 ) -> Iterator[list[ForkServerProcess]]:
     """A script on `number` processes, started and not waited for; they must have ended when the block does.
 
     Args:
         variables: of the environment; None: this process's own.
         files: of their console, stdout and stderr.
-        launcher: as of `run_processes`.
+        launcher, folder: as of `run_processes`.
     """
     own = dict(os.environ if variables is None else variables)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if number > 1 else None
@@ -75,7 +79,8 @@ def started(
     processes = []
     for rank in range(number):
         place = _place(rank, number, port, launcher) if number > 1 else {}
-        processes.append(_context.Process(target=_script, args=(list(words), {**own, **place}, list(files))))
+        given = (list(words), {**own, **place}, list(files), folder)
+        processes.append(_context.Process(target=_script, args=given))
         processes[-1].start()
     yield processes
 
@@ -94,21 +99,24 @@ def _place(rank: int, number: int, port: int, launcher: bool) -> dict[str, str]:
     return {**{name: str(value) for name, value in numbers.items()}, **store}
 
 
-def _script(words: list[str], environment: dict[str, str], files: list[Path]) -> None:
-    """In the process of its own."""
+def _script(words: list[str], environment: dict[str, str], files: list[Path], folder: Path) -> None:
+    """In the process of its own, whose exit functions run at its end, as any other's."""
     for number, path in zip((1, 2), files, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as in a process of its own
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(ROOT)
-    if words[0] == "-m":
-        sys.argv = words[1:]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = words
-        sys.path.insert(0, str((ROOT / words[0]).parent))
-        runpy.run_path(words[0], run_name="__main__")
+    os.chdir(folder)
+    try:
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            sys.path.insert(0, str((ROOT / words[0]).parent))
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
 
 
 def _wait(started: list[ForkServerProcess], timeout: float, launcher: bool) -> int:

@@ -1,6 +1,7 @@
 """Laws of the search's options: a size, grids of widths, subsets of blocks, bounds on both sides and in all."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from amp.pruning.allocation.search import NEAR, next_threshold
 from amp.pruning.blocks import search_blocks
+from amp.pruning.measure.journal import Journal
+from amp.pruning.measure.networks import NarrowedNetworks
 from amp.pruning.widths import check_widths, prune
 from amp.settings.prune import SearchSettings, TargetSettings
 from amp.towers import Tower
@@ -85,10 +88,20 @@ def test_a_throughput_is_a_share_of_the_seconds(tower: Tower, scores: list[Tenso
     assert abs(share(tower.widths) * 1.25 - 1) <= NEAR
 
 
-def test_a_size_out_of_reach_is_refused(tower: Tower, scores: list[Tensor]) -> None:
+def test_a_size_out_of_reach_is_refused(tower: Tower, scores: list[Tensor], tmp_path: Path) -> None:
+    """Before anything is measured where no network is that small; else what was measured stays, and is told."""
     settings = SearchSettings(target=TargetSettings(params=0.2))
-    says = refusal(lambda: prune(networks_of(tower, scores, Slope(tower)), settings, share))
-    assert says.startswith("prune.target.params: 0.2: out of reach; the closest network of these settings has 0.3")
+    says = refusal(lambda: prune(networks_of(tower, scores, ScriptedEntropy(tower, pytest.fail)), settings, share))
+    assert (
+        says
+        == "prune.target.params: 0.2: out of reach; the smallest network of these settings has 0.336 of the dense size"
+    )
+    path = tmp_path / "journal.jsonl"
+    networks = NarrowedNetworks(tower, scores, Slope(tower), Journal(path, {"settings": {"prune": {}}}, [0.01]))
+    says = refusal(lambda: prune(networks, settings, lambda widths: 0.2 if max(widths) == 1 else 1.0))
+    assert says.startswith("prune.target.params: 0.2: out of reach; the closest network of these settings has 1 ")
+    assert says.endswith(f"; {path} keeps what was measured for it")
+    assert len(path.read_text().splitlines()) > 10
     assert tower.widths == [256] * 5
 
 

@@ -134,6 +134,22 @@ def test_a_size_is_met_without_a_search(words: tuple[str, str], tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
+    "size",
+    [
+        ["--sizes", "0.1"],
+        ["--set", "prune.target.params=0.1"],
+        ["--set", "prune.target.params=0.1", "--set", "prune.allocation=uniform"],
+    ],
+)
+def test_a_size_out_of_reach_leaves_nothing(words: tuple[str, str], scored: Path, call: Call, size: list[str]) -> None:
+    before = sorted(scored.rglob("*"))
+    code, _, err = call("main_prune.py", *words, *size)
+    assert code == 2
+    assert "prune.target.params: 0.1: out of reach; the smallest network" in err.splitlines()[-1]
+    assert sorted(scored.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (

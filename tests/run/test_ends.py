@@ -1,22 +1,34 @@
 """Laws of the end: when one process of a run ends, all do, and those that are left say which it was and why."""
 
 import os
-import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from subprocess import PIPE
 
 import pytest
-from conftest import refusal
+from conftest import ROOT, refusal
 from processes.start import run_processes, start_process
 
+from amp.errors import StoppedError, UserError
+from amp.run import console
+from amp.run.console import run_script
 from amp.run.processes.environment import Place
 from amp.run.processes.together import Process, join
 
 pytestmark = pytest.mark.slow
 SCORE, SEARCH = "amp.run.world:World.gather", "amp.run.world:World.gather"
 STEP, CHECKPOINT = "amp.distillation.trainer:Trainer.train_step", "amp.run.world:World.save_tensors"
+
+
+def _raising(error: BaseException) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
 
 
 def _ended(number: int, launcher: bool, *words: object) -> str:
@@ -84,6 +96,45 @@ def test_a_process_that_comes_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert message.startswith("MASTER_ADDR, MASTER_PORT: process 1 has not met the others of WORLD_SIZE 2")
 
 
+def test_a_process_of_several_ends_whole_whatever_thread_is_left(tmp_path: Path) -> None:
+    """Of an interpreter of its own, which is what would be taken apart."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "tests/processes/thread_left.py", str(tmp_path)]
+    other, own = (
+        subprocess.Popen(command, env=os.environ | place | {"RANK": rank}, stdout=PIPE, stderr=PIPE, text=True)
+        for rank in "01"
+    )
+    out, err = own.communicate(timeout=120)
+    assert (own.returncode, err) == (0, "")
+    assert out.splitlines() == ["written", "exit functions have run"]
+    other.communicate(timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "says"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: sys.exit(3), 3, ""),
+        (_raising(UserError("a", "b")), 2, "error: a: b"),
+        (_raising(StoppedError("c", 143)), 143, "stopped: c"),
+        (_raising(KeyboardInterrupt()), 130, "interrupted"),
+        (_raising(KeyError("a fault")), 1, "KeyError: 'a fault'"),
+    ],
+)
+def test_every_end_of_several_is_left_at_once(
+    end: Callable[[], None], code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_leave", lambda code: sys.exit(f"left with {code}"))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=f"left with {code}"):
+        run_script(end)
+    assert says in capsys.readouterr().err
+
+
 def test_whether_a_process_has_ended_is_known() -> None:
     own = Process.own()
     assert not own.has_ended()
@@ -95,25 +146,6 @@ def test_whether_a_process_has_ended_is_known() -> None:
     os.waitpid(pid, 0)
     assert own._replace(number=pid).has_ended()
     assert not Process("elsewhere", pid).has_ended()
-
-
-def test_a_script_that_is_asked_to_stop_leaves_nothing_half_written(
-    prune_yaml: Path, tmp_path: Path, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from amp.scoring import scoring
-
-    steps = scoring.Scoring.steps
-
-    def stopped(self: Any, *inputs: Any) -> Any:
-        for number, images_BCSS in enumerate(steps(self, *inputs)):
-            if number == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield images_BCSS
-
-    monkeypatch.setattr(scoring.Scoring, "steps", stopped)
-    code, _, err = call("main_score.py", "--config_file", prune_yaml)
-    assert (code, err.splitlines()[-1]) == (143, "stopped: SIGTERM; the same command goes on from what it has saved")
-    assert not list((tmp_path / "out").rglob("*.partial"))
 
 
 def test_a_process_of_a_queue_ends_at_once(prune_yaml: Path) -> None:

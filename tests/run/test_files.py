@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, refusal
 
 from amp.errors import UserError
-from amp.run.files import alone_in, atomic, prepare_output
+from amp.run.files import alone_in, atomic, check_outside_models, prepare_output
 from amp.run.sealed import append_line, read_json, read_lines, read_tensors, write_json, write_tensors
 
 HOLD = """
@@ -151,3 +151,29 @@ def test_numbers_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"a": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "refused"),
+    [
+        (("config.json", "model.safetensors"), True),
+        (("config.json", "pytorch_model-00001-of-00002.bin"), True),
+        (("amp.json", "open_clip_model.safetensors"), True),
+        (("config.json", "scores.safetensors"), False),
+        (("model.safetensors",), False),
+    ],
+)
+def test_a_run_in_the_folder_of_a_model_is_refused(tmp_path: Path, files: tuple[str, ...], refused: bool) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in files:
+        (model / name).touch()
+    (tmp_path / "link").symlink_to(model)
+    check_outside_models(tmp_path)
+    for folder, where in ((model, "is"), (model / "a" / "b", "lies in"), (tmp_path / "link" / "a", "lies in")):
+        if refused:
+            says = refusal(lambda folder=folder: check_outside_models(folder))
+            way_out = f"{where} the folder of a model, {model}; take one outside of it, as {model}-run"
+            assert says == f"output.dir: {folder} {way_out}"
+        else:
+            check_outside_models(folder)

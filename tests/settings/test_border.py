@@ -92,8 +92,9 @@ def test_scalars_read_as_they_look(yaml: Path, text: str, value: object) -> None
         ("model.kwargs.img_size=foo", "img_size: 'foo' is not allowed: pixels, from 1 to 8192"),
         (
             "model.kwargs.vision_cfg.layers=1000000000000",
-            "vision_cfg.layers: 1000000000000 is not allowed: from 0 to 1000",
+            "vision_cfg.layers: 1000000000000 is not allowed: from 0 to 512",
         ),
+        ("model.kwargs.tokenizer=hf-hub:a/b", "tokenizer: 'hf-hub:a/b' would be fetched from elsewhere; not allowed"),
         ("model.kwargs.x=.nan", "x: nan is not allowed"),
         ("data.batch_size=10000000", "less than or equal to 1000000"),
         ("data.num_workers=10000", "less than or equal to 1024"),

@@ -1,6 +1,7 @@
 """Models built without weights: what they take over from a file is what the library itself would have loaded."""
 
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -99,6 +100,27 @@ def test_timm_loads_as_it_does_itself(tmp_path: Path, size: int) -> None:
     overlay = {"file": str(path), "num_classes": 3, "custom_load": False}
     theirs = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
     _assert_equal(tower.model, theirs)
+
+
+@pytest.mark.parametrize(("frame", "size"), [("open_clip", 48), ("timm", 48), ("dinov2", 42)])
+def test_half_precision_is_loaded_at_another_size(
+    tmp_path: Path, golden_model: ModelSettings, frame: Any, size: int
+) -> None:
+    """As fp32 is, but for the rounding of the file: 2^-11 of a number in fp16, 2^-8 in bf16."""
+    names = {"open_clip": golden_model.name, "timm": "vit_tiny_patch16_224", "dinov2": "vit_small_patch14_dinov2"}
+    kwargs = {} if frame == "open_clip" else {"depth": 2, "img_size": size * 2 // 3}
+    settings = ModelSettings(frame=frame, name=names[frame], kwargs=kwargs)
+    state = build_tower(settings).model.state_dict()
+    loaded = []
+    for number, dtype in enumerate((torch.float32, torch.float16, torch.bfloat16)):
+        path = tmp_path / f"{number}.pt"
+        torch.save({name: tensor.to(dtype) for name, tensor in state.items()}, path)
+        changed = {"pretrained": str(path), "kwargs": {**kwargs, "img_size": size}}
+        loaded.append(dict(build_tower(settings.model_copy(update=changed)).model.named_parameters()))
+    for own, error in zip(loaded[1:], (2**-10, 2**-7), strict=True):  # the file's, and that of what timm resamples
+        for name, tensor in loaded[0].items():
+            assert own[name].dtype == torch.float32
+            assert (own[name] - tensor).abs().max() <= error * tensor.abs().max() + 1e-7, name
 
 
 def _assert_equal(model: nn.Module, other: nn.Module) -> None:

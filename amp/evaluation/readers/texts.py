@@ -13,6 +13,7 @@ from typing import Any
 from amp.data.files import printable
 from amp.errors import UserError, nearest
 from amp.evaluation.readers.class_folders import some
+from amp.settings.base import check_template
 
 TEMPLATES = ("a photo of a {c}.",)
 _COLUMNS = {"file": ("file", "file_name"), "caption": ("caption", "text")}
@@ -31,12 +32,10 @@ def read_templates(option: str, file: str | Path) -> list[str]:
     """The prompts of a file, one a line, with `{c}` where the class stands. Raises UserError."""
     lines = read_lines(option, file)
     for number, line in enumerate(lines, 1):
-        if "{c}" not in line or set(line.replace("{c}", "")) & set("{}"):
-            raise UserError(
-                option,
-                f"{file}: line {number} is {printable(line)!r}; a template has {{c}} where the class stands, "
-                "and no other braces",
-            )
+        try:
+            check_template(line)
+        except ValueError as error:
+            raise UserError(option, f"{file}: line {number} is {error}") from None
     return lines
 
 

@@ -42,6 +42,9 @@ def find_size(
     Raises:
         UserError: no threshold gives that size, nor does a factor for the widths of the nearest one.
     """
+    smallest = size_of(_times(0.0, networks.tower.widths, networks, settings))
+    if smallest / target - 1 > NEAR:
+        raise out_of_reach(settings.target, smallest, "the smallest network of these settings", networks.journal)
     trial, few = trial_of(settings, networks.held_out.num_batches)
     unit = UNITS[settings.target.asked[0]] if settings.target.asked else "size"
     tried: dict[float, float] = {}
@@ -77,18 +80,21 @@ def _scale(
     found: WidthsFound, networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize, target: float
 ) -> WidthsFound:
     """The widths found, all times the one factor that meets the size. Raises UserError where none does."""
-    dense, blocks = networks.tower.widths, set(searched_blocks(networks.tower, settings))
-
-    def family(factor: float) -> Widths:
-        all_blocks = scaled(found.widths, dense, factor, settings.width_multiple, settings.min_width)
-        return [all_blocks[block] if block in blocks else whole for block, whole in enumerate(dense)]
-
-    met = meet_size(family, size_of, target, *FACTORS, close=NEAR / 2)
+    met = meet_size(
+        lambda factor: _times(factor, found.widths, networks, settings), size_of, target, *FACTORS, close=NEAR / 2
+    )
     if abs(met.size / target - 1) > NEAR:
-        raise out_of_reach(settings.target, met.size, "the closest network of these settings")
+        raise out_of_reach(settings.target, met.size, "the closest network of these settings", networks.journal)
     found.widths, found.scale, found.share = met.widths, met.at, met.size
     say(f"the widths of {found.entropy_increase:.3g} nats, times {met.at:.3f}: {met.size:.3f} of the size")
     return found
+
+
+def _times(factor: float, widths: Widths, networks: NarrowedNetworks, settings: SearchSettings) -> Widths:
+    """Widths times one factor, as far as the settings allow; those of blocks that are not searched stay dense."""
+    dense, blocks = networks.tower.widths, set(searched_blocks(networks.tower, settings))
+    all_blocks = scaled(widths, dense, factor, settings.width_multiple, settings.min_width)
+    return [all_blocks[block] if block in blocks else whole for block, whole in enumerate(dense)]
 
 
 def next_threshold(shares: Mapping[float, float], target: float, factor: float = 8.0) -> float:

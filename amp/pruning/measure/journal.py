@@ -22,7 +22,7 @@ class Journal:
     The main process reads and writes it; all processes see the same values.
 
     Args:
-        path: None keeps nothing.
+        path: None keeps nothing; the file comes with the first measurement.
         header: of the run, with all that decides a measurement or a decision.
         thresholds: of the search, in nats; may be fewer than the journal's, since each can be decided from it alone.
         num_batches: held-out batches that there are; None: any number.
@@ -38,14 +38,21 @@ class Journal:
         num_batches: int | None = None,
     ) -> None:
         self._path = path
+        self._header: dict[str, Any] = {}
         self._known: dict[Network, list[float]] = {}
         self._sizes: dict[Network, float] = {}
         if path is not None and header is not None:
-            self._known, self._sizes = world().from_main(lambda: _open(path, _about(header, thresholds), num_batches))
+            self._header = _about(header, thresholds)
+            self._known, self._sizes = world().from_main(lambda: _open(path, self._header, num_batches))
 
     def __getitem__(self, network: Network) -> list[float]:
         """Its entropies on the first batches, in nats; maybe none."""
         return self._known.get(network, [])
+
+    @property
+    def file(self) -> Path | None:
+        """Where anything is kept."""
+        return self._path if self._known or self._sizes else None
 
     def add(self, network: Network, entropies: Sequence[float]) -> None:
         """Durably appends those of the next batches."""
@@ -63,24 +70,27 @@ class Journal:
     def _append(self, line: Mapping[str, Any]) -> None:
         path = self._path
         if path is not None:
-            world().from_main(lambda: _append(path, line))
+            world().from_main(lambda: _append(path, self._header, line))
 
 
-def _append(path: Path, line: Mapping[str, Any]) -> None:
+def _append(path: Path, header: Mapping[str, Any], line: Mapping[str, Any]) -> None:
+    """The header comes with the first line and the file's name, so that no kill can part them."""
     with room_for(path):
-        append_line(path, line)
+        if path.exists():
+            append_line(path, line)
+            return
+        with atomic(path) as partial:
+            append_line(partial, header)
+            append_line(partial, line)
 
 
 def _open(
     path: Path, header: dict[str, Any], num_batches: int | None
 ) -> tuple[dict[Network, list[float]], dict[Network, float]]:
-    """Starts a journal, or reads one."""
+    """What a journal holds, if there is one."""
     known: dict[Network, list[float]] = {}
     sizes: dict[Network, float] = {}
     if not path.exists():
-        # The header comes with the file's name, so that no kill can part them.
-        with room_for(path), atomic(path) as partial:
-            append_line(partial, header)
         return known, sizes
 
     def take(number: int, entry: dict[str, Any]) -> None:

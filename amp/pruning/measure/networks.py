@@ -10,10 +10,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from amp.errors import UserError
 from amp.pruning.measure.journal import Journal
 from amp.pruning.refit import Compensation
 from amp.towers import Tower
+from amp.towers.slots import check_scores
 
 
 class Entropy(Protocol):
@@ -60,7 +60,7 @@ class NarrowedNetworks:
         compensation: Compensation | None = None,
         in_search: bool = True,
     ) -> None:
-        _check_scores(tower, scores)
+        check_scores(tower.slots, scores)
         self.tower, self.held_out = tower, held_out
         self._compensation, self.in_search = compensation, in_search
         self.scores, self.journal = scores, journal
@@ -99,17 +99,6 @@ class NarrowedNetworks:
     def keep(self, widths: Sequence[int]) -> tuple[list[list[int]], list[dict[str, float]]]:
         """Slices the tower for good: `keep_neurons`."""
         return keep_neurons(self.tower, self.scores, widths, self._compensation)
-
-
-def _check_scores(tower: Tower, scores: Sequence[Tensor]) -> None:
-    if len(scores) != len(tower.slots):
-        raise UserError("scores", f"of {len(scores)} blocks, the tower has {len(tower.slots)}")
-    for slot, score_H in zip(tower.slots, scores, strict=True):
-        width = slot.hidden_width
-        if score_H.shape != (width,):
-            raise UserError("scores", f"{list(score_H.shape)} at block {slot.name}, which has {width} neurons")
-        if not score_H.isfinite().all():
-            raise UserError("scores", f"block {slot.name}: a score is not finite; score anew")
 
 
 def keep_neurons(

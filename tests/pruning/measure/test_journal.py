@@ -107,14 +107,19 @@ def test_damage_before_the_last_line_is_told(tmp_path: Path, line: str) -> None:
     assert f"{path}: line 3 is damaged" in refusal(lambda: open_journal(path))
 
 
-def test_a_journal_without_its_header_starts_anew(tmp_path: Path) -> None:
-    """The header comes with the file's name, so that no kill can part them; an empty file is damage."""
+def test_a_journal_comes_with_its_first_measurement(tmp_path: Path) -> None:
+    """And its header with the file's name, so that no kill can part them; an empty file is damage."""
     path = tmp_path / "journal.jsonl"
     path.touch()
     assert "line 1 is damaged" in refusal(lambda: open_journal(path))
     path.unlink()
-    open_journal(path)
-    assert json.loads(path.read_text())["settings"]["thresholds"] == [INCREASE]
+    journal = open_journal(path)
+    assert (journal.file, path.exists()) == (None, False)
+    journal.add((1, 2), [0.5])
+    assert journal.file == path
+    header, line = map(json.loads, path.read_text().splitlines())
+    assert header["settings"]["thresholds"] == [INCREASE]
+    assert line["widths"] == [1, 2]
 
 
 def test_what_a_clock_said_stands(tmp_path: Path) -> None:
