@@ -6,8 +6,9 @@ compared with the model before it gets its name: its outputs may differ by 1e-4 
 """
 
 import argparse
-from pathlib import Path
 
+from amp.errors import UserError
+from amp.export import check_target
 from amp.registry import FRAMES
 from amp.run.console import run_script, say
 
@@ -26,20 +27,22 @@ def parse_args() -> argparse.Namespace:
     )
     add("--model_type", choices=FRAMES.names, help="library of a dense model (default: found by the name)")
     add("--pretrained", metavar="CKPT", help="weights of a dense model, a tag or a file")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.target = check_target(args.target)
+    if args.target.exists():
+        raise UserError("TO", f"{args.target}: is there already; name another, or delete it")
+    return args
 
 
 def main() -> None:
     args = parse_args()
 
-    from amp.export.write import check_target, export_tower
+    from amp.export import export_tower
     from amp.models import open_tower
 
-    check_target(args.target)
     tower = open_tower(args.source, args.model_type, args.pretrained, precision="fp32")
     found = export_tower(tower, args.target, args.precision, args.output)
-    path = Path(args.target)
-    say(f"wrote {path} ({found['bytes'] / 1e6:.1f} MB, {found['width']} {found['output']} an image)")
+    say(f"wrote {args.target} ({found['bytes'] / 1e6:.1f} MB, {found['width']} {found['output']} an image)")
     if found["checked"]:
         difference, scale = found["difference"], found["scale"]
         say(f"checked against the model: largest difference {difference:.2g}, of outputs up to {scale:.3g}")

@@ -14,32 +14,65 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from amp.errors import UserError
-from amp.export.outputs import Read
-from amp.towers import Tower
+from amp.export.outputs import Read, reader
+from amp.towers import Tower, rebuild_dense
 from amp.towers.base import first_line, quiet
 
 Precision = Literal["fp32", "fp16"]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 TRACED_BATCH = 2  # A batch of one would be taken for a size that never changes.
 
 
 class Program(nn.Module):
-    """images (B, C, S, S) fp32 -> (B, N) fp32, in a copy of the model whose parameters have another precision.
+    """images (B, C, S, S) fp32 -> (B, N) fp32, in a copy of the tower's model on the CPU, in eval mode.
 
-    The copy is on the CPU, in eval mode, and without what torch.compile made of the model.
+    The copy is without what torch.compile made of the model.
+
+    Args:
+        output: as `amp.export.outputs.OUTPUTS` has it.
+        precision: of the copy's weights; what its library keeps in fp32, as norms, stays so.
+    Raises:
+        UserError: the model has no such output.
     """
 
-    def __init__(self, tower: Tower, read: Read, dtype: torch.dtype) -> None:
+    def __init__(self, tower: Tower, output: str, precision: Precision = "fp32") -> None:
         super().__init__()
-        memo: dict[int, Any] = {}
-        for parameter in tower.model.parameters():
-            memo[id(parameter)] = nn.Parameter(parameter.detach().to("cpu", dtype), requires_grad=False)
-        self.model, self.read = copy.deepcopy((tower.model, read), memo)
-        self.model.to("cpu").eval()
-        self.dtype = dtype
+        self.model: nn.Module
+        self.read: Read
+        if precision == "fp32":
+            memo: dict[int, Any] = {}
+            for parameter in tower.model.parameters():
+                memo[id(parameter)] = nn.Parameter(parameter.detach().to("cpu", torch.float32), requires_grad=False)
+            self.model, self.read = copy.deepcopy((tower.model, reader(tower, output)), memo)
+            self.model.to("cpu").eval()
+        else:
+            half = _in_half(tower)
+            self.model, self.read = half.model, reader(half, output)
+        self.dtype = torch.float32 if precision == "fp32" else torch.float16
 
     def forward(self, images: Tensor) -> Tensor:
         return self.read(images.to(self.dtype)).float()
+
+
+def _in_half(tower: Tower) -> Tower:
+    """The tower in fp16, built by its library as for bf16: which of them does what to norms and buffers is its own."""
+    half = rebuild_dense({**tower.base, "precision": "bf16"}, "meta")
+    for slot, width in zip(half.slots, tower.widths, strict=True):
+        slot.keep(torch.arange(width, device="meta"))
+    for path, module in tower.model.named_modules():
+        twin = half.model.get_submodule(path)
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                value = _as_half(parameter.detach(), twin._parameters[key])
+                twin._parameters[key] = nn.Parameter(value, requires_grad=False)
+        for key, buffer in module._buffers.items():
+            twin._buffers[key] = None if buffer is None else _as_half(buffer, twin._buffers[key])
+    return half
+
+
+def _as_half(value: Tensor, like: Tensor | None) -> Tensor:
+    """`value` on the CPU, in fp16 where `like` is in bf16."""
+    lower = like is not None and like.dtype == torch.bfloat16
+    return value.to("cpu", torch.float16 if lower else torch.float32 if value.is_floating_point() else value.dtype)
 
 
 def trace(program: Program, images_BCSS: Tensor, name: str) -> ExportedProgram:

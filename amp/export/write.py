@@ -1,6 +1,5 @@
 """Writes a tower as a file that other programs run, checked against the tower before it gets its name."""
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,17 +11,17 @@ from torch.export import ExportedProgram
 from amp.errors import UserError
 from amp.export.check import can_run, check_file, check_images
 from amp.export.images import describe_images
-from amp.export.outputs import OUTPUTS, default_output, labels, reader
-from amp.export.program import DTYPES, TRACED_BATCH, Precision, Program, to_onnx, trace
+from amp.export.outputs import OUTPUTS, default_output, labels
+from amp.export.program import TRACED_BATCH, Precision, Program, to_onnx, trace
+from amp.export.target import ONNX, TORCH, check_target, images_file
 from amp.run.console import say
-from amp.run.files import atomic_together, check_writable
+from amp.run.files import atomic_together
 from amp.run.identity import versions
 from amp.run.sealed import read_json, write_json
 from amp.towers import Tower
 
 # A file of ONNX is one message of protobuf, which ends at 2 GiB: above this, weights stand in a file of their own.
 MOST_INSIDE = 1_500_000_000  # bytes
-EXTRA = 'install the extra: pip install "adaptive-mlp-pruning[export]"'
 
 
 def export_tower(
@@ -46,16 +45,15 @@ def export_tower(
         StoppedError: the written file gives something else than the model; nothing is left of it.
     """
     path = check_target(target)
-    images = path.with_suffix(".preprocess.json")
+    images = images_file(path)
     output = output or default_output(tower)
     described, name = describe_images(tower), str(tower.base["name"])
     _check_images_file(images, described)
-    read = reader(tower, output)
     batches = check_images(tower.image_size)
     with torch.no_grad():
-        exact = Program(tower, read, torch.float32)
+        exact = Program(tower, output)
         expected = [exact(images_BCSS) for images_BCSS in batches]
-    program = exact if precision == "fp32" else Program(tower, read, DTYPES[precision])
+    program = exact if precision == "fp32" else Program(tower, output, precision)
     example_BCSS = torch.randn(TRACED_BATCH, 3, tower.image_size, tower.image_size)
     traced = trace(program, example_BCSS, name)
     told = {
@@ -65,7 +63,7 @@ def export_tower(
         "versions": versions(),
         **({"labels": names} if (names := labels(tower)) and output == "logits" else {}),
     }
-    write = _SUFFIXES[path.suffix]
+    write = _WRITERS[path.suffix]
     with atomic_together(path.with_name(f"{path.name}.data"), images, path) as folder:
         say(f"writing {path}: {output} in {precision}")
         write(traced, told, folder / path.name)
@@ -77,20 +75,6 @@ def export_tower(
             )
         size = sum(file.stat().st_size for file in folder.iterdir())
     return {"output": output, "precision": precision, "width": expected[0].shape[1], "bytes": size, **found}
-
-
-def check_target(target: str | Path) -> Path:
-    """The file to write, as a path; answered before anything is loaded.
-
-    Raises:
-        UserError: it ends in another way, cannot be written, or what writes it is not installed.
-    """
-    path = Path(target)
-    if path.suffix not in _SUFFIXES:
-        raise UserError(str(target), f"expected a file name that ends in {' or '.join(_SUFFIXES)}")
-    if path.suffix == ".onnx" and importlib.util.find_spec("onnxscript") is None:
-        raise UserError(str(target), f"writing ONNX needs onnx and onnxscript; {EXTRA}")
-    return check_writable(str(target), str(path))
 
 
 def _check_images_file(path: Path, described: Mapping[str, Any]) -> None:
@@ -110,8 +94,7 @@ def _write_onnx(traced: ExportedProgram, told: Mapping[str, Any], file: Path) ->
     program.save(file, external_data=size > MOST_INSIDE)
 
 
-_SUFFIXES: dict[str, Callable[[ExportedProgram, Mapping[str, Any], Path], None]] = {
-    ".onnx": _write_onnx,
-    ".pt2": _write_torch,
+_WRITERS: dict[str, Callable[[ExportedProgram, Mapping[str, Any], Path], None]] = {
+    ONNX: _write_onnx,
+    TORCH: _write_torch,
 }
-SUFFIXES = tuple(_SUFFIXES)
