@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--output",
         choices=("embeddings", "logits", "features"),
-        help="what it gives for an image (default: embeddings of a dual encoder, logits of a classifier, else features)",
+        help="what it gives for an image (default: the first of them that the model has)",
     )
     add("--model_type", choices=FRAMES.names, help="library of a dense model (default: found by the name)")
     add("--pretrained", metavar="CKPT", help="weights of a dense model, a tag or a file")

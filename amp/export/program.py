@@ -86,9 +86,7 @@ def trace(program: Program, images_BCSS: Tensor, name: str) -> ExportedProgram:
     """
     try:
         with _exporting():
-            return torch.export.export(
-                program, (images_BCSS,), dynamic_shapes=({0: Dim("batch")},), strict=False
-            )
+            return torch.export.export(program, (images_BCSS,), dynamic_shapes=({0: Dim("batch")},), strict=False)
     except Exception as error:  # torch.export raises anything at what it cannot trace.
         reason = first_line(error) or type(error).__name__
         raise UserError(name, f"cannot be exported for batches of any size ({reason})") from None

@@ -17,7 +17,7 @@ from amp.export import compile_blocks
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 
-DEPTH = 11  # More widths than torch's limit of graphs, which is 8.
+DEPTH = 9  # One width more than torch makes graphs by itself, which is 8.
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,7 @@ def all_compiled() -> bool:
     return not counters["graph_break"] and not counters["unimplemented"]
 
 
+@pytest.mark.slow
 def test_by_itself_torch_runs_blocks_beyond_the_eighth_uncompiled() -> None:
     tower, counter = of_timm(), CompileCounterWithBackend("eager")
     for block in tower.blocks.values():
@@ -82,22 +83,28 @@ def test_two_graphs_for_blocks_of_any_widths(library: str, tmp_path: Path, tower
     found.append(tower.feature(more))
     assert counter.frame_count == 3
     assert all_compiled()
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tower", "more"), [("eva02_base_patch14_224", {}), ("vit_tiny_patch16_224", {"dynamic": False})]
+    ("name", "more", "depth"),
+    [("eva02_base_patch14_224", {}, 3), ("vit_tiny_patch16_224", {"dynamic": False}, DEPTH)],
+    ids=["hidden norm", "asked for"],
 )
-def test_a_graph_for_each_width_where_widths_are_part_of_it(tower: str, more: dict[str, Any]) -> None:
-    own = of_timm(tower)
-    few, others = images(own), images(own, 5)
-    expected = [own.feature(few), own.feature(others)]
-    counter = counted(own, **more)
-    torch.testing.assert_close([own.feature(few), own.feature(others)], expected, rtol=0, atol=2e-6)
-    assert counter.frame_count == 2 * DEPTH
+def test_a_graph_for_each_width_where_widths_are_part_of_it(name: str, more: dict[str, Any], depth: int) -> None:
+    tower = of_timm(name, depth=depth)
+    few = images(tower)
+    expected = tower.feature(few)
+    counter = counted(tower, **more)
+    torch.testing.assert_close(tower.feature(few), expected, rtol=0, atol=2e-6)
+    assert counter.frame_count == depth
     assert all_compiled()
 
 
+@pytest.mark.slow
+# torch hides this one from users, but not where warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_training_precisions_and_modes_take_a_graph_each_and_none_falls_back() -> None:
     tower = of_timm(num_classes=5)
     twin = copy.deepcopy(tower.model)
@@ -120,7 +127,7 @@ def test_training_precisions_and_modes_take_a_graph_each_and_none_falls_back() -
     with torch.autocast("cpu", dtype=torch.bfloat16):
         tower.model(few).sum().backward()
     tower.model.eval().to(torch.bfloat16)(few.bfloat16()).sum().backward()
-    for size in (1, 3, 4):
+    for size in (1, 3):
         with torch.no_grad():
             tower.model(images(tower, size).bfloat16())
     assert all_compiled()
@@ -141,15 +148,17 @@ def test_a_compiled_model_is_saved_and_copied_as_it_was(tmp_path: Path) -> None:
 
 def test_a_block_that_cannot_be_compiled_is_an_error() -> None:
     tower = of_timm()
-    tower.blocks["blocks.3"].register_forward_hook(lambda module, inputs, output: output * float(output.sum().item()))
+    tower.blocks["blocks.3"].register_forward_hook(
+        lambda module, inputs, output: output if output.sum() > 0 else -output
+    )
     counted(tower.model)
     with pytest.raises(torch._dynamo.exc.TorchDynamoException):
         tower.feature(images(tower))
 
 
 @pytest.mark.slow
-def test_inductor() -> None:
-    tower = of_timm()
+def test_with_a_real_compiler() -> None:
+    tower = of_timm(depth=2)
     few = images(tower)
     expected = tower.feature(few)
     compile_blocks(tower.model)

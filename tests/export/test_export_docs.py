@@ -1,7 +1,5 @@
 """The code in docs/export.md runs as it stands there."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +35,7 @@ def test_the_files_are_run_as_the_page_says(tower: Tower, tmp_path: Path, monkey
         torch.testing.assert_close(torch.as_tensor(vectors), tower.encode_image(images), rtol=0, atol=1e-4)
 
 
-def test_blocks_are_compiled_as_the_page_says(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_are_compiled_as_the_page_says(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(amp, "compile", compile_blocks, raising=False)
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}

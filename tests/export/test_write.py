@@ -4,14 +4,11 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import refusal
 from helpers import hf_models
-from helpers.model_folders import prune
 from torch import Tensor
 
 from amp.errors import StoppedError
@@ -134,7 +131,7 @@ def test_a_file_that_gives_something_else_is_not_left(
     before = (out / PT2).read_bytes()
     with torch.no_grad():
         tower.model.head.bias.fill_(1e6)
-    with pytest.raises(StoppedError, match="no numbers.*use fp32"):
+    with pytest.raises(StoppedError, match=r"no numbers.*use fp32"):
         export_tower(tower, out / PT2, "fp16")
     monkeypatch.setitem(check.BOUNDS, "fp32", -1.0)
     with pytest.raises(StoppedError, match="differ from the model's"):
