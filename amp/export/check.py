@@ -51,8 +51,8 @@ def check_file(
         raise StoppedError(f"{name}: not written: it gives values that are no numbers (NaN or infinite){way_out}")
     if not difference <= bound * scale:
         raise StoppedError(
-            f"{name}: not written: its outputs differ from the model's by {difference:.2g}, which is {difference / scale:.1g} "
-            f"of the largest ({scale:.3g}); {bound:g} is allowed for {precision}"
+            f"{name}: not written: its outputs differ from the model's by {difference:.2g}, "
+            f"which is {difference / scale:.1g} of the largest ({scale:.3g}); {bound:g} is allowed for {precision}"
         )
     return difference, scale
 

@@ -5,7 +5,7 @@ them (`recompile_limit`) every further block runs uncompiled, without a word. He
 that cannot be compiled is an error.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from amp.towers import Tower
 from amp.towers.find_slots import find_blocks
 
-Model = TypeVar("Model", Tower, nn.Module)
+Model = TypeVar("Model", bound=Tower | nn.Module)
 
 # Sizes of parameters may change from one block to the next.
 FREE_WIDTHS = {"force_parameter_static_shapes": False, "force_nn_module_property_static_shapes": False}
@@ -38,7 +38,8 @@ def compile_blocks(model: Model, dynamic: bool | None = None, fullgraph: bool = 
     Raises:
         UserError: no list of transformer blocks in it.
     """
-    blocks = [*(model.blocks if isinstance(model, Tower) else find_blocks(_vision_tower(model))).values()]
+    found = model.blocks if isinstance(model, Tower) else find_blocks(_vision_tower(model))
+    blocks: list[Any] = [*found.values()]
     limit = GRAPHS * (len(blocks) + 1)
     patch: dict[str, Any] = {"recompile_limit": limit, "accumulated_recompile_limit": max(256, 2 * limit)}
     if dynamic is not False:
@@ -49,13 +50,13 @@ def compile_blocks(model: Model, dynamic: bool | None = None, fullgraph: bool = 
     return model
 
 
-def _vision_tower(model: nn.Module) -> nn.Module:
+def _vision_tower(model: Any) -> nn.Module:
     """The part of a dual encoder, or of a classifier around one, that reads images; another model as it is."""
     parts = (getattr(model, name, None) for name in ("visual", "vision_model"))
     return next((part for part in parts if isinstance(part, nn.Module)), model)
 
 
-def _under(patch: Mapping[str, Any], compiled: Callable[..., Any], block: nn.Module) -> Callable[..., Any]:
+def _under(patch: dict[str, Any], compiled: Callable[..., Any], block: Any) -> Callable[..., Any]:
     """Calls `compiled` with a configuration of torch.compile that only this block has."""
 
     def call(*inputs: Any, **named: Any) -> Any:

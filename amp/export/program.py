@@ -5,13 +5,15 @@ B images, C channels, S side in pixels, N numbers of a vector.
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from amp.errors import UserError
 from amp.export.outputs import Read, reader
@@ -51,6 +53,30 @@ class Program(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.read(images.to(self.dtype)).float()
+
+    def unread(self, images_BCSS: Tensor) -> list[str]:
+        """Parameters of the model that the output does not need: a text tower, a head that is not asked for."""
+        with torch.no_grad(), _Touched() as touched:
+            self(images_BCSS)
+        return [name for name, parameter in self.model.named_parameters() if id(parameter) not in touched.ids]
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Empties these parameters, which torch.export would write all the same."""
+        for name in names:
+            parameter = self.model.get_parameter(name)
+            parameter.data = parameter.data.new_empty(0)
+
+
+class _Touched(TorchDispatchMode):
+    """Which tensors are given to any operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ids |= {id(value) for value in tree_leaves((args, kwargs))}
+        return function(*args, **(kwargs or {}))
 
 
 def _in_half(tower: Tower) -> Tower:

@@ -53,7 +53,10 @@ def export_tower(
     with torch.no_grad():
         exact = Program(tower, output)
         expected = [exact(images_BCSS) for images_BCSS in batches]
+    unread = exact.unread(batches[0])
     program = exact if precision == "fp32" else Program(tower, output, precision)
+    for own in {exact, program}:
+        own.drop(unread)
     example_BCSS = torch.randn(TRACED_BATCH, 3, tower.image_size, tower.image_size)
     traced = trace(program, example_BCSS, name)
     told = {
@@ -68,13 +71,13 @@ def export_tower(
         say(f"writing {path}: {output} in {precision}")
         write(traced, told, folder / path.name)
         write_json(folder / images.name, described)
-        found = {"checked": can_run(path), "difference": None, "scale": None}
-        if found["checked"]:
-            found["difference"], found["scale"] = check_file(
-                folder / path.name, batches, expected, precision, str(path)
-            )
+        checked = can_run(path)
+        difference, scale = (
+            check_file(folder / path.name, batches, expected, precision, str(path)) if checked else (None, None)
+        )
         size = sum(file.stat().st_size for file in folder.iterdir())
-    return {"output": output, "precision": precision, "width": expected[0].shape[1], "bytes": size, **found}
+    made = {"output": output, "precision": precision, "width": expected[0].shape[1], "bytes": size}
+    return {**made, "checked": checked, "difference": difference, "scale": scale}
 
 
 def _check_images_file(path: Path, described: Mapping[str, Any]) -> None:
