@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.export import blocks, picture
+from export.page import blocks, picture
 
 import amp
 from amp.export import compile_blocks, export_tower

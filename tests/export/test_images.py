@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refusal
-from helpers.export import documented, picture
+from export.page import documented, picture
 
 from amp.export import describe_images
 from amp.settings.model import ModelSettings, TransformSettings
