@@ -15,7 +15,7 @@ PACKAGES = [
     {"amp.data"},
     {"amp.towers"},
     {"amp.models"},
-    {"amp.statistics"},
+    {"amp.statistics", "amp.export"},
     {"amp.evaluation"},
     {"amp.scoring", "amp.pruning", "amp.distillation"},
     {"amp.api"},

@@ -48,6 +48,31 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def atomic_together(*paths: Path) -> Iterator[Path]:
+    """A folder beside `paths` to write files of their names in; they are renamed to them when the block ends well.
+
+    In the order of `paths`, so that the last one is there when all are. Of a file that the block does not write, what
+    an earlier one left goes.
+
+    Args:
+        paths: files of one folder.
+    """
+    *others, last = paths
+    last.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(last)
+    folder = last.with_name(f".{last.name}.{os.getpid()}.partial")
+    _remove(folder)
+    folder.mkdir()
+    try:
+        yield folder
+        for path in (*others, last):
+            written = folder / path.name
+            written.replace(path) if written.exists() else path.unlink(missing_ok=True)
+    finally:
+        _remove(folder)
+
+
+@contextmanager
 def room_for(path: Path) -> Iterator[None]:
     """Around the writing of `path`: a full disk is one line, no traceback."""
     try:

@@ -1,5 +1,6 @@
 """What is said of the images that a tower reads, and of the tags of a name that do not agree on them."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,14 +34,30 @@ def describe_preprocess(tower: Tower) -> str:
     return "\n".join([line, *tower.notes])
 
 
-def _framing(own: Mapping[str, Any]) -> str:
-    """How an image of any shape becomes a square: `crop` is the side of the square over that of the resized image."""
+def framing(own: Mapping[str, Any]) -> tuple[str, int, list[int]]:
+    """How an image of any shape becomes a square, of a tower's `preprocess`, whatever its library calls it.
+
+    Returns:
+        mode: shortest, longest or squash: which side the resizing is about; the library's word for any other.
+        resize: that side in pixels; the square is cut out of its middle.
+        fill: of the borders of an image that is smaller than the square, RGB, 0 to 255.
+    """
+    size = own["size"] if isinstance(own["size"], int) else own["size"][0]
+    words = {"center": "shortest", "border": "longest"}
     mode = own.get("crop_mode") or own.get("resize_mode") or ("squash" if own.get("squash") else "shortest")
+    fill = [round(255 * level) for level in own["mean"]] if mode == "border" else [own.get("fill_color") or 0] * 3
+    resize = own.get("resize") or math.floor(size / (own.get("crop_pct") or 1.0))
+    return words.get(mode, mode), resize, fill
+
+
+def _framing(own: Mapping[str, Any]) -> str:
+    """In words; `crop` is the side of the square over that of the resized image."""
+    mode = framing(own)[0]
     share = own.get("crop_pct") or (own["size"] / own["resize"] if "resize" in own else 1.0)
     if mode in ("squash", "longest"):
         words = {"squash": "squashed", "longest": "padded"}[mode]
         return words if round(share, 3) == 1 else f"{words}, crop {share:.3g}"
-    return f"crop {share:.3g}" if mode in ("center", "shortest") else f"crop {share:.3g} ({mode})"
+    return f"crop {share:.3g}" if mode == "shortest" else f"crop {share:.3g} ({mode})"
 
 
 def agreed(name: str, by_tag: Mapping[str, Mapping[str, Any]], taken: Mapping[str, Any]) -> tuple[str, ...]:
