@@ -2,8 +2,8 @@
 
 from amp.errors import UserError
 from amp.run.console import run_script, say
-from amp.settings.command_line import parse_args
 from amp.settings.compare import CompareConfig
+from amp.settings.reading.command_line import parse_args
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ import argparse
 
 from amp.run.console import run_script
 from amp.settings.base import at_least
-from amp.settings.command_line import parse_args
 from amp.settings.distill import DistillConfig
+from amp.settings.reading.command_line import parse_args
 
 
 def main() -> None:

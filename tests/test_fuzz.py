@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from processes.small_run import DISTIL, PRUNE, SCORE, STEPS, Ended, inputs, results, run_in
 
-from amp.settings.command_line import settings_of
 from amp.settings.distill import DistillConfig
 from amp.settings.prune import PruneConfig
+from amp.settings.reading.command_line import settings_of
 
 EXAMPLES = int(os.environ.get("AMP_FUZZ_EXAMPLES", "0"))
 PROGRESS = re.compile(r"[^:]+: \d+ of \d+ \w+, \d+%")

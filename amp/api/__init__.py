@@ -3,5 +3,6 @@
 from amp.api.distilled import Distilled, distill
 from amp.api.files import load_pruned, save
 from amp.api.pruned import PrunedModel, prune
+from amp.export.compiled import compile_blocks as compile
 
-__all__ = ["Distilled", "PrunedModel", "distill", "load_pruned", "prune", "save"]
+__all__ = ["Distilled", "PrunedModel", "compile", "distill", "load_pruned", "prune", "save"]

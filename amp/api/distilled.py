@@ -21,8 +21,8 @@ from amp.errors import UserError
 from amp.run.figures import BLUE, panels
 from amp.run.world import alone
 from amp.settings.distill import RECOMMENDED, DistillConfig
-from amp.settings.keywords import from_keywords, merged
-from amp.settings.load import validate
+from amp.settings.reading.keywords import from_keywords, merged
+from amp.settings.reading.yaml_files import validate
 from amp.towers import Tower, after_last_block, on_meta, wrap_tower
 
 SOURCE = "amp.distill"

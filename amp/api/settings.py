@@ -7,10 +7,10 @@ from typing import Any
 from amp.data.given import is_path
 from amp.errors import UserError
 from amp.settings.base import MOST
-from amp.settings.keywords import from_keywords, merged
-from amp.settings.load import Raw, validate
 from amp.settings.model import GivenModelSettings
 from amp.settings.prune import RECOMMENDED, PruneConfig, SearchSettings
+from amp.settings.reading.keywords import from_keywords, merged
+from amp.settings.reading.yaml_files import Raw, validate
 
 SOURCE = "amp.prune"
 SIZES = ("params", "flops", "throughput")

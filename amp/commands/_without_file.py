@@ -15,9 +15,9 @@ from amp.errors import UserError, nearest
 from amp.registry import FRAMES
 from amp.run.console import say
 from amp.run.world import start
-from amp.settings.command_line import Named, PruneOptions, ScoreOptions, options_named
 from amp.settings.model import Frame, ModelSettings
 from amp.settings.prune import PruneConfig
+from amp.settings.reading.command_line import Named, PruneOptions, ScoreOptions, options_named
 from amp.towers import Tower, default_frame, knows
 from amp.towers.library import library
 

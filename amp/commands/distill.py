@@ -6,8 +6,8 @@ from amp.evaluation.student import check_metric
 from amp.run.console import say
 from amp.run.processes.environment import MOST_PROCESSES, place_of
 from amp.settings.base import at_least
-from amp.settings.command_line import parse_args
 from amp.settings.distill import DistillConfig
+from amp.settings.reading.command_line import parse_args
 
 
 def main() -> None:

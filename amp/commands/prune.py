@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 
 from amp.run.console import say
-from amp.settings.command_line import PruneOptions, parse_prune
 from amp.settings.prune import PruneConfig
+from amp.settings.reading.command_line import PruneOptions, parse_prune
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amp.run.console import called, say
-from amp.settings.command_line import parse_score
 from amp.settings.prune import PruneConfig
+from amp.settings.reading.command_line import parse_score
 
 if TYPE_CHECKING:
     from amp.data.batches import Batches

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from amp.towers import Tower
-from amp.towers.find_slots import find_blocks
+from amp.towers.mlps.find_slots import find_blocks
 
 Model = TypeVar("Model", bound=Tower | nn.Module)
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from amp.towers import Tower
-from amp.towers.inputs import input_bytes
+from amp.towers.mlps.inputs import input_bytes
 
 GB = 1e9
 

@@ -10,7 +10,7 @@ from amp.pruning.search import inputs_every
 from amp.settings.prune import PruneConfig
 from amp.statistics.moments import group_bytes, groups
 from amp.towers import Tower, build_tower
-from amp.towers.inputs import input_bytes
+from amp.towers.mlps.inputs import input_bytes
 
 GUESSED_IMAGES = 5000  # held-out ones, where the folder is not here yet: COCO's
 

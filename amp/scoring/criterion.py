@@ -18,7 +18,7 @@ from amp.run.world import world
 from amp.scoring.resume import HasSums, SavedSums
 from amp.settings.score import ScoreSettings
 from amp.towers import Tower
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 # The most bytes that each kind of pass over images takes beside the weights, of a tower on the meta device and B.
 Passes = Mapping[str, Callable[[Tower, int], int]]

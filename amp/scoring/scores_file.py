@@ -13,7 +13,8 @@ from amp.run.files import atomic, room_for
 from amp.run.identity import first_difference, in_words
 from amp.run.run import SCORES
 from amp.run.sealed import read_tensors, write_tensors
-from amp.towers import Tower, slots
+from amp.towers import Tower
+from amp.towers.mlps import slots
 
 FOREIGN = "not a scores file of main_score.py"
 

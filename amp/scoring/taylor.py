@@ -13,7 +13,7 @@ from amp.errors import UserError
 from amp.run.world import world
 from amp.scoring.criterion import checked
 from amp.statistics.hooks import MlpHooks
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 Fold = Callable[[Tensor], Tensor]
 

@@ -7,7 +7,7 @@ from typing import Self
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 
 class MlpHooks:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from amp.errors import UserError
 from amp.run.world import world
 from amp.statistics.hooks import MlpHooks
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 GIGABYTES = 16.0  # for the moments of several blocks at once, and what is made of them
 

@@ -15,10 +15,10 @@ from amp.towers.copies import duplicate, on_meta
 from amp.towers.frames._classifier import Classifier, find_classifier
 from amp.towers.given import made_by
 from amp.towers.library import Library, library
+from amp.towers.mlps.slots import MlpSlot
 from amp.towers.names import default_frame, knows, other_reader
 from amp.towers.preprocess import describe_preprocess
 from amp.towers.readout import TokenReadout, after_last_block, check_readout
-from amp.towers.slots import MlpSlot
 from amp.towers.weights import check_complete
 
 __all__ = [

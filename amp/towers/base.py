@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from amp.errors import UserError, nearest, shortened
 from amp.run.identity import first_difference
 from amp.settings.model import ModelSettings
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 from amp.towers.weights import why_refused
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from amp.run.files import check_writable
 from amp.settings.base import at_least, number_from
-from amp.settings.load import load_config
 from amp.settings.prune import PruneConfig
+from amp.settings.reading.yaml_files import load_config
 
 CONFIG = "configs/prune_entropy/search_cost.yaml"
 # What is set of each search.

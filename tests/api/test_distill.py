@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import amp
 from amp.settings.distill import DistillConfig
-from amp.settings.load import load_config
+from amp.settings.reading.yaml_files import load_config
 from amp.towers import build_tower
 
 

@@ -15,9 +15,9 @@ from amp.commands._duration import estimate_seconds
 from amp.commands._without_file import find_frame, find_weights, fitted, in_words
 from amp.data.batches import Batches
 from amp.data.listing import list_images
-from amp.settings.command_line import parse_prune, parse_score
 from amp.settings.model import ModelSettings
 from amp.settings.prune import RECOMMENDED, PruneConfig
+from amp.settings.reading.command_line import parse_prune, parse_score
 from amp.towers import build_tower
 
 Call = Callable[..., tuple[int, str, str]]

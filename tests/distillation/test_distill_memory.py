@@ -12,7 +12,7 @@ from amp.distillation.optimizer import make_optimizer, moments, prime
 from amp.distillation.students import load_teacher_and_student
 from amp.models.folder import load_tower
 from amp.settings.distill import DistillConfig
-from amp.settings.load import load_config
+from amp.settings.reading.yaml_files import load_config
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import refusal
 
-from amp.distillation.log import check_board, cut_log
+from amp.distillation.keeping import check_board, cut_log
 
 
 def written(folder: Path, steps: range, end: str = "") -> Path:

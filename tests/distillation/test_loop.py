@@ -18,7 +18,7 @@ from amp.errors import StoppedError
 from amp.models.folder import load_tower, read_folder_config, save_tower
 from amp.run.run import Run
 from amp.settings.distill import DistillConfig
-from amp.settings.load import load_config
+from amp.settings.reading.yaml_files import load_config
 from amp.towers import TokenReadout, Tower, build_tower
 
 HEAD = {"ln_post.weight", "ln_post.bias", "proj"}

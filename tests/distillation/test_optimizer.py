@@ -10,7 +10,7 @@ from amp.distillation import make_optimizer, rates
 from amp.distillation.optimizer import check_division
 from amp.errors import UserError
 from amp.settings.distill import DistillConfig, OptimSettings
-from amp.settings.load import load_config
+from amp.settings.reading.yaml_files import load_config
 
 
 def test_rates_start_at_zero_peak_after_warmup_and_end_near_min_lr() -> None:

@@ -11,7 +11,7 @@ import torch
 from processes.distil_many import prepare
 
 from amp.settings.distill import DistillConfig
-from amp.settings.load import load_config
+from amp.settings.reading.yaml_files import load_config
 
 pytestmark = pytest.mark.slow
 

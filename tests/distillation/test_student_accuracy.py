@@ -27,8 +27,8 @@ from amp.models.folder import load_tower, read_folder_config, save_tower
 from amp.run.sealed import read_json, write_tensors
 from amp.run.world import World, among
 from amp.settings.distill import DistillConfig
-from amp.settings.load import load_config
 from amp.settings.model import ModelSettings
+from amp.settings.reading.yaml_files import load_config
 from amp.towers import build_tower
 
 pytestmark = pytest.mark.slow

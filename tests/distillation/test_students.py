@@ -14,8 +14,8 @@ from amp.distillation.students import check_architecture
 from amp.errors import UserError
 from amp.models.folder import load_tower
 from amp.settings.distill import DistillConfig
-from amp.settings.load import load_config
 from amp.settings.model import ModelSettings
+from amp.settings.reading.yaml_files import load_config
 from amp.towers import Tower, after_last_block, build_tower
 
 HEAD = {"ln_post.weight", "ln_post.bias", "proj"}

@@ -12,7 +12,7 @@ from torch import Tensor
 from amp.distillation import Loop, Trainer, load_teacher_and_student
 from amp.models.folder import load_tower
 from amp.settings.distill import DistillConfig
-from amp.settings.load import load_config
+from amp.settings.reading.yaml_files import load_config
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:

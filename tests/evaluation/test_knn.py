@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import GOLDEN
-from helpers.threads import on_threads
 from PIL import Image
+from processes.threads import on_threads
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 

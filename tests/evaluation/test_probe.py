@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, refusal
-from helpers.threads import on_threads
 from PIL import Image
+from processes.threads import on_threads
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import refusal
 from helpers.hf_models import VISION, settings, write
-from helpers.threads import on_threads
 from PIL import Image
+from processes.threads import on_threads
 from torchvision.datasets import ImageFolder
 
 from amp.evaluation.readers.folders import ClassFolders

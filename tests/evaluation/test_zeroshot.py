@@ -14,8 +14,8 @@ import torch
 from clip_benchmark.datasets.builder import get_dataset_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 from helpers.model_folders import random_clip
-from helpers.threads import on_threads
 from PIL import Image
+from processes.threads import on_threads
 from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score
 from torch.utils.data import DataLoader, IterableDataset

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from amp.towers import Tower
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 
 def random_batches(num_batches: int = 2, batch_size: int = 6) -> list[Tensor]:

@@ -12,8 +12,8 @@ from timm.layers import Attention, GluMlp, Mlp, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.vitamin import GeGluMlp
 from torch import Tensor, nn
 
-from amp.towers.find_slots import find_slots
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.find_slots import find_slots
+from amp.towers.mlps.slots import MlpSlot
 
 D, H = 12, 20
 

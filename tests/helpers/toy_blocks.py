@@ -7,8 +7,8 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from amp.towers.find_slots import find_slots
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.find_slots import find_slots
+from amp.towers.mlps.slots import MlpSlot
 
 D = 8
 

@@ -20,7 +20,7 @@ from amp.evaluation.student import build_metric
 from amp.run.run import Run
 from amp.run.world import gathered, start, world
 from amp.settings.distill import DistillConfig
-from amp.settings.load import load_config
+from amp.settings.reading.yaml_files import load_config
 
 
 def prepare(config: DistillConfig) -> Loop:

@@ -15,8 +15,8 @@ from amp.run.run import Run
 from amp.run.sealed import write_tensors
 from amp.settings.base import ASIDE
 from amp.settings.distill import DistillConfig
-from amp.settings.load import load_config
 from amp.settings.prune import PruneConfig
+from amp.settings.reading.yaml_files import load_config
 
 
 def _aside(kind: type[BaseModel], prefix: str = "") -> list[str]:

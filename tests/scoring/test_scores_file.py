@@ -13,8 +13,8 @@ from amp.errors import UserError
 from amp.run.files import file_sha256
 from amp.run.identity import identity
 from amp.scoring.scores_file import check_scores, load_scores, save_scores
-from amp.settings.load import load_config
 from amp.settings.prune import PruneConfig
+from amp.settings.reading.yaml_files import load_config
 
 
 def some_scores(num_blocks: int = 12) -> list[Tensor]:

@@ -10,9 +10,9 @@ from helpers.memory import measured
 
 from amp.scoring.criterion import score
 from amp.scoring.memory import describe_plan, plan_scoring
-from amp.settings.load import load_config
 from amp.settings.model import ModelSettings
 from amp.settings.prune import PruneConfig
+from amp.settings.reading.yaml_files import load_config
 from amp.settings.score import ScoreSettings
 from amp.statistics.moments import group_bytes
 from amp.towers import Tower, build_tower

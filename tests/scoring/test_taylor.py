@@ -16,7 +16,7 @@ from amp.scoring.criterion import score
 from amp.scoring.taylor import TaylorScorer
 from amp.settings.score import ScoreSettings
 from amp.towers import Tower
-from amp.towers.find_slots import find_slots
+from amp.towers.mlps.find_slots import find_slots
 
 
 def test_one_backward_pass_a_batch_scores_all_blocks(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ from conftest import refusal
 from pydantic import BaseModel, ValidationError
 
 from amp.settings.base import check_numbers
-from amp.settings.command_line import parse_prune
-from amp.settings.load import CONFIGS, load_config
 from amp.settings.prune import PruneConfig
+from amp.settings.reading.command_line import parse_prune
+from amp.settings.reading.yaml_files import CONFIGS, load_config
 
 YAML = "model: {name: ViT-B-32}\ndata: {name: coco, root: r, batch_size: 8}\noutput: {dir: o}\n"
 BOMB = "a: &a [x, x]\n" + "".join(

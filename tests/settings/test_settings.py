@@ -9,11 +9,11 @@ from helpers.meta_towers import meta_tower
 
 from amp.errors import UserError
 from amp.registry import FRAMES
-from amp.settings.command_line import parse_args, settings_help, settings_page
 from amp.settings.compare import CompareConfig
 from amp.settings.distill import DistillConfig
-from amp.settings.load import load_config
 from amp.settings.prune import RECOMMENDED, PruneConfig
+from amp.settings.reading.command_line import parse_args, settings_help, settings_page
+from amp.settings.reading.yaml_files import load_config
 from amp.towers.library import library
 
 STARTERS = sorted((ROOT / "configs" / "starters").glob("*.yaml"))

@@ -18,8 +18,8 @@ from amp.evaluation.benchmarks import Benchmark
 from amp.evaluation.zeroshot import Evaluator
 from amp.pruning.widths import prune
 from amp.settings.compare import CompareConfig, CompareRowSettings
-from amp.settings.load import load_config
 from amp.settings.prune import TargetSettings
+from amp.settings.reading.yaml_files import load_config
 from amp.towers import build_tower
 
 pytestmark = pytest.mark.slow

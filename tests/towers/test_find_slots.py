@@ -15,7 +15,7 @@ from timm.layers import Mlp, SwiGLU
 from torch import Tensor, nn
 
 from amp.errors import UserError
-from amp.towers.find_slots import find_slots
+from amp.towers.mlps.find_slots import find_slots
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -10,8 +10,8 @@ import torch
 from helpers.mlp_layouts import ALL, NORMED, PLAIN, D, H, make_block, some_neurons
 from torch import Tensor, nn
 
-from amp.towers.find_slots import find_slots
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.find_slots import find_slots
+from amp.towers.mlps.slots import MlpSlot
 
 
 def images() -> Tensor:

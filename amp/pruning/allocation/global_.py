@@ -15,7 +15,7 @@ from amp.pruning.blocks import WidthsFound
 from amp.pruning.measure.networks import NarrowedNetworks
 from amp.pruning.size import RelativeSize, Widths
 from amp.settings.prune import SearchSettings
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 
 def allocate(

@@ -13,7 +13,7 @@ from torch import Tensor
 from amp.pruning.measure.journal import Journal
 from amp.pruning.refit import Compensation
 from amp.towers import Tower
-from amp.towers.slots import check_scores
+from amp.towers.mlps.slots import check_scores
 
 
 class Entropy(Protocol):

@@ -18,7 +18,7 @@ from amp.errors import UserError
 from amp.pruning.measure.store import InputStore
 from amp.run.console import progress
 from amp.towers import Tower
-from amp.towers.inputs import first_input
+from amp.towers.mlps.inputs import first_input
 
 Value = TypeVar("Value")
 

@@ -12,7 +12,7 @@ from amp.run.world import world
 from amp.settings.prune import SearchSettings
 from amp.statistics.moments import GIGABYTES, MomentCollector, Moments, TokenCollector, last_group
 from amp.towers import Tower
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 
 class Compensation:

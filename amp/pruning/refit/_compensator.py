@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amp.statistics.moments import Moments
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 
 class Compensator(ABC):

@@ -11,7 +11,7 @@ from amp.errors import UserError
 from amp.pruning.refit._compensator import Compensator, NormedCompensator
 from amp.settings.prune import SearchSettings
 from amp.statistics.moments import Moments
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 
 class MeanShift(Compensator):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 
 def neuron_rows(slot: MlpSlot) -> Tensor:

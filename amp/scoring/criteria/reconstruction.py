@@ -28,7 +28,7 @@ from amp.scoring.memory import backward_bytes, forward_bytes
 from amp.statistics.hooks import MlpHooks
 from amp.statistics.moments import GIGABYTES, MomentCollector, group_bytes, groups
 from amp.towers import Tower
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 DAMPING = 1e-3  # of the activations' covariance, as a share of its mean: compensation's default
 STEP = 1 - 2.0**-21  # from one score to the next at least, so that their order outlives fp32

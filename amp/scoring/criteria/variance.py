@@ -12,7 +12,7 @@ from amp.run.world import world
 from amp.scoring.criterion import Scoring, checked
 from amp.scoring.memory import forward_bytes
 from amp.statistics.hooks import MlpHooks
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 PASSES = {"activations": forward_bytes}
 

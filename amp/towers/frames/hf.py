@@ -28,12 +28,12 @@ from amp.errors import UserError, nearest
 from amp.settings.model import GivenModelSettings, ModelSettings
 from amp.towers.base import Tower, building, first_line, quiet
 from amp.towers.bounds import check_numbers
-from amp.towers.find_slots import find_blocks, find_slots
 from amp.towers.frames._hf_families import Family, family_of
 from amp.towers.frames._hf_inputs import override, preprocessing, tokenize, transform, usual_preprocessing
 from amp.towers.frames._tokenizer import Tokenizer
 from amp.towers.given import builds_the_same, dtype_of, not_rebuilt, precision_of
 from amp.towers.library import Library
+from amp.towers.mlps.find_slots import find_blocks, find_slots
 from amp.towers.preprocess import square
 from amp.towers.weights import without_weights
 

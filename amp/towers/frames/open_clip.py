@@ -26,11 +26,11 @@ from amp.errors import UserError, nearest
 from amp.settings.model import GivenModelSettings, ModelSettings, TransformSettings
 from amp.towers.base import Tower, building, check_weights, refuse_loading
 from amp.towers.bounds import check_clip, read_json
-from amp.towers.find_slots import find_blocks, find_slots
 from amp.towers.frames._open_clip_names import find_name, side_in, side_of
 from amp.towers.frames._tokenizer import Tokenizer
 from amp.towers.given import builds_the_same, dtype_of, made_by, not_rebuilt, precision_of
 from amp.towers.library import Library
+from amp.towers.mlps.find_slots import find_blocks, find_slots
 from amp.towers.preprocess import agreed, square
 from amp.towers.weights import State, averaged_note, without_weights
 

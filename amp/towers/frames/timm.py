@@ -21,9 +21,9 @@ from torch import Tensor
 from amp.errors import UserError, nearest
 from amp.settings.model import GivenModelSettings, ModelSettings
 from amp.towers.base import Tower, building, check_weights, quiet, refuse_loading
-from amp.towers.find_slots import find_blocks, find_slots
 from amp.towers.given import builds_the_same, dtype_of, made_by, not_rebuilt, precision_of
 from amp.towers.library import Library
+from amp.towers.mlps.find_slots import find_blocks, find_slots
 from amp.towers.preprocess import agreed, square
 from amp.towers.weights import EMA_FIRST, State, averaged_note, read_state, without_weights
 

@@ -16,7 +16,7 @@ from amp.pruning.refit.mean import MeanShift, NormedMeanShift
 from amp.pruning.refit.ridge import NormedRidge, Ridge
 from amp.settings.prune import SearchSettings
 from amp.statistics.moments import MomentCollector, Moments, TokenCollector, group_bytes
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 Mlp = tuple[nn.Module, MlpSlot, Tensor, Tensor]
 

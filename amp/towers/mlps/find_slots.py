@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amp.errors import UserError
-from amp.towers.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot
 
 # What a probe has proved in this process; of a tower of 8 billion parameters it takes seconds.
 _proved: set[tuple[object, ...]] = set()

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from amp.errors import UserError, nearest
 from amp.settings.base import Settings
-from amp.settings.load import Raw
+from amp.settings.reading.yaml_files import Raw
 
 
 def from_keywords(

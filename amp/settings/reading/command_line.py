@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from amp.errors import UserError, under
 from amp.registry import ALLOCATIONS, COMPENSATIONS, CRITERIA, FRAMES, LAYOUTS, SEARCHES
 from amp.settings.base import Parser, number_from
-from amp.settings.load import CONFIGS, Config, build_config, load_config
 from amp.settings.prune import RECOMMENDED, PruneConfig
+from amp.settings.reading.yaml_files import CONFIGS, Config, build_config, load_config
 
 REGISTRIES = {
     "score.criterion": CRITERIA,

@@ -1,0 +1,1 @@
+"""The MLPs of a tower: how they are found, and how they are sliced."""
