@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
         choices=("embeddings", "logits", "features"),
         help="what it gives for an image (default: the first of them that the model has)",
     )
-    add("--model_type", choices=FRAMES.names, help="library of a dense model (default: found by the name)")
+    add("--model_type", choices=FRAMES.names, help="library of a dense model (default: open_clip)")
     add("--pretrained", metavar="CKPT", help="weights of a dense model, a tag or a file")
     args = parser.parse_args()
     args.target = check_target(args.target)
