@@ -191,8 +191,6 @@ def test_a_model_in_distributed_data_parallel(vit: nn.Module, images: Tensor, tm
 
 
 class _Attention(nn.Module):
-    """A user's own."""
-
     def __init__(self, attention: Any) -> None:
         super().__init__()
         self.qkv, self.out = attention.qkv, attention.proj
