@@ -24,6 +24,7 @@ from amp.towers.library import library
 FEWEST = 8  # images, of which a fourth is held out: a batch of two
 FEW = 512
 RANDOM = "random"
+TARGETS = {"params": "parameters", "flops": "FLOPs", "throughput": "images a second"}
 
 
 def score_named(named: Named, options: ScoreOptions) -> None:
@@ -131,7 +132,8 @@ def describe(config: PruneConfig) -> str:
     ]
     if asked := own.target.asked:
         refit = "" if own.compensation == "none" else f"; {own.compensation} refits the out-projections"
-        lines.append(f"- {asked[0]} of the tower's to keep: {asked[1]:g}, by {own.allocation}{refit};")
+        what = TARGETS[asked[0]]
+        lines.append(f"- the aim is {asked[1]:g} of the tower's {what}, by allocation {own.allocation}{refit};")
     lines.append(f"- {data.num_val_samples} are held out to measure on; all goes to {config.output.dir}/.")
     if (data.num_samples or FEW) < FEW:
         lines.append(f"note: {data.num_samples} images are few to rank neurons on; {FEW} do better, 2048 well")
