@@ -19,10 +19,20 @@ from amp.errors import UserError
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower
 from amp.towers.frames import open_clip as open_clip_frame
+from amp.towers.frames._open_clip_files import native, origin
 from amp.towers.library import Library
 from amp.towers.weights import State
 
 MODEL_8B = "EVA-CLIP-8B"
+# What the source of `eva_clip_8b_patch14_224` needs, where it is shown to others.
+IMPORTS_8B = """from functools import partial
+from typing import Any
+
+from timm.layers import RmsNorm
+from timm.models import register_model
+from timm.models.eva import Eva
+
+"""
 CONFIG_8B = Path(__file__).parents[3] / "configs" / "models" / f"{MODEL_8B}.json"
 
 
@@ -81,6 +91,8 @@ LIBRARY = Library(
     knows=knows,
     build=build,
     families=[("EVA02-CLIP-E, EVA-CLIP-8B", "plain", MODEL_8B)],
+    native=partial(native, registered={eva_clip_8b_patch14_224.__name__: eva_clip_8b_patch14_224}, imports=IMPORTS_8B),
+    origin=origin,
     names=lambda: [*filter(_is_eva, open_clip.list_models()), MODEL_8B],
     own_files="a file that the EVA repository released",
 )
