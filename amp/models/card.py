@@ -5,7 +5,9 @@ above it: a card that somebody edited is told from one that is as it was written
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def card(
         command: that made the folder.
     """
     name = Path(tower.base["name"]).stem if Path(tower.base["name"]).exists() else tower.base["name"]
-    origin = library(tower.base["frame"]).origin(tower.base, _weights(provenance))
+    origin: dict[str, Any] = library(tower.base["frame"]).native.origin(tower.base, _weights(provenance))
     head = ModelCardData(
         **origin,
         library_name=files.library_name,
@@ -61,10 +63,10 @@ def card(
             else []
         ),
         "## Load it",
-        f"With adaptive-mlp-pruning installed, model, transform and tokenizer:",
+        "With adaptive-mlp-pruning installed:",
         _python(f'import amp\nmodel, transform, tokenizer = amp.load_pruned("{FOLDER}")'),
-        f"With {files.library_name} alone. {files.loading[0][0]}",
-        *(_python(code) for _, code in files.loading[:1]),
+        f"With {files.library_name} alone{files.why and '. '}{files.why or ':'}",
+        _python(files.loading),
         "## Where it comes from",
         " ".join(made) + ("" if command else "."),
         _licence(origin),
@@ -73,15 +75,21 @@ def card(
 
 
 def _sizes(tower: Tower) -> str:
-    dense = rebuild_dense(tower.base, "meta")
-    before, after = measure_widths(dense, dense.widths), measure_widths(dense, tower.widths)
+    dense, before, after = _measured(json.dumps(tower.base), tuple(tower.widths))
     rows = [
         [word, human(before[key]), human(after[key]), f"{after[key] / before[key] - 1:+.1%}"]
         for key, word in (("params", "parameters"), ("flops", "FLOPs of an image"))
     ]
     sizes = table(["vision tower", "dense", "pruned", "change"], rows)
-    of_dense = " or ".join(map(str, sorted(set(dense.widths))))
-    return f"{sizes}\n\nHidden neurons of the {len(tower.widths)} MLPs, first to last (dense: {of_dense}): {_list(tower.widths)}."
+    neurons = f"Hidden neurons of the {len(tower.widths)} MLPs, first to last"
+    return f"{sizes}\n\n{neurons}: {_list(tower.widths)}; dense: {_list(dense)}."
+
+
+@lru_cache(maxsize=16)
+def _measured(base: str, widths: tuple[int, ...]) -> tuple[list[int], dict[str, int], dict[str, int]]:
+    """Dense widths, and `{params, flops}` with those and with `widths`, of a tower's base as JSON."""
+    dense = rebuild_dense(json.loads(base), "meta")
+    return dense.widths, measure_widths(dense, dense.widths), measure_widths(dense, widths)
 
 
 def _list(widths: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 """The self-describing model folder: `model.safetensors` (the whole model) and `config.json` (what rebuilds it).
 
-What its library reads stands there too, and a model card (`amp.models.native`). Where `config.json` must be the library's
-alone, our description is `amp.json`; `amp.run.sealed.description_of` tells.
+What its library reads stands there too, and a model card (`amp.models.native`). Where `config.json` must be the
+library's alone, our description is `amp.json`; `amp.run.sealed.description_of` tells.
 """
 
 import json
@@ -64,7 +64,8 @@ class FolderConfig(Settings):
     """The description: the dense model, each block's width and kept neurons, provenance.
 
     `kept` are indices into the dense model; null where they are not known, as of a published checkpoint. `files` are
-    written beside it for the library, and `library_keys` of this file are the library's. `weights_sha256` is the digest of `model.safetensors`.
+    written beside it for the library, and `library_keys` of this file are the library's. `weights_sha256` is the
+    digest of `model.safetensors`.
     """
 
     format: int

@@ -15,15 +15,15 @@ from amp.towers.library import Files
 def settle(tower: Tower) -> None:
     """Makes what a sliced model says of itself say its widths, so that its library's own way to save it is right.
 
-    transformers: `model.config` says one width of all blocks in the family's own words, others as `mlp_widths`. timm: so
-    does what it remembers of the arguments that built the model. open_clip's models say nothing of themselves.
+    transformers: `model.config` says one width of all blocks in the family's own words, others as `mlp_widths`. timm:
+    the arguments of the factory that it remembers. open_clip's models say nothing of themselves.
     """
-    library(tower.base["frame"]).settle(tower)
+    library(tower.base["frame"]).native.settle(tower)
 
 
 def native_files(tower: Tower) -> Files:
     """Of a settled tower."""
-    return library(tower.base["frame"]).native(tower)
+    return library(tower.base["frame"]).native.files(tower)
 
 
 def write_beside(

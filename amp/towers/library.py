@@ -19,7 +19,8 @@ class Files:
 
     Attributes:
         library_name: the library's name on the Hub.
-        loading: Python that loads the model from FOLDER, with what should be said before it.
+        why: what should be said before `loading`, in a sentence; nothing where it is the library's own way.
+        loading: Python that loads the model from FOLDER.
         json: JSON objects by file name. What stands in `config.json` stands beside our own keys, unless `alone`.
         texts: other files by name.
         copied: files of the dense model's folder that go along.
@@ -27,11 +28,28 @@ class Files:
     """
 
     library_name: str
-    loading: Sequence[tuple[str, str]]
+    why: str
+    loading: str
     json: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     copied: Sequence[Path] = ()
     alone: bool = False
+
+
+@dataclass(frozen=True)
+class Native:
+    """How a library's own files and objects say what a sliced tower is.
+
+    Attributes:
+        files: what a folder of a settled tower holds for the library.
+        origin: `{base_model, license, ...}` of the weights of (a tower's `base`, tag or file), as the Hub's model cards
+            say it; what nobody knows is left out.
+        settle: makes what the sliced model says of itself, its `config` for example, say its widths.
+    """
+
+    files: Callable[[Tower], Files]
+    origin: Callable[[Mapping[str, Any], str | None], dict[str, str]]
+    settle: Callable[[Tower], None] = lambda tower: None
 
 
 @dataclass(frozen=True)
@@ -43,10 +61,7 @@ class Library:
         knows: whether it has a model of this name; answered without the internet.
         build: the tower of (settings, device, the `base` of an earlier Tower or None); see `amp.towers.build_tower`.
         families: (family, MLP layout, an example's name) of what can be pruned, for people.
-        native: what a folder of a sliced tower holds for the library.
-        origin: `{base_model, license, ...}` of the weights of (a tower's `base`, tag or file), as the Hub's model cards
-            say it; what nobody knows is left out.
-        settle: makes what the sliced model says of itself, its `config` for example, say its widths.
+        native: how it says itself what a sliced tower is.
         names: every name it knows; None where nobody can list them.
         folders: whether its models are folders and hub ids, not names.
         own_files: what the weights files are called that no other library reads, for messages.
@@ -58,9 +73,7 @@ class Library:
     knows: Callable[[str], bool]
     build: Callable[[ModelSettings, str, dict[str, Any] | None], Tower]
     families: Sequence[tuple[str, str, str]]
-    native: Callable[[Tower], Files]
-    origin: Callable[[Mapping[str, Any], str | None], dict[str, str]]
-    settle: Callable[[Tower], None] = lambda tower: None
+    native: Native
     names: Callable[[], list[str]] | None = None
     folders: bool = False
     own_files: str | None = None

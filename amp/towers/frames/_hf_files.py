@@ -1,8 +1,9 @@
 """What transformers reads of a pruned model's folder, and what a sliced model's own config says.
 
-Widths that are all the same are said in the family's own words. No vision model of transformers reads a width for each
-layer, `per_layer_config` neither: for such widths the config says `mlp_widths`, and `modeling_pruned.py` beside it reads
-that. The plain class builds the dense model then, whose shapes the weights do not have: it raises.
+Widths that are all the same are said in the family's own words. No vision model of transformers reads a width for
+each layer, and `per_layer_config` is not read by any either: then the config says `mlp_widths`, and
+`modeling_pruned.py` beside it reads that. The plain class builds the dense model, whose shapes the weights do not have:
+it raises.
 """
 
 import copy
@@ -12,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub import metadata_load
 from PIL.Image import Resampling
 from transformers.models.auto import modeling_auto
 
 from amp.towers.base import Tower, quiet
-from amp.towers.library import FOLDER, Files, path_of_blocks, resizing, same_shapes
+from amp.towers.library import FOLDER, Files, Native, path_of_blocks, resizing, same_shapes
 
 WIDTHS = "mlp_widths"
 MODELING = "modeling_pruned"
 # What stands beside a model for its images, its texts and what it generates.
-COPIED = ("*processor_config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json")
+COPIED: tuple[str, ...] = ("*processor_config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json")
 COPIED += ("added_tokens.json", "chat_template.*", "vocab.*", "merges.txt", "*.model")
 
 
@@ -70,7 +70,7 @@ def _builds(tower: Tower, config: Any, said: Mapping[str, int]) -> bool:
         return same_shapes(kind._from_config(own), tower.model)
 
 
-def native(tower: Tower) -> Files:
+def files(tower: Tower) -> Files:
     """The files of a settled tower."""
     model: Any = tower.model
     kind = type(model).__name__
@@ -93,10 +93,11 @@ def native(tower: Tower) -> Files:
         values["auto_map"] = {auto: f"{MODELING}.Pruned{name}" for auto, (name, _) in classes.items()}
         texts[f"{MODELING}.py"] = _modeling(tower, dict(classes.values()))
         trust, autos = ", trust_remote_code=True", [auto for auto, (name, _) in classes.items() if name == kind]
-    return Files("transformers", _loading(autos[0] if autos else kind, trust), own, texts, copied, alone=True)
+    why = f"`{MODELING}.py` builds the class with MLPs of these widths, which no config can say:" if trust else ""
+    return Files("transformers", why, _loading(autos[0] if autos else kind, trust), own, texts, copied, alone=True)
 
 
-def _loading(name: str, trust: str) -> list[tuple[str, str]]:
+def _loading(name: str, trust: str) -> str:
     code = [
         "import transformers",
         "",
@@ -104,13 +105,7 @@ def _loading(name: str, trust: str) -> list[tuple[str, str]]:
         f"model = transformers.{name}.from_pretrained(folder{trust})",
         "processor = transformers.AutoImageProcessor.from_pretrained(folder)",
     ]
-    why = (
-        f"The blocks have MLPs of different widths, which no config of transformers can say: `{MODELING}.py`, some twenty "
-        "lines in this folder, builds the class with them. Read it before you trust it."
-        if trust
-        else "Nothing else is needed:"
-    )
-    return [(why, "\n".join(code))]
+    return "\n".join(code)
 
 
 def _is_plain(path: Path) -> bool:
@@ -150,14 +145,14 @@ def _autos(model: Any) -> Iterator[tuple[str, str]]:
 def _classes(tower: Tower) -> dict[str, tuple[str, str]]:
     """(class, path of its blocks) by the auto class that gives it: this model's, and the one below its head."""
     model: Any = tower.model
-    path = path_of_blocks(tower)
-    found = {auto: (name, path) for auto, name in _autos(model)}
-    prefix = f"{model.base_model_prefix}."
-    if "AutoModel" not in found and model.base_model is not model and path.startswith(prefix):
-        found |= {
-            auto: (name, path.removeprefix(prefix)) for auto, name in _autos(model.base_model) if auto == "AutoModel"
-        }
-    return found or {"AutoModel": (type(model).__name__, path)}
+    path, prefix = path_of_blocks(tower), f"{model.base_model_prefix}."
+    own = {auto: (name, path) for auto, name in _autos(model)}
+    if not own:
+        return {"AutoModel": (type(model).__name__, path)}
+    if "AutoModel" not in own and path.startswith(prefix):
+        below = dict(_autos(model.base_model)).get("AutoModel")
+        own |= {"AutoModel": (below, path.removeprefix(prefix))} if below else {}
+    return own
 
 
 def _modeling(tower: Tower, blocks: Mapping[str, str]) -> str:
@@ -190,3 +185,6 @@ def origin(base: Mapping[str, Any], pretrained: str | None) -> dict[str, str]:
     card = source / "README.md"
     known = (metadata_load(card) if card.is_file() else None) or {}
     return {key: str(known[key]) for key in ("license", "license_name", "license_link") if known.get(key)}
+
+
+NATIVE = Native(files, origin, settle)

@@ -11,7 +11,7 @@ import torch
 from timm.models import get_pretrained_cfg
 
 from amp.towers.base import Tower, quiet
-from amp.towers.library import FOLDER, Files, path_of_blocks, resizing, same_shapes
+from amp.towers.library import FOLDER, Files, Native, path_of_blocks, resizing, same_shapes
 
 # Of the weights that it was pruned from, or of what the file of weights needed.
 DROPPED = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "custom_load", "architecture", "tag"}
@@ -26,28 +26,29 @@ def settle(tower: Tower) -> None:
         remembered |= said
 
 
-def native(tower: Tower) -> Files:
-    """The files of a tower: of one width for all blocks, those that `local-dir:` reads; else lines of Python."""
+def files(tower: Tower) -> Files:
+    """Of one width for all blocks, what `local-dir:` reads of `config.json`; else lines of Python."""
     said = _said(tower)
-    images = tower.preprocess
-    size = (3, images["size"], images["size"])
-    transform = [
-        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
-        if said is not None
-        else f"transform = timm.data.create_transform({size}, **{ {k: v for k, v in images.items() if k != 'size'} })"
-    ]
-    low = ["model = model.to(torch.bfloat16)"] if tower.dtype == torch.bfloat16 else []
+    images = {key: value for key, value in tower.preprocess.items() if key != "size"}
+    size = (3, tower.image_size, tower.image_size)
+    low = tower.dtype == torch.bfloat16
+    cast = ["model = model.to(torch.bfloat16)"] if low else []
+    code = ["import timm", *(["import torch"] if low else [])]
     if said is not None:
-        code = ["import timm", *(["import torch"] if low else []), ""]
-        code += [f'model = timm.create_model("local-dir:{FOLDER}", pretrained=True)', *low, "model.eval()", *transform]
-        return Files("timm", [("Nothing else is needed:", "\n".join(code))], {"config.json": _config(tower, said)})
-    code = ["import timm", "import torch", "from safetensors.torch import load_file", "from torch import nn", ""]
+        code += ["", f'model = timm.create_model("local-dir:{FOLDER}", pretrained=True)', *cast, "model.eval()"]
+        code += [
+            "images = timm.data.resolve_model_data_config(model)",
+            "transform = timm.data.create_transform(**images)",
+        ]
+        return Files("timm", "", "\n".join(code), {"config.json": _config(tower, said)})
     arguments = "".join(f", {key}={value!r}" for key, value in _arguments(tower).items())
-    code += [f'model = timm.create_model("{tower.base["variant"]}"{arguments})', *low]
+    code += ["from safetensors.torch import load_file", "from torch import nn", ""]
+    code += [f'model = timm.create_model("{tower.base["variant"]}"{arguments})', *cast]
     code += resizing(tower, f"model.{path_of_blocks(tower)}", str(tower.widths))
-    code += [f'model.load_state_dict(load_file("{FOLDER}/model.safetensors"), assign=True)', "model.eval()", *transform]
-    why = "The blocks have MLPs of different widths, which no argument of timm can say, so the dense model is resized:"
-    return Files("timm", [(why, "\n".join(line for line in code if line != "import torch" or low))])
+    code += [f'model.load_state_dict(load_file("{FOLDER}/model.safetensors"), assign=True)', "model.eval()"]
+    code += [f"transform = timm.data.create_transform({size}, **{images})"]
+    why = "Its arguments cannot say the widths of these MLPs, so the dense model is resized:"
+    return Files("timm", why, "\n".join(code))
 
 
 def _arguments(tower: Tower) -> dict[str, Any]:
@@ -113,3 +114,6 @@ def origin(base: Mapping[str, Any], pretrained: str | None) -> dict[str, str]:
     known = get_pretrained_cfg(f"{architecture}.{tag}", allow_unregistered=False)
     own = {"base_model": known.hf_hub_id, "license": known.license}
     return {key: value for key, value in own.items() if value and value != "unknown"}
+
+
+NATIVE = Native(files, origin, settle)

@@ -5,7 +5,9 @@ Weights: open_clip's tags and files, or the files that the EVA repository releas
 Feature of the criterion: (B, D), the CLS token after the trunk's `norm`, without head and projection.
 """
 
+import inspect
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,20 +21,11 @@ from amp.errors import UserError
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower
 from amp.towers.frames import open_clip as open_clip_frame
-from amp.towers.frames._open_clip_files import native, origin
+from amp.towers.frames._open_clip_files import NATIVE, files
 from amp.towers.library import Library
 from amp.towers.weights import State
 
 MODEL_8B = "EVA-CLIP-8B"
-# What the source of `eva_clip_8b_patch14_224` needs, where it is shown to others.
-IMPORTS_8B = """from functools import partial
-from typing import Any
-
-from timm.layers import RmsNorm
-from timm.models import register_model
-from timm.models.eva import Eva
-
-"""
 CONFIG_8B = Path(__file__).parents[3] / "configs" / "models" / f"{MODEL_8B}.json"
 
 
@@ -47,6 +40,21 @@ def eva_clip_8b_patch14_224(pretrained: bool = False, **kwargs: Any) -> Eva:
 
 
 register_model(eva_clip_8b_patch14_224)
+# By its name, the Python that makes it known to timm.
+REGISTERED = {
+    "eva_clip_8b_patch14_224": f"""from functools import partial
+from typing import Any
+
+from timm.layers import RmsNorm
+from timm.models import register_model
+from timm.models.eva import Eva
+
+
+{inspect.getsource(eva_clip_8b_patch14_224)}
+
+register_model(eva_clip_8b_patch14_224)
+"""
+}
 
 
 def from_released(trunk: Any, state: State) -> State:
@@ -91,8 +99,7 @@ LIBRARY = Library(
     knows=knows,
     build=build,
     families=[("EVA02-CLIP-E, EVA-CLIP-8B", "plain", MODEL_8B)],
-    native=partial(native, registered={eva_clip_8b_patch14_224.__name__: eva_clip_8b_patch14_224}, imports=IMPORTS_8B),
-    origin=origin,
+    native=replace(NATIVE, files=partial(files, registered=REGISTERED)),
     names=lambda: [*filter(_is_eva, open_clip.list_models()), MODEL_8B],
     own_files="a file that the EVA repository released",
 )

@@ -31,7 +31,7 @@ from amp.settings.model import ModelSettings
 from amp.towers.base import Tower, building, first_line, quiet
 from amp.towers.bounds import check_numbers
 from amp.towers.find_slots import find_blocks, find_slots
-from amp.towers.frames._hf_files import native, origin, settle
+from amp.towers.frames._hf_files import NATIVE
 from amp.towers.frames._hf_inputs import override, preprocessing, tokenize, transform
 from amp.towers.frames._tokenizer import Tokenizer
 from amp.towers.library import Library
@@ -295,8 +295,6 @@ LIBRARY = Library(
         ("Data2Vec, FLAVA's image tower", "plain, in two modules", "a folder or hub id"),
         ("DINOv2 giant, DINOv3 gated, AIMv2", "split gate", "a folder or hub id"),
     ],
-    native=native,
-    origin=origin,
-    settle=settle,
+    native=NATIVE,
     folders=True,
 )

@@ -26,7 +26,7 @@ from amp.settings.model import ModelSettings, TransformSettings
 from amp.towers.base import Tower, building, check_weights, refuse_loading
 from amp.towers.bounds import check_clip, read_json
 from amp.towers.find_slots import find_blocks, find_slots
-from amp.towers.frames._open_clip_files import native, origin
+from amp.towers.frames._open_clip_files import NATIVE
 from amp.towers.frames._tokenizer import Tokenizer
 from amp.towers.library import Library
 from amp.towers.preprocess import agreed, square
@@ -233,7 +233,6 @@ LIBRARY = Library(
         ("EVA02 base and large trunks", "split gate + norm", "EVA02-L-14"),
         ("ViTamin trunks", "split gate", "ViTamin-L"),
     ],
-    native=native,
-    origin=origin,
+    native=NATIVE,
     names=open_clip.list_models,
 )

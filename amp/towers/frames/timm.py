@@ -22,7 +22,7 @@ from amp.errors import UserError, nearest
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower, building, check_weights, refuse_loading
 from amp.towers.find_slots import find_blocks, find_slots
-from amp.towers.frames._timm_files import native, origin, settle
+from amp.towers.frames._timm_files import NATIVE
 from amp.towers.library import Library
 from amp.towers.preprocess import agreed, square
 from amp.towers.weights import EMA_FIRST, State, averaged_note, read_state, without_weights
@@ -206,9 +206,7 @@ LIBRARY = Library(
         ("BEiT-3", "plain + norm", "beit3_base_patch16_224"),
         ("EVA02 tiny and small; base and large", "packed gate; split gate + norm", "eva02_base_patch14_224"),
     ],
-    native=native,
-    origin=origin,
-    settle=settle,
+    native=NATIVE,
     names=lambda: [name for family in ("vit_*", "deit*", "beit*", "eva*") for name in timm.list_models(family)],
     checkpoint_keys=EMA_FIRST,
 )
