@@ -6,9 +6,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
 
 from amp.towers.library import FOLDER
 
@@ -20,18 +21,18 @@ warnings.simplefilter("ignore")
 from pathlib import Path
 import torch
 from PIL import Image
-images, image = torch.load("images.pt"), Image.open("image.png")
+image = Image.open("image.png")
 link = Path("path/to/this/folder")
 for folder in sys.argv[1:]:
     link.unlink(missing_ok=True)
     link.symlink_to(folder)
-    own = {}
+    own = {"__name__": "__main__"}
     try:
         exec(Path(folder, "snippet.py").read_text(), own)
         model = own["model"].eval()
         for parameter in model.parameters():  # A file's tensors lie anywhere, and sums hang on where.
             parameter.data = parameter.data.clone()
-        x = images.to(next(p.dtype for p in model.parameters() if p.ndim == 4))
+        x = torch.load(Path(folder, "images.pt")).to(next(p.dtype for p in model.parameters() if p.ndim == 4))
         with torch.no_grad():
             if hasattr(model, "get_image_features"):
                 found = model.get_image_features(x).pooler_output
@@ -57,9 +58,16 @@ def snippets(folder: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
 
 
-def read_as_strangers(folders: Sequence[Path], place: Path) -> list[dict[str, Tensor]]:
-    """`{found, pixels, class}`, or `{error}`, of every folder by the last Python of its README, without this project."""
+def read_as_strangers(folders: Sequence[Path], image: Image.Image, place: Path) -> list[dict[str, Any]]:
+    """What the last Python of every folder's README gives, run in one process: `{found, pixels, class}`, or `{error}`.
+
+    Args:
+        folders: with `images.pt`, what the model is called with.
+        image: what the transform, or the image processor, is called with.
+        place: the process's own folder.
+    """
     (place / FOLDER).parent.mkdir(parents=True, exist_ok=True)
+    image.save(place / "image.png")
     for folder in folders:
         (folder / "snippet.py").write_text(snippets(folder)[-1])
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
