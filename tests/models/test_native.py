@@ -211,11 +211,10 @@ def test_eva_clip_8b_is_made_known_to_timm(strangers: tuple[dict[str, Read], dic
 
 
 def test_the_card_is_one_of_the_hubs(read: dict[str, Read]) -> None:
+    named = {"hf": "transformers", "dinov2": "timm", "timm": "timm", "open_clip": "open_clip"}
     for own in read.values():
         told = ModelCard.load(own.folder / "README.md").data
-        assert told.library_name == {"hf": "transformers", "dinov2": "timm"}.get(
-            frame := own.tower.base["frame"], frame
-        )
+        assert told.library_name == named[own.tower.base["frame"]]
         assert "adaptive-mlp-pruning" in told.tags
         assert len(snippets(own.folder)) == 2
     tasks = {name: ModelCard.load(own.folder / "README.md").data.pipeline_tag for name, own in read.items()}
