@@ -165,6 +165,10 @@ def read_folder_config(folder: str | Path) -> FolderConfig:
     if not path.exists():
         raise UserError(folder, "holds no config.json; expected a pruned/ or distilled/ folder")
     values = read_json(path)
+    if not {"format", "base"} & values.keys():
+        raise UserError(
+            path, "describes no folder of this project; a folder of save_pretrained is its library's to load"
+        )
     theirs = values.get("library_keys")
     for key in theirs if isinstance(theirs, list) else ():
         if key not in FolderConfig.model_fields:

@@ -34,6 +34,16 @@ def description_of(folder: Path) -> Path:
     return beside if beside.exists() else folder / "config.json"
 
 
+def is_there(path: Path) -> bool:
+    """Whether an output is there; a folder's `config.json`, with the folder's description of itself, damaged or not."""
+    if path.name != "config.json" or not path.exists():
+        return path.exists()
+    try:
+        return "provenance" in json.loads(description_of(path.parent).read_text(encoding="utf-8"))
+    except (*UNREADABLE, TypeError):
+        return True
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """A JSON object with its checksum, written beside and renamed. Raises ValueError where a number is not finite."""
     with atomic(path) as partial:
