@@ -12,9 +12,9 @@ import transformers
 from conftest import GOLDEN
 from helpers import hf_models
 from helpers.hf_models import DUAL, SIZE, VISION
-from helpers.strangers import read_as_strangers, snippets
 from huggingface_hub import ModelCard
 from PIL import Image
+from processes.strangers import read_as_strangers, snippets
 from torch import Tensor
 
 from amp.models.folder import load_tower, save_tower
