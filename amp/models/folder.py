@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from amp.errors import UserError, shortened
-from amp.models.native import names_of, native_files, settle, write_beside
+from amp.models.native import names_of, native_files, settle, with_what_stands_beside, write_beside
 from amp.run.files import atomic, file_sha256
 from amp.run.sealed import (
     BESIDE,
@@ -216,7 +216,7 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
         ) from None
     settle(tower)
     tower.model.to(device)
-    return tower
+    return with_what_stands_beside(tower, Path(folder))
 
 
 def _kept(config: FolderConfig, dense: Tower, folder: str | Path) -> list[Sequence[int]]:

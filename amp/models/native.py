@@ -21,6 +21,11 @@ def settle(tower: Tower) -> None:
     library(tower.base["frame"]).native.settle(tower)
 
 
+def with_what_stands_beside(tower: Tower, folder: Path) -> Tower:
+    """A loaded tower whose tokenizer is the one in its folder, where one is there."""
+    return library(tower.base["frame"]).native.beside(tower, folder)
+
+
 def native_files(tower: Tower) -> Files:
     """Of a settled tower."""
     return library(tower.base["frame"]).native.files(tower)

@@ -45,11 +45,13 @@ class Native:
         origin: `{base_model, license, ...}` of the weights of (a tower's `base`, tag or file), as the Hub's model cards
             say it; what nobody knows is left out.
         settle: makes what the sliced model says of itself, its `config` for example, say its widths.
+        beside: the tower with what stands in its folder, as a tokenizer, in the place of the dense model's.
     """
 
     files: Callable[[Tower], Files]
     origin: Callable[[Mapping[str, Any], str | None], dict[str, str]]
     settle: Callable[[Tower], None] = lambda tower: None
+    beside: Callable[[Tower, Path], Tower] = lambda tower, folder: tower
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,20 @@
 """The model card of a folder: what it tells, that it is the same every time, that an edited one stays."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from conftest import refusal
 from helpers import hf_models
 from helpers.model_folders import PROVENANCE
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from amp.models.folder import read_folder_config, save_tower
+from amp.models.folder import load_tower, read_folder_config, save_tower
+from amp.run.sealed import is_there
 from amp.settings.model import ModelSettings, TransformSettings
 from amp.towers import Tower, build_tower, library
 
@@ -94,6 +97,9 @@ def test_what_stands_beside_a_transformers_model_goes_along(tmp_path: Path) -> N
         assert transformers.AutoTokenizer.from_pretrained(folder)(["a b"]).input_ids
         assert ModelCard.load(folder / "README.md").data.license == "mit"
         assert not (folder / "chat_template.json").exists(), "it names code"
+    ids = tower.make_tokenizer()(["a b"])
+    shutil.rmtree(dense)
+    assert torch.equal(load_tower(folder).make_tokenizer()(["a b"]), ids)
 
 
 def test_nothing_stale_is_left_for_the_library(tmp_path: Path) -> None:
@@ -108,3 +114,7 @@ def test_nothing_stale_is_left_for_the_library(tmp_path: Path) -> None:
         assert (folder / "modeling_pruned.py").exists() == (widths[0] != widths[2])
     assert read_folder_config(folder).files == ("preprocessor_config.json",)
     assert (folder / "notes.txt").exists()
+    assert is_there(folder / "config.json")
+    (folder / "amp.json").unlink()
+    assert not is_there(folder / "config.json"), "what is left is transformers' own"
+    assert "describes no folder of this project" in refusal(lambda: load_tower(folder))

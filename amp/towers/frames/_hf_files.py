@@ -9,6 +9,8 @@ it raises.
 import copy
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from PIL.Image import Resampling
 from transformers.models.auto import modeling_auto
 
 from amp.towers.base import Tower, quiet
+from amp.towers.frames._hf_inputs import tokenize
+from amp.towers.frames._tokenizer import Tokenizer
 from amp.towers.library import FOLDER, Files, Native, path_of_blocks, resizing, same_shapes
 
 WIDTHS = "mlp_widths"
@@ -177,6 +181,17 @@ def _modeling(tower: Tower, blocks: Mapping[str, str]) -> str:
     return "\n\n".join(part if number == 0 else f"{part}\n" for number, part in enumerate(parts))
 
 
+def beside(tower: Tower, folder: Path) -> Tower:
+    """Its tokenizer is the folder's, which is there when the dense model is not."""
+    if tower.encode_text is None or not any(folder.glob("tokenizer*")):
+        return tower
+    config: Any = tower.model.config
+    text = config.text_config
+    read = partial(tokenize, str(folder), config)
+    own = Tokenizer(str(folder), read, text.max_position_embeddings, text.vocab_size)
+    return replace(tower, make_tokenizer=lambda: own)
+
+
 def origin(base: Mapping[str, Any], pretrained: str | None) -> dict[str, str]:
     """Of a hub id, or of a local folder by the model card in it."""
     source = Path(pretrained or base["name"])
@@ -187,4 +202,4 @@ def origin(base: Mapping[str, Any], pretrained: str | None) -> dict[str, str]:
     return {key: str(known[key]) for key in ("license", "license_name", "license_link") if known.get(key)}
 
 
-NATIVE = Native(files, origin, settle)
+NATIVE = Native(files, origin, settle, beside)
