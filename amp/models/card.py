@@ -39,7 +39,7 @@ def card(
         measured: a quality's name -> its value, as `{"top-1 on ImageNet-1k": "79.3 %"}`.
         command: that made the folder.
     """
-    name = Path(tower.base["name"]).stem if Path(tower.base["name"]).exists() else tower.base["name"]
+    name = _shown(tower.base["name"])
     origin: dict[str, Any] = library(tower.base["frame"]).native.origin(tower.base, _weights(provenance))
     head = ModelCardData(
         **origin,
@@ -72,6 +72,13 @@ def card(
         _licence(origin),
     ]
     return sign("\n\n".join(parts))
+
+
+def _shown(name: str) -> str:
+    """A library's name or a hub id; of a path, its end."""
+    own = Path(name.removesuffix(".json"))
+    is_path = name.endswith(".json") or own.is_absolute() or name.startswith(".") or len(own.parts) > 2 or own.exists()
+    return own.name if is_path else str(own)
 
 
 def _sizes(tower: Tower) -> str:

@@ -64,6 +64,7 @@ def test_an_edited_card_stays(
         ("open_clip", "ViT-B-32", "laion2b_s34b_b79k", ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", None)),
         ("open_clip", "ViT-B-32", None, (None, None)),
         ("hf", "google/vit-base-patch16-224", None, ("google/vit-base-patch16-224", None)),
+        ("hf", "/gone/vit", None, (None, None)),
     ],
 )
 def test_what_it_was_pruned_from(

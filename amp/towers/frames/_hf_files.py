@@ -8,6 +8,7 @@ it raises.
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -193,12 +194,15 @@ def beside(tower: Tower, folder: Path) -> Tower:
 
 
 def origin(base: Mapping[str, Any], pretrained: str | None) -> dict[str, str]:
-    """Of a hub id, or of a local folder by the model card in it."""
-    source = Path(pretrained or base["name"])
-    if not source.is_dir():
-        return {"base_model": str(source)}
-    card = source / "README.md"
-    known = (metadata_load(card) if card.is_file() else None) or {}
+    """Of a hub id, or of a local folder by the model card in it, if that can be read."""
+    name = pretrained or base["name"]
+    card = Path(name) / "README.md"
+    if not Path(name).is_dir():
+        return {"base_model": name} if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) else {}
+    try:
+        known = (metadata_load(card) if card.is_file() else None) or {}
+    except Exception:  # A README may hold anything.
+        known = {}
     return {key: str(known[key]) for key in ("license", "license_name", "license_link") if known.get(key)}
 
 
