@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from amp.api.images import Images, open_images
 from amp.api.objects import Known, device_of, remember, restore, unwrapped, working_copy
 from amp.api.settings import Asked
+from amp.models.native import settle
 from amp.pruning import Pruned, networks_over, relative_size
 from amp.pruning import prune as prune_tower
 from amp.pruning.report import describe_errors, describe_sizes, draw_pruning
@@ -113,6 +114,7 @@ class _Work:
             tower = tower or wrap_tower(working_copy(self.dense), asked.model)
             started = time.monotonic()
             pruned, cost = self._slice(tower, config)
+        settle(tower)
         restore(tower.model, self.dense)
         record = {**pruned.record, "cost": {**cost, "seconds": round(time.monotonic() - started, 2)}}
         provenance = {"settings": config.decisive(), "versions": versions()}

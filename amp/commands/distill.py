@@ -3,7 +3,7 @@
 import argparse
 
 from amp.evaluation.student import check_metric
-from amp.run.console import say
+from amp.run.console import reproduce, say
 from amp.run.processes.environment import MOST_PROCESSES, place_of
 from amp.settings.base import at_least
 from amp.settings.distill import DistillConfig
@@ -63,7 +63,8 @@ def main() -> None:
         provenance = {**run.header, "student": pruned.provenance, "last_step": last}
         if world().is_main:
             with room_for(run.path("distilled")):
-                save_tower(student, pruned.kept, provenance, run.path("distilled"), weights)
+                command = reproduce("distill.py")
+                save_tower(student, pruned.kept, provenance, run.path("distilled"), weights, command=command)
         world().barrier()
         places = [run.path(name) for name in ("distilled", "log.jsonl", "tensorboard")]
         say("wrote {}; log in {} and TensorBoard in {}".format(*places))

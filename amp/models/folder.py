@@ -1,4 +1,8 @@
-"""The self-describing model folder: `model.safetensors` (the whole model) and `config.json` (what rebuilds it)."""
+"""The self-describing model folder: `model.safetensors` (the whole model) and `config.json` (what rebuilds it).
+
+What its library reads stands there too, and a model card (`amp.models.native`). Where `config.json` must be the
+library's alone, our description is `amp.json`; `amp.run.sealed.description_of` tells.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,8 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from amp.errors import UserError, shortened
+from amp.models.native import names_of, native_files, settle, with_what_stands_beside, write_beside
 from amp.run.files import atomic, file_sha256
-from amp.run.sealed import WEIGHTS_DIGEST, check_digest, read_json, write_json, write_tensors
+from amp.run.sealed import (
+    BESIDE,
+    WEIGHTS_DIGEST,
+    check_digest,
+    description_of,
+    read_json,
+    write_json,
+    write_tensors,
+)
 from amp.settings.base import MOST_SIDE, Positive, Precision, Settings, Side
 from amp.settings.model import Frame, TransformSettings
 from amp.towers import Tower, rebuild_dense
@@ -48,10 +61,11 @@ class Base(Settings):
 
 
 class FolderConfig(Settings):
-    """`config.json`: the dense model, each block's width and kept neurons, provenance.
+    """The description: the dense model, each block's width and kept neurons, provenance.
 
-    `kept` are indices into the dense model; null where they are not known, as of a published checkpoint.
-    `weights_sha256` is the digest of `model.safetensors`.
+    `kept` are indices into the dense model; null where they are not known, as of a published checkpoint. `files` are
+    written beside it for the library, and `library_keys` of this file are the library's. `weights_sha256` is the
+    digest of `model.safetensors`.
     """
 
     format: int
@@ -59,6 +73,8 @@ class FolderConfig(Settings):
     widths: tuple[int, ...]
     kept: tuple[tuple[int, ...], ...] | None
     provenance: dict[str, Any]
+    files: tuple[str, ...] = ()
+    library_keys: tuple[str, ...] = ()
     weights_sha256: str | None = None
 
     @field_validator("base")
@@ -69,17 +85,16 @@ class FolderConfig(Settings):
 
 
 def check_readable(path: str | None) -> None:
-    """Raises UserError where `path` is a folder whose config.json is damaged, so that nobody can tell whose it is."""
-    config = Path(path or "") / "config.json"
-    if path is not None and config.is_file():
+    """Raises UserError where `path` is a folder whose description is damaged, so that nobody can tell whose it is."""
+    if path is not None and (config := description_of(Path(path))).is_file():
         read_json(config)
 
 
 def is_model_folder(path: str | None) -> bool:
-    """Whether `path` is a folder that this module wrote, by its config.json."""
-    config = Path(path or "") / "config.json"
+    """Whether `path` is a folder that this module wrote, by its description."""
     try:
-        return path is not None and {"format", "base", "kept"} <= json.loads(config.read_text("utf-8")).keys()
+        own = json.loads(description_of(Path(path or "")).read_text("utf-8"))
+        return path is not None and {"format", "base", "kept"} <= own.keys()
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
@@ -90,28 +105,52 @@ def save_tower(
     provenance: Mapping[str, Any],
     folder: Path,
     weights: Mapping[str, Tensor] | None = None,
+    measured: Mapping[str, Any] | None = None,
+    command: str | None = None,
 ) -> None:
     """Writes the folder beside its final name and renames it; equal models give equal bytes.
+
+    What somebody put into a folder of that name stays there, and so does a model card that was edited.
 
     Args:
         tower: sliced so that block l has width len(kept[l]).
         kept: for each block, the kept neurons' indices into the dense model; None where they are not known.
         weights: of the vision tower by their names in it, in the place of its own, which may be shards.
+        measured: a quality's name -> its value, for the card: `{"top-1 on ImageNet-1k": "79.3 %"}`.
+        command: that made the folder, for the card.
     """
     assert kept is None or [len(indices) for indices in kept] == tower.widths
+    settle(tower)
+    files = native_files(tower)
+    beside = {} if files.alone else dict(files.json.get("config.json", {}))
     config = FolderConfig(
         format=FORMAT,
         base=dict(tower.base),
         widths=tuple(tower.widths),
         kept=None if kept is None else tuple(tuple(indices) for indices in kept),
         provenance=dict(provenance),
+        files=names_of(files),
+        library_keys=tuple(beside),
     )
+    stale = _written_before(folder) - {*config.files}
     with atomic(folder) as partial:
         partial.mkdir()
         own = {prefix_of(tower) + name: tensor for name, tensor in (weights or {}).items()}
         write_tensors(partial / "model.safetensors", tower.model.state_dict() | own)
         digest = {WEIGHTS_DIGEST: file_sha256(str(partial / "model.safetensors"))}
-        write_json(partial / "config.json", config.model_dump(mode="json") | digest)
+        name = BESIDE if files.alone else "config.json"
+        write_json(partial / name, config.model_dump(mode="json") | digest | beside)
+        write_beside(files, tower, provenance, partial, folder, measured, command)
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _written_before(folder: Path) -> set[str]:
+    """What an earlier save wrote for the library."""
+    try:
+        return {*read_folder_config(folder).files}
+    except UserError:
+        return set()
 
 
 def prefix_of(tower: Tower) -> str:
@@ -122,11 +161,20 @@ def prefix_of(tower: Tower) -> str:
 
 def read_folder_config(folder: str | Path) -> FolderConfig:
     """Raises UserError when the folder is no pruned model of ours."""
-    path = Path(folder) / "config.json"
+    path = description_of(Path(folder))
     if not path.exists():
         raise UserError(folder, "holds no config.json; expected a pruned/ or distilled/ folder")
+    values = read_json(path)
+    if not {"format", "base"} & values.keys():
+        raise UserError(
+            path, "describes no folder of this project; a folder of save_pretrained is its library's to load"
+        )
+    theirs = values.get("library_keys")
+    for key in theirs if isinstance(theirs, list) else ():
+        if key not in FolderConfig.model_fields:
+            values.pop(key, None)
     try:
-        config = FolderConfig.model_validate_json(json.dumps(read_json(path)))
+        config = FolderConfig.model_validate_json(json.dumps(values))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
@@ -152,7 +200,7 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
         tower = rebuild_dense(base)
     except Exception as error:  # The library may raise anything when told to build nonsense.
         reason = shortened(error)
-        raise UserError(f"{folder}/config.json", f"base: does not describe a model ({reason})") from None
+        raise UserError(description_of(Path(folder)), f"base: does not describe a model ({reason})") from None
     for slot, indices in zip(tower.slots, _kept(config, tower, folder), strict=True):
         slot.keep(torch.tensor(indices))
     weights = Path(folder) / "model.safetensors"
@@ -163,14 +211,17 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
         raise UserError(weights, f"cannot be read ({error})") from None
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        raise UserError(weights, f"does not fit its config.json ({' '.join(lines[1:2])})") from None
+        raise UserError(
+            weights, f"does not fit its {description_of(Path(folder)).name} ({' '.join(lines[1:2])})"
+        ) from None
+    settle(tower)
     tower.model.to(device)
-    return tower
+    return with_what_stands_beside(tower, Path(folder))
 
 
 def _kept(config: FolderConfig, dense: Tower, folder: str | Path) -> list[Sequence[int]]:
     """Neurons to keep of every block: where they are not known, as many as the block is wide."""
-    where = f"{folder}/config.json: " + ("widths" if config.kept is None else "kept")
+    where = f"{description_of(Path(folder))}: " + ("widths" if config.kept is None else "kept")
     if len(config.widths) != len(dense.slots):
         raise UserError(where, f"{len(config.widths)} blocks, the model has {len(dense.slots)}")
     kept: list[Sequence[int]] = [*(map(range, config.widths) if config.kept is None else config.kept)]

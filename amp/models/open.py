@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from amp.errors import UserError, under
 from amp.models.folder import FORMAT, FolderConfig, check_readable, is_model_folder, load_tower, read_folder_config
@@ -125,20 +124,3 @@ def describe_published(tower: Tower, path: str) -> FolderConfig:
     return FolderConfig(
         format=FORMAT, base=dict(tower.base), widths=tuple(tower.widths), kept=None, provenance=provenance
     )
-
-
-def load_pruned(folder: str | Path, device: str = "cpu") -> tuple[Any, Any, Any]:
-    """A pruned model, ready to use: `model, transform, tokenizer = amp.load_pruned("out/pruned")`.
-
-    Args:
-        folder: a `pruned/` or `distilled/` folder.
-        device: 'cpu' or 'cuda'.
-    Returns:
-        model: the library's own model (open_clip: `encode_image`, `encode_text`), eval mode, frozen.
-        transform: PIL image -> (3, S, S) fp32, the evaluation transform.
-        tokenizer: list of texts -> token ids, or None where the model has no text tower.
-    Raises:
-        UserError: not such a folder, or a damaged one.
-    """
-    tower = load_tower(folder, device)
-    return tower.model, tower.transform, tower.make_tokenizer()

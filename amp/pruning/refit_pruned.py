@@ -8,7 +8,7 @@ from amp.pruning.measure.networks import keep_neurons, rank
 from amp.pruning.measure.open import calibration_batches
 from amp.pruning.refit import open_compensation
 from amp.pruning.report import describe_errors
-from amp.run.console import say
+from amp.run.console import reproduce, say
 from amp.run.run import Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
@@ -39,6 +39,8 @@ def refit_pruned(run: Run[PruneConfig]) -> None:
     _, errors = keep_neurons(tower, chosen, pruned.widths, compensation)
     say(describe_errors(errors))
     if world().is_main:
-        save_tower(tower, pruned.kept, {**run.header, "pruned": pruned.provenance}, run.path("compensated"))
+        provenance = {**run.header, "pruned": pruned.provenance}
+        command = reproduce("main_prune.py")
+        save_tower(tower, pruned.kept, provenance, run.path("compensated"), command=command)
     world().barrier()
     say(f"wrote {run.path('compensated')}")

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from amp.models.folder import save_tower
 from amp.pruning.doubt import warn_of_doubt
 from amp.pruning.widths import Pruned
-from amp.run.console import say
+from amp.run.console import reproduce, say
 from amp.run.figures import BLUE, GREY, panels, save_figure
 from amp.run.run import Run
 from amp.run.tables import human, table
@@ -35,7 +35,7 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
         say(describe_errors(pruned.errors))
     if world().is_main:
         save_figure(draw_pruning(record), run.path("prune.png"))
-        save_tower(tower, pruned.kept, run.header, run.path("pruned"))
+        save_tower(tower, pruned.kept, run.header, run.path("pruned"), command=reproduce("main_prune.py"))
     run.write("prune.json", record, "main_prune.py")
     say(describe_sizes(record["params"], record["flops"]))
     if pruned.found:

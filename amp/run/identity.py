@@ -12,7 +12,7 @@ from typing import Any
 
 from amp.errors import UserError
 from amp.run.files import file_sha256, texts_sha256
-from amp.run.sealed import read_json, read_tensor_header
+from amp.run.sealed import description_of, read_json, read_tensor_header
 from amp.settings.run import RunConfig
 from amp.version import __version__
 
@@ -62,7 +62,7 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def read_header(path: Path, advice: str = "") -> dict[str, Any]:
-    """The header that an artifact holds: a JSON record, a model folder's config.json, or a file of tensors.
+    """The header that an artifact holds: a JSON record, a model folder (by its config.json), or a file of tensors.
 
     Args:
         advice: ends the message where it cannot be read.
@@ -71,10 +71,9 @@ def read_header(path: Path, advice: str = "") -> dict[str, Any]:
     """
     if path.suffix == ".safetensors":
         return read_tensor_header(path, advice)
-    record = read_json(path, advice)
     if path.name == "config.json":
-        record = record.get("provenance", {})
-    return record
+        return dict(read_json(description_of(path.parent), advice).get("provenance", {}))
+    return read_json(path, advice)
 
 
 def recorded_frame(header: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from amp.errors import UserError
 from amp.run.console import reproduce, say
 from amp.run.files import alone_in, check_outside_models, prepare_output
 from amp.run.identity import PACKAGES, check_same, identity, read_header, recorded_frame, versions
-from amp.run.sealed import check_whole, read_json, write_json
+from amp.run.sealed import check_whole, is_there, read_json, write_json
 from amp.run.world import start, world
 from amp.settings.model import Frame
 from amp.settings.run import RunConfig
@@ -78,7 +78,7 @@ class Run(Generic[Config]):
         return there
 
     def _all_there(self, *names: str) -> bool:
-        return world().from_main(lambda: all(self.path(name).exists() for name in names))
+        return world().from_main(lambda: all(is_there(self.path(name)) for name in names))
 
     def check(self, name: str) -> None:
         """Raises UserError where an artifact, which is there, was made by another run, or cannot be read."""
@@ -160,7 +160,7 @@ def open_run(
                 missing = error
             run = Run(config, Path(config.output.dir), identity(config, leave_out, **digests), missing=missing)
             run = replace(run, folder=place(run))
-            if missing and not (outputs and all(run.path(name).exists() for name in outputs)):
+            if missing and not (outputs and all(is_there(run.path(name)) for name in outputs)):
                 raise missing
             locks.enter_context(alone_in(prepare_output(str(run.folder))))
             return run

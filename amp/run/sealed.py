@@ -25,6 +25,23 @@ CHECKSUM = "checksum"
 WEIGHTS_DIGEST = "weights_sha256"
 HEADER = "amp"  # The one key of a tensor file's metadata: of several, safetensors writes a random order.
 UNREADABLE = (OSError, ValueError, RecursionError)
+BESIDE = "amp.json"
+
+
+def description_of(folder: Path) -> Path:
+    """The file by which a model folder describes itself: `config.json`; where that is a library's alone, `amp.json`."""
+    beside = folder / BESIDE
+    return beside if beside.exists() else folder / "config.json"
+
+
+def is_there(path: Path) -> bool:
+    """Whether an output is there; a folder's `config.json`, with the folder's description of itself, damaged or not."""
+    if path.name != "config.json" or not path.exists():
+        return path.exists()
+    try:
+        return "provenance" in json.loads(description_of(path.parent).read_text(encoding="utf-8"))
+    except (*UNREADABLE, TypeError):
+        return True
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -159,8 +176,10 @@ def read_tensors(path: Path, advice: str = "") -> tuple[dict[str, Any], dict[str
 
 def check_whole(path: Path, advice: str = "") -> None:
     """Raises UserError where an output is not as it was written: a record, a file of tensors, a folder's weights."""
-    config = path.with_name("config.json")
-    if path.suffix == ".json":
+    config = description_of(path.parent)
+    if path.name == "config.json":
+        read_json(config, advice)
+    elif path.suffix == ".json":
         read_json(path, advice)
     elif path.name == "model.safetensors" and config.exists():
         check_digest(path, read_json(config, advice).get(WEIGHTS_DIGEST), advice)

@@ -124,7 +124,7 @@ def test_checkpoint_of_other_settings_is_refused(
     words = ["--config_file", distill_yaml, "--set", "output.save_every=2"]
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "_remaining", _first(Loop._remaining, 3))
-        patched.setattr("amp.models.folder.save_tower", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("amp.models.folder.save_tower", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call("distill.py", *words)[0] == 130
     assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == ["step_0000002"]
     code, _, err = call("distill.py", *words, "--set", "optim.base_lr=0.01")

@@ -44,7 +44,7 @@ def test_a_step_in_backward_is_the_same_step(
     words += ["--set", "optim.step_in_backward=true"]
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "_remaining", first_of(Loop._remaining, 9))
-        patched.setattr("amp.models.folder.save_tower", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("amp.models.folder.save_tower", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call("distill.py", *words)[0] == 130
     assert call("distill.py", *words)[0] == 0
     assert [s["loss"] for s in log_of(tmp_path / "out")] == [s["loss"] for s in log_of(tmp_path / "whole")]

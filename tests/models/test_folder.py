@@ -25,6 +25,8 @@ from amp.towers import Tower, build_tower
 
 pytestmark = pytest.mark.slow
 
+FILES = ["README.md", "config.json", "model.safetensors", "open_clip_config.json"]
+
 
 def images() -> Tensor:
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -65,7 +67,7 @@ def test_a_second_save_gives_the_same_bytes(tower: Tower, kept: list[list[int]],
 
 
 def test_the_folder_holds_the_binding_files_and_what_they_promise(folder: Path, kept: list[list[int]]) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == FILES
     config = json.loads((folder / "config.json").read_text("utf-8"))
     assert config["widths"] == WIDTHS
     assert config["kept"] == kept
@@ -208,7 +210,7 @@ def test_a_save_replaces_the_old_folder_but_what_somebody_put_there(
     save_tower(tower, kept, {"new": True}, folder)
     assert read_folder_config(folder).provenance == {"new": True}
     assert same_state(load_tower(folder).model, tower.model)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "notes.txt"])
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
@@ -235,7 +237,7 @@ def test_a_killed_runs_leftovers_do_not_stop_the_next_run(
         stale.write_bytes(b"half")
     save_tower(tower, kept, PROVENANCE, folder)
     assert same_state(load_tower(folder).model, tower.model)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == FILES
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 

@@ -16,6 +16,7 @@ from amp.settings.model import ModelSettings
 from amp.towers.base import Tower
 from amp.towers.frames import timm as timm_frame
 from amp.towers.library import Library
+from amp.towers.native.timm import NATIVE
 from amp.towers.weights import EMA_FIRST, State
 
 OFFSET = 0.1  # patches
@@ -80,6 +81,7 @@ LIBRARY = Library(
         ("DINOv2 giant", "packed gate", "vit_giant_patch14_dinov2"),
         ("DINOv3 small to large; H+ and 7B", "plain; split gate", "vit_large_patch16_dinov3"),
     ],
+    native=NATIVE,
     names=lambda: timm.list_models("*dinov[23]*"),
     checkpoint_keys=EMA_FIRST,
 )

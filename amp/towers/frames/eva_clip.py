@@ -5,7 +5,9 @@ Weights: open_clip's tags and files, or the files that the EVA repository releas
 Feature of the criterion: (B, D), the CLS token after the trunk's `norm`, without head and projection.
 """
 
+import inspect
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from amp.settings.model import ModelSettings
 from amp.towers.base import Tower
 from amp.towers.frames import open_clip as open_clip_frame
 from amp.towers.library import Library
+from amp.towers.native.open_clip import NATIVE, files
 from amp.towers.weights import State
 
 MODEL_8B = "EVA-CLIP-8B"
@@ -37,6 +40,21 @@ def eva_clip_8b_patch14_224(pretrained: bool = False, **kwargs: Any) -> Eva:
 
 
 register_model(eva_clip_8b_patch14_224)
+# By its name, the Python that makes it known to timm.
+REGISTERED = {
+    "eva_clip_8b_patch14_224": f"""from functools import partial
+from typing import Any
+
+from timm.layers import RmsNorm
+from timm.models import register_model
+from timm.models.eva import Eva
+
+
+{inspect.getsource(eva_clip_8b_patch14_224)}
+
+register_model(eva_clip_8b_patch14_224)
+"""
+}
 
 
 def from_released(trunk: Any, state: State) -> State:
@@ -82,6 +100,7 @@ LIBRARY = Library(
     build=build,
     tags=open_clip.list_pretrained_tags_by_model,
     families=[("EVA02-CLIP-E, EVA-CLIP-8B", "plain", MODEL_8B)],
+    native=replace(NATIVE, files=partial(files, registered=REGISTERED)),
     names=lambda: [*filter(_is_eva, open_clip.list_models()), MODEL_8B],
     own_files="a file that the EVA repository released",
 )

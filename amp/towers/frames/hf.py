@@ -34,6 +34,7 @@ from amp.towers.frames._tokenizer import Tokenizer
 from amp.towers.given import builds_the_same, dtype_of, not_rebuilt, precision_of
 from amp.towers.library import Library
 from amp.towers.mlps.find_slots import find_blocks, find_slots
+from amp.towers.native.hf import NATIVE
 from amp.towers.preprocess import square
 from amp.towers.weights import without_weights
 
@@ -269,5 +270,6 @@ LIBRARY = Library(
         ("Data2Vec, FLAVA's image tower", "plain, in two modules", "a folder or hub id"),
         ("DINOv2 giant, DINOv3 gated, AIMv2", "split gate", "a folder or hub id"),
     ],
+    native=NATIVE,
     folders=True,
 )

@@ -31,6 +31,7 @@ from amp.towers.frames._tokenizer import Tokenizer
 from amp.towers.given import builds_the_same, dtype_of, made_by, not_rebuilt, precision_of
 from amp.towers.library import Library
 from amp.towers.mlps.find_slots import find_blocks, find_slots
+from amp.towers.native.open_clip import NATIVE
 from amp.towers.preprocess import agreed, square
 from amp.towers.weights import State, averaged_note, without_weights
 
@@ -290,5 +291,6 @@ LIBRARY = Library(
         ("EVA02 base and large trunks", "split gate + norm", "EVA02-L-14"),
         ("ViTamin trunks", "split gate", "ViTamin-L"),
     ],
+    native=NATIVE,
     names=open_clip.list_models,
 )

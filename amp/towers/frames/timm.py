@@ -24,6 +24,7 @@ from amp.towers.base import Tower, building, check_weights, quiet, refuse_loadin
 from amp.towers.given import builds_the_same, dtype_of, made_by, not_rebuilt, precision_of
 from amp.towers.library import Library
 from amp.towers.mlps.find_slots import find_blocks, find_slots
+from amp.towers.native.timm import NATIVE
 from amp.towers.preprocess import agreed, square
 from amp.towers.weights import EMA_FIRST, State, averaged_note, read_state, without_weights
 
@@ -268,6 +269,7 @@ LIBRARY = Library(
         ("BEiT-3", "plain + norm", "beit3_base_patch16_224"),
         ("EVA02 tiny and small; base and large", "packed gate; split gate + norm", "eva02_base_patch14_224"),
     ],
+    native=NATIVE,
     names=lambda: [name for family in ("vit_*", "deit*", "beit*", "eva*") for name in timm.list_models(family)],
     checkpoint_keys=EMA_FIRST,
 )

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from amp.api import load_pruned
 from amp.models.folder import save_tower
-from amp.models.open import load_pruned
 from amp.settings.model import TransformSettings
 from amp.towers import build_tower
 from amp.towers.frames._tokenizer import Tokenizer

@@ -1,0 +1,142 @@
+"""`README.md` of a pruned model's folder: a model card in the format of the Hub of Hugging Face.
+
+It holds no times and no paths of its own, so that equal models give equal bytes. Its last line is the digest of what is
+above it: a card that somebody edited is told from one that is as it was written, and stays.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from amp.models.sizes import measure_widths
+from amp.run.tables import human, table
+from amp.towers import Tower, library, rebuild_dense
+from amp.towers.library import FOLDER, Files
+
+CARD = "README.md"
+PAPER = "https://arxiv.org/abs/2603.08100"
+MARK = "<!-- As it was written: sha256 "
+
+
+def card(
+    tower: Tower,
+    files: Files,
+    provenance: Mapping[str, Any],
+    measured: Mapping[str, Any] | None = None,
+    command: str | None = None,
+) -> str:
+    """The text of the card.
+
+    Args:
+        tower: sliced.
+        files: of its library.
+        provenance: of the folder; tells which weights were pruned, and by which version.
+        measured: a quality's name -> its value, as `{"top-1 on ImageNet-1k": "79.3 %"}`.
+        command: that made the folder.
+    """
+    name = _shown(tower.base["name"])
+    origin: dict[str, Any] = library(tower.base["frame"]).native.origin(tower.base, _weights(provenance))
+    head = ModelCardData(
+        **origin,
+        library_name=files.library_name,
+        pipeline_tag=_task(tower),
+        tags=["adaptive-mlp-pruning", "pruned"],
+    )
+    version = provenance.get("versions", {}).get("amp")
+    made = [
+        f"Made by adaptive-mlp-pruning{f' {version}' if version else ''}",
+        *([f"with\n\n    {command}"] if command else []),
+    ]
+    parts = [
+        f"---\n{head.to_yaml()}\n---\n\n# {name}, pruned",
+        f"`{name}` of {files.library_name} with fewer hidden neurons in the MLPs of its vision transformer, chosen by "
+        f"[Adaptive MLP Pruning]({PAPER}). Everything else is the dense model's.",
+        _sizes(tower),
+        *(
+            ["## Measured", table(["what", "value"], [[key, str(own)] for key, own in measured.items()])]
+            if measured
+            else []
+        ),
+        "## Load it",
+        "With adaptive-mlp-pruning installed:",
+        _python(f'import amp\nmodel, transform, tokenizer = amp.load_pruned("{FOLDER}")'),
+        f"With {files.library_name} alone{files.why and '. '}{files.why or ':'}",
+        _python(files.loading),
+        "## Where it comes from",
+        " ".join(made) + ("" if command else "."),
+        _licence(origin),
+    ]
+    return sign("\n\n".join(parts))
+
+
+def _shown(name: str) -> str:
+    """A library's name or a hub id; of a path, its end."""
+    own = Path(name.removesuffix(".json"))
+    is_path = name.endswith(".json") or own.is_absolute() or name.startswith(".") or len(own.parts) > 2 or own.exists()
+    return own.name if is_path else str(own)
+
+
+def _sizes(tower: Tower) -> str:
+    dense, before, after = _measured(json.dumps(tower.base), tuple(tower.widths))
+    rows = [
+        [word, human(before[key]), human(after[key]), f"{after[key] / before[key] - 1:+.1%}"]
+        for key, word in (("params", "parameters"), ("flops", "FLOPs of an image"))
+    ]
+    sizes = table(["vision tower", "dense", "pruned", "change"], rows)
+    neurons = f"Hidden neurons of the {len(tower.widths)} MLPs, first to last"
+    return f"{sizes}\n\n{neurons}: {_list(tower.widths)}; dense: {_list(dense)}."
+
+
+@lru_cache(maxsize=16)
+def _measured(base: str, widths: tuple[int, ...]) -> tuple[list[int], dict[str, int], dict[str, int]]:
+    """Dense widths, and `{params, flops}` with those and with `widths`, of a tower's base as JSON."""
+    dense = rebuild_dense(json.loads(base), "meta")
+    return dense.widths, measure_widths(dense, dense.widths), measure_widths(dense, widths)
+
+
+def _list(widths: Sequence[int]) -> str:
+    return f"{widths[0]} in each" if len(set(widths)) == 1 else ", ".join(map(str, widths))
+
+
+def _python(code: str) -> str:
+    return f"```python\n{code}\n```"
+
+
+def _licence(origin: Mapping[str, str]) -> str:
+    known = origin.get("license")
+    own = f", {known}" if known else ", which is not recorded here"
+    return f"The licence of these weights is that of the weights they were pruned from{own}."
+
+
+def _task(tower: Tower) -> str:
+    if tower.encode_text is not None:
+        return "zero-shot-image-classification"
+    model: Any = tower.model
+    classes = getattr(model, "num_classes", 0) or ("Classification" in type(model).__name__)
+    return "image-classification" if classes else "image-feature-extraction"
+
+
+def _weights(provenance: Mapping[str, Any]) -> str | None:
+    """The tag or file of the dense model's weights, as the settings of a pruning or a distillation name it."""
+    settings = provenance.get("settings", {})
+    own = settings.get("model") or settings.get("teacher") or {}
+    found = own.get("pretrained")
+    return None if found is None else str(found)
+
+
+def sign(text: str) -> str:
+    """The text with its digest as the last line."""
+    return f"{text}\n\n{MARK}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def is_edited(path: Path) -> bool:
+    """Whether a card is there that is not as `card` wrote it."""
+    if not path.is_file():
+        return False
+    text, _, _ = path.read_bytes().decode("utf-8", errors="replace").rpartition(f"\n\n{MARK}")
+    return sign(text).encode() != path.read_bytes()
