@@ -15,8 +15,7 @@ from amp.api.settings import Asked
 from amp.data.batches import Batches
 from amp.data.given import batches_of, collect, is_path
 from amp.data.layouts._folders import images_below
-from amp.data.listing import list_images
-from amp.errors import UserError
+from amp.data.listing import list_images, too_few
 from amp.settings.prune import PruneConfig
 from amp.towers import Tower
 
@@ -59,7 +58,7 @@ def open_images(images: Any, held_out: Any, tower: Tower, asked: Asked) -> Image
     size, calibrated = config.data.batch_size, config.prune.num_calibration_samples
     for part, what in ((scored, "to score on"), (apart, "that are held out")):
         if len(part) < size:
-            raise UserError("data.batch_size", f"{size} is more than the {len(part)} images {what}")
+            raise too_few(size, len(part), what)
     return Images(
         batches_of(scored, size), batches_of(apart, size), lambda: batches_of(scored[:calibrated], size), config
     )

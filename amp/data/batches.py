@@ -83,7 +83,8 @@ class Batches:
     def __post_init__(self) -> None:
         self._share = world().share(self.settings.batch_size)
         if len(self) == 0:
-            raise too_few(self.settings, len(self.order(0)), "this split")
+            which = f"of this split of {self.settings.root}"
+            raise too_few(self.settings.batch_size, len(self.order(0)), which)
 
     def order(self, epoch: int) -> list[int]:
         """Indices of `paths` in the global order of an epoch."""

@@ -22,10 +22,10 @@ def check_fills_batch(settings: DataSettings, split: Split) -> None:
     """Raises UserError unless the split holds a batch of images."""
     count = len(list_images(settings, split))
     if count < settings.batch_size:
-        raise too_few(settings, count, f"the split {split!r}", ", which the search needs")
+        why = f"of the split {split!r} of {settings.root}, which the search needs"
+        raise too_few(settings.batch_size, count, why)
 
 
-def too_few(settings: DataSettings, count: int, split: str, why: str = "") -> UserError:
-    """That `count` images of a split, in words, do not make a batch."""
-    what = f"{settings.batch_size} is more than the {count} images of {split} of {settings.root}{why}"
-    return UserError("data.batch_size", what)
+def too_few(batch_size: int, count: int, which: str) -> UserError:
+    """That `count` images, which ones in words, do not make a batch."""
+    return UserError("data.batch_size", f"{batch_size} is more than the {count} images {which}")

@@ -146,7 +146,7 @@ HEAD = b"file,caption\n"
         ("names.txt", b"cat\n\xff\n", "line 2 is no UTF-8 text"),
         ("names.missing", None, "cannot be read (No such file or directory)"),
         ("prompts.txt", b"a {c}\na photo\n", "line 2 is 'a photo': has no {c} where the class is to stand"),
-        ("prompts.txt", b"a {c} {d}\n", "line 1 is 'a {c} {d}'; a template has {c}"),
+        ("prompts.txt", b"a {c} {d}\n", "line 1 is 'a {c} {d}': may hold no braces but {c}"),
         ("captions.txt", b"", "expected a file that ends in .csv, .tsv, .jsonl"),
         ("captions.csv", b"a.png,a cat\n", "names no column file or file_name"),
         ("captions.csv", b"", "names no column file or file_name"),
