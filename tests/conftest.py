@@ -173,7 +173,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     """call(script, *words) -> (exit code, stdout, stderr) of an entry script, in this process."""
 
     def call_script(script: str, *words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, words)])
         space: dict[str, Any] = {"__name__": "script"}
         source = (ROOT / script).read_text()
         exec(compile(source, script, "exec"), space)
