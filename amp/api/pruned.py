@@ -147,8 +147,8 @@ def prune(
 
     Args:
         model: of timm, open_clip or transformers, on its device; inside torch.compile or DistributedDataParallel too.
-        images: a folder; a DataLoader, a dataset, or a list of PIL images, files or tensors (C, S, S) or (B, C, S, S).
-            Labels beside them are left aside. 2,048 images or more are a good number.
+        images: a folder; a DataLoader, a dataset, or a list of PIL images, files, uint8 arrays (height, width, 3) or
+            tensors (C, S, S) or (B, C, S, S). Labels beside them are left aside. 2,048 are a good number.
         params: what is to be left of the vision tower's parameters, 0.6 of them for example.
         flops: the same, of its FLOPs.
         throughput: how many times as fast it is to be, measured here.

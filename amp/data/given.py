@@ -9,6 +9,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,7 +21,10 @@ from amp.errors import UserError
 from amp.run.console import progress
 
 KEYS = ("pixel_values", "images", "image", "img")
-KINDS = "a folder, a loader, a dataset, or a list of images: PIL images, files, tensors (C, S, S) or (B, C, S, S)"
+KINDS = (
+    "a folder, a loader, a dataset, or a list of images: PIL images, files, uint8 arrays (height, width, 3), "
+    "or tensors (C, S, S) or (B, C, S, S)"
+)
 
 
 def collect(
@@ -32,7 +36,7 @@ def collect(
     takes them in theirs. A loader is taken as it comes.
 
     Args:
-        transform: of PIL images, and of files of images.
+        transform: of PIL images, of files of images, and of uint8 arrays (height, width, 3).
         side: S, that the model takes.
         key: what the argument is called, for messages.
     Raises:
@@ -86,6 +90,8 @@ def _as_batch(item: Any, transform: Callable[[Any], Tensor], side: int, key: str
             image = transform(read_rgb(Path(image)))
         elif isinstance(image, Image.Image):
             image = transform(as_rgb(image))
+        elif isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+            image = transform(Image.fromarray(image))
     except BrokenImageError as error:
         raise UserError(key, f"{image}: broken image ({error})") from None
     if not isinstance(image, Tensor):

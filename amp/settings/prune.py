@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from amp.errors import UserError
 from amp.registry import ALLOCATIONS, COMPENSATIONS, SEARCHES
 from amp.settings.base import (
     ASIDE,
@@ -158,11 +159,11 @@ class PruneConfig(RunConfig):
         self.prune.check_calibration("prune", self.data.batch_size)
         return self
 
-    @model_validator(mode="after")
-    def _allocation_has_a_size(self) -> "PruneConfig":
+    def check_has_size(self) -> None:
+        """Raises UserError where the widths are to meet a size that nobody says."""
         if self.prune.allocation != "search" and not self.prune.target.asked:
-            raise ValueError(f"prune.target: missing; prune.allocation: {self.prune.allocation} needs a size to meet")
-        return self
+            text = f"missing; prune.allocation: {self.prune.allocation} needs a size to meet, here or by --sizes"
+            raise UserError("prune.target", text)
 
     @property
     def dense(self) -> ModelSettings:

@@ -39,6 +39,7 @@ def test_images_may_come_in_any_way(vit: nn.Module, tmp_path: Path) -> None:
     ways: dict[str, Any] = {
         "paths": paths,
         "PIL images": opened,
+        "an array": np.stack([np.asarray(image) for image in opened]),
         "tensors": list(tensors),
         "one tensor": tensors,
         "batches": list(tensors.split(5)),
@@ -60,6 +61,7 @@ def bad_images() -> Iterator[tuple[Any, str]]:
     yield [], "images: holds no image"
     yield [torch.zeros(3, 30, 30)], "images: holds images of 3 x 30 x 30; the model takes 3 x 32 x 32"
     yield [torch.zeros(3, 32, 32, dtype=torch.uint8)], "images: holds images of torch.uint8"
+    yield np.zeros((4, 32, 32)), "images: holds a ndarray; give a folder"
     yield [{"x": 1}], "images: holds dictionaries of x; expected one of pixel_values"
     yield ["nowhere.png"], "images: nowhere.png: broken image"
     yield "nowhere", "data.root: nowhere: no such folder"

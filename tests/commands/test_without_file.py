@@ -56,10 +56,12 @@ def test_one_command_scores_prunes_and_says_what_is_next(golden_images: Path, tm
         code, said, err = call(script, "--config_file", settings)
         assert (code, "already done" in said) == (0, True), err
 
-    code, said, err = call("main_prune.py", *words, "--params", "0.6")
+    code, said, err = call("main_prune.py", *words, "--sizes", "0.6", "0.5")
     assert code == 0, err
+    assert "the aim is 0.6 and 0.5 of the tower's parameters" in said
     assert f"already done: {tmp_path}/out/scores.safetensors" in said
-    assert (tmp_path / "out" / "params-0.6" / "pruned").is_dir()
+    for size in ("0.6", "0.5"):
+        assert (tmp_path / "out" / f"params-{size}" / "pruned").is_dir()
 
 
 def test_settings_are_the_recommended_ones_where_there_are_images_enough(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_size_out_of_reach_leaves_nothing(words: tuple[str, str], scored: Path
     [
         (
             ["--set", "prune.allocation=global"],
-            "yaml: prune.target: missing; prune.allocation: global needs a size to meet",
+            "prune.target: missing; prune.allocation: global needs a size to meet, here or by --sizes",
         ),
         (
             ["--set", "prune.allocation=uniform", "--set", "prune.target.params=0.5", "--set", "prune.two_sided=true"],

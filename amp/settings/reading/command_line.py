@@ -139,10 +139,10 @@ def _named_of(args: argparse.Namespace, overrides: Sequence[str]) -> Named | Non
     settings["model"] = {"name": name, "pretrained": args.weights} | ({"frame": prefix} if of_library else {})
     settings["data"] |= {"name": "imagefolder", "root": args.images}
     settings["output"] = {"dir": args.output or f"out/{Path(name).resolve().name.removesuffix('.json')}"}
-    if args.params is None:
-        del settings["prune"]
-    else:
+    if args.params is not None:
         settings["prune"]["target"] = {"params": args.params}
+    elif not vars(args).get("sizes"):
+        del settings["prune"]
     return Named(settings, tuple(overrides))
 
 
@@ -229,6 +229,8 @@ def parse_prune(description: str, argv: Sequence[str] | None = None) -> tuple[Pr
             raise UserError("--sweep", f"prune.{key} must be null; the thresholds alone decide")
         if options.sizes and given:
             raise UserError("--sizes", f"prune.{key} must be null; the sizes alone decide")
+    if not sizes:
+        config.check_has_size()
     if sizes and (options.sweep or options.compensate_only):
         raise UserError("--sizes", "goes with neither --sweep nor --compensate_only")
     if wrong := [size for size in sizes if not 0 < size < 1]:
