@@ -4,5 +4,10 @@ from amp.commands import choose
 from amp.registry import COMMANDS
 from amp.run.console import run_script
 
+
+def main() -> None:
+    choose("python -m amp.checkpoint", COMMANDS, __doc__, ("convert",))
+
+
 if __name__ == "__main__":
-    run_script(lambda: choose("python -m amp.checkpoint", COMMANDS, __doc__, ("convert",)))
+    run_script(main)

@@ -1,12 +1,13 @@
 """Where a tower's work is done: compiled, recomputed in the backward pass, divided over the processes."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from amp.export import compile_blocks
 from amp.run.world import local_part, recompute_in_backward, world
 from amp.settings.distill import OptimSettings
 from amp.towers import TokenReadout, Tower
@@ -26,7 +27,7 @@ def place(tower: Tower, optim: OptimSettings) -> tuple[nn.Module, dict[str, nn.P
     trained = any(parameter.requires_grad for parameter in tower.visual.parameters())
     readout = TokenReadout(tower)
     if optim.compile:
-        _compile(blocks)
+        compile_blocks(tower)
     if trained:
         recompute_in_backward(tower.visual, blocks[: num_recomputed(optim, len(blocks))])
     # The teacher's weights keep their dtypes, norms of fp32 among them.
@@ -71,10 +72,3 @@ def as_placed(
 
     embed = tower.encode_image and through(tower.encode_image)
     return replace(tower, dtype=dtype, feature=through(tower.feature), encode_image=embed)
-
-
-def _compile(blocks: Collection[nn.Module]) -> None:
-    """Each block in place, names unchanged. Pruned blocks are all of different widths: each is a compilation."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
-    for block in blocks:
-        block.compile()

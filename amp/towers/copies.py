@@ -17,7 +17,11 @@ def on_meta(tower: Tower) -> Tower:
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
     for buffer in tower.model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return _copied(tower, memo)
+    twin = _copied(tower, memo)
+    for module in twin.visual.modules():  # Whoever hooked the tower waits for its values.
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.clear()
+    return twin
 
 
 def duplicate(tower: Tower) -> Tower:

@@ -156,7 +156,7 @@ def test_a_folder_describes_itself(golden_model: ModelSettings, tmp_path: Path) 
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "pruned").rename(tmp_path / "elsewhere" / "moved")
     script = (
-        "import sys, torch, amp; model, transform, tokenizer = amp.load_pruned('moved');"
+        "import sys, torch, amp; model, transform, tokenizer = amp.load_pruned('moved', trainable=False);"
         "images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0));"
         "torch.save(model.encode_image(images), 'features.pt')"
     )

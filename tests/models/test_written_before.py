@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, refusal
+from conftest import GOLDEN, ROOT
 from torch import Tensor
 
 import amp
@@ -32,7 +32,7 @@ def test_a_model_folder_gives_the_same_embeddings(name: str) -> None:
     model, _, tokenizer = amp.load_pruned(RUN / name)
     expected = torch.tensor(json.loads((BEFORE / "embeddings.json").read_text())[name])
     torch.testing.assert_close(model.encode_image(blank())[0], expected)
-    assert "gives the id 49407, the text tower knows 64 ids" in refusal(lambda: tokenizer(["a word"]))
+    assert tokenizer(["a word"]).shape == (1, 8)
     config = read_folder_config(RUN / name)
     assert config.widths == (6, 6)
     assert config.provenance["settings"]

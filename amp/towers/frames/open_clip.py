@@ -27,7 +27,7 @@ from amp.settings.model import GivenModelSettings, ModelSettings, TransformSetti
 from amp.towers.base import Tower, building, check_weights, refuse_loading
 from amp.towers.bounds import check_clip, read_json
 from amp.towers.frames._open_clip_names import find_name, side_in, side_of
-from amp.towers.frames._tokenizer import Tokenizer
+from amp.towers.frames._tokenizer import Tokenizer, check_ids
 from amp.towers.given import builds_the_same, dtype_of, made_by, not_rebuilt, precision_of
 from amp.towers.library import Library
 from amp.towers.mlps.find_slots import find_blocks, find_slots
@@ -153,17 +153,21 @@ def _around(
         transform=transform,
         make_tokenizer=partial(_tokenizer, settings.name, registered, model) if registered else lambda: None,
         encode_image=model.encode_image,
-        encode_text=model.encode_text,
+        encode_text=partial(_embed_texts, model, settings.name),
         notes=notes,
     )
 
 
 def _tokenizer(shown: str, name: str, model: Any) -> Tokenizer:
     context = getattr(model, "context_length", None) or getattr(getattr(model, "text", None), "context_length", None)
+    return Tokenizer(shown, lambda: open_clip.get_tokenizer(name, context_length=context), context)
+
+
+def _embed_texts(model: Any, name: str, ids_NT: Tensor) -> Tensor:
     text = getattr(model, "text", model)
     embedding = getattr(text, "token_embedding", None) or text.transformer.get_input_embeddings()
-    vocabulary = embedding.num_embeddings
-    return Tokenizer(shown, lambda: open_clip.get_tokenizer(name, context_length=context), context, vocabulary)
+    check_ids(name, ids_NT, embedding.num_embeddings)
+    return model.encode_text(ids_NT)
 
 
 def _images_of(settings: ModelSettings) -> tuple[dict[str, Any], tuple[str, ...]]:

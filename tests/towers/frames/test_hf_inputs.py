@@ -114,4 +114,8 @@ def test_tokenizer_is_read_from_the_folder_when_called(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "dense")
     model, _, tokenizer = load_pruned(tmp_path / "pruned")
     assert isinstance(model, transformers.CLIPModel)
-    assert "its tokenizer cannot be read" in refusal(lambda: tokenizer(["a"]))
+    assert tokenizer(["a"]).shape == (1, 12), "the folder has the tokenizer too"
+    for file in (tmp_path / "pruned").glob("*token*"):
+        file.unlink()
+    lost = load_pruned(tmp_path / "pruned")[2]
+    assert "its tokenizer cannot be read" in refusal(lambda: lost(["a"]))
