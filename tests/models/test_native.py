@@ -1,15 +1,18 @@
 """A pruned folder's own library loads it, by the Python of its README, where this project is missing."""
 
+import copy
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from conftest import GOLDEN
+from conftest import GOLDEN, refusal
 from helpers import hf_models
 from helpers.hf_models import DUAL, SIZE, VISION
 from huggingface_hub import ModelCard
@@ -177,15 +180,22 @@ def test_one_width_is_said_to_the_factory(name: str, how: str, read: dict[str, R
 
 @pytest.mark.parametrize("name", ["ViTForImageClassification", "CLIPModel", "Dinov2Model"])
 def test_save_pretrained_writes_what_reads_back(name: str, read: dict[str, Read], tmp_path: Path) -> None:
-    """Of a loaded model; of widths that no config can say, the plain class refuses to read them."""
+    """Of a loaded model; widths that no config can say are not written, also by a copy or from a pickle."""
     kind: Any = getattr(transformers, name)
     for own in (read[f"{name}-same"], read[f"{name}-free"]):
-        load_tower(own.folder).model.save_pretrained(tmp_path / own.folder.name)
-        own_words = json.loads((tmp_path / own.folder.name / "config.json").read_text())
-        if "mlp_widths" in json.dumps(own_words):
-            with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-                kind.from_pretrained(tmp_path / own.folder.name)
+        model = load_tower(own.folder).model
+        if "mlp_widths" in model.config.to_json_string():
+            held = io.BytesIO()
+            torch.save(model, held)
+            held.seek(0)
+            for one in (model, copy.deepcopy(model), torch.load(held, weights_only=False)):
+                assert type(one.config).__name__ == kind.config_class.__name__
+                assert isinstance(one.config, kind.config_class)
+                said = refusal(partial(one.save_pretrained, tmp_path / own.folder.name))
+                assert "cannot say widths that differ by block; amp.save(model, folder) writes them" in said
+            assert not (tmp_path / own.folder.name / "config.json").exists()
         else:
+            model.save_pretrained(tmp_path / own.folder.name)
             twin = kind.from_pretrained(tmp_path / own.folder.name).state_dict()
             assert all(torch.equal(tensor, twin[key]) for key, tensor in own.tower.model.state_dict().items())
     trusted = transformers.AutoModel.from_pretrained(read[f"{name}-free"].folder, trust_remote_code=True)

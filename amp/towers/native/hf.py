@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from huggingface_hub import metadata_load
 from PIL.Image import Resampling
 from transformers.models.auto import modeling_auto
 
+from amp.errors import UserError
 from amp.towers.base import Tower, quiet
 from amp.towers.frames._hf_inputs import tokenize
 from amp.towers.frames._tokenizer import Tokenizer
 from amp.towers.library import FOLDER, Files, Native, path_of_blocks, resizing, same_shapes
 
 WIDTHS = "mlp_widths"
+INSTEAD = "amp.save(model, folder) writes them, and a README that says how transformers loads them"
 MODELING = "modeling_pruned"
 # What stands beside a model for its images, its texts and what it generates.
 COPIED: tuple[str, ...] = ("*processor_config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json")
@@ -36,12 +38,45 @@ def settle(tower: Tower) -> None:
     """The model's own config says the widths that it is sliced to, so that `save_pretrained` writes them."""
     config: Any = tower.model.config
     vision: Any = tower.visual.config
-    alike = {id(own): own for own in _configs(tower) if type(own) is type(vision)}
+    alike = {id(own): own for own in _configs(tower) if _plain(own) is _plain(vision)}
     said = next((own for own in _candidates(tower, vision) if _builds(tower, config, own)), None)
     for own in alike.values():
         own.__dict__.pop(WIDTHS, None)
         for key, value in ({WIDTHS: list(tower.widths)} if said is None else said).items():
             setattr(own, key, value)
+    for own in (config, *alike.values()):
+        own.__class__ = _plain(own) if said is not None else _unsaved(_plain(own))
+
+
+class Unsaved:
+    """Of a config whose class cannot say the widths: the plain class would not read what `save_pretrained` writes."""
+
+    def save_pretrained(self, *inputs: Any, **named: Any) -> None:
+        """Raises UserError."""
+        name = _plain(self).__name__
+        raise UserError("save_pretrained", f"a {name} cannot say widths that differ by block; {INSTEAD}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (_plain(self), dict(vars(self)))
+
+
+@cache
+def _unsaved(kind: type) -> type:
+    """The class of a config, but that it is not saved."""
+    return type(kind.__name__, (Unsaved, kind), {"__module__": kind.__module__})
+
+
+def _plain(config: Any) -> type:
+    """The class of a config as transformers has it."""
+    kind = type(config)
+    return kind.__mro__[2] if issubclass(kind, Unsaved) else kind
+
+
+def _restored(kind: type, values: dict[str, Any]) -> Any:
+    """A copy, or what a pickle holds."""
+    config = object.__new__(_unsaved(kind))
+    vars(config).update(values)
+    return config
 
 
 def _configs(tower: Tower) -> Iterator[Any]:
@@ -140,8 +175,8 @@ def _autos(model: Any) -> Iterator[tuple[str, str]]:
     """(auto class, class) of those that give this model's class for its config."""
     for name, auto in sorted(vars(modeling_auto).items()):
         mapping = getattr(auto, "_model_mapping", None) if name.startswith("AutoModel") else None
-        if mapping is not None and type(model.config) in mapping:
-            found = mapping[type(model.config)]
+        if mapping is not None and _plain(model.config) in mapping:
+            found = mapping[_plain(model.config)]
             names = [own.__name__ for own in (found if isinstance(found, (list, tuple)) else [found])]
             if type(model).__name__ in names:
                 yield name, type(model).__name__
