@@ -2,7 +2,6 @@
 
 from amp.api.distilled import Distilled, distill
 from amp.api.files import load_pruned, save
-from amp.api.pruned import PrunedModel, prune
-from amp.export.compiled import compile_blocks as compile
+from amp.api.pruned import PrunedModel, compile, prune
 
 __all__ = ["Distilled", "PrunedModel", "compile", "distill", "load_pruned", "prune", "save"]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from amp.api.objects import device_of, frozen, known_of, unwrapped
-from amp.api.pruned import PrunedModel
+from amp.api.pruned import computing, object_of
 from amp.data.given import Stream, is_path
 from amp.data.layouts import Source
 from amp.distillation import Loop, MemoryKeeper, Trainer, share_head, training_images
@@ -72,8 +72,8 @@ def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, 
         UserError: models that do not belong together, or a setting that is not allowed.
         StoppedError: Ctrl-C came, or a loss is not finite.
     """
-    model = unwrapped(student.model if isinstance(student, PrunedModel) else student)
-    tower, dense = known_of(model, "student").tower, unwrapped(teacher)
+    model, dense = unwrapped(object_of(student)), unwrapped(object_of(teacher))
+    tower = known_of(model, "student").tower
     config = _config(model, images, steps, settings)
     device = device_of(model)
     if device_of(dense) != device:
@@ -81,6 +81,7 @@ def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, 
     if model is dense:
         raise UserError("teacher", "is the student itself; give the dense model")
     with ExitStack() as within:
+        within.enter_context(computing())
         within.enter_context(alone(device))
         within.enter_context(frozen(dense))
         within.enter_context(frozen(model))
@@ -96,7 +97,11 @@ def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, 
 
 
 def _config(model: nn.Module, images: Any, steps: int, keywords: Mapping[str, Any]) -> DistillConfig:
-    raw = from_keywords(DistillConfig, keywords, SOURCE, ("data", "optim"))
+    raw: dict[str, Any] = from_keywords(DistillConfig, keywords, SOURCE, ("data", "optim"))
+    if long := raw.get("optim", {}).keys() & {"epochs", "warmup_epochs"}:
+        raise UserError(
+            f"{SOURCE}: {min(long)}", "steps says how long it trains, and warmup_steps how long it warms up"
+        )
     if not isinstance(steps, int) or steps < 1:
         raise UserError(f"{SOURCE}: steps", f"{steps!r} is not allowed; 1 or more")
     dtype = next(model.parameters()).dtype
@@ -119,13 +124,23 @@ def _config(model: nn.Module, images: Any, steps: int, keywords: Mapping[str, An
 
 def _check_pair(dense: Tower, pruned: Tower) -> None:
     """Raises UserError unless one is the other with narrower MLPs."""
-    names, own = (set(tower.visual.state_dict()) for tower in (dense, pruned))
-    if names != own:
-        other = min(names ^ own)
-        raise UserError("teacher", f"is another model than the student: only one of them has {other}")
+    theirs, own = (_shapes(tower) for tower in (dense, pruned))
+    for name in sorted(theirs.keys() | own.keys()):
+        if theirs.get(name) != own.get(name):
+            told = [str(shapes.get(name, "missing")) for shapes in (theirs, own)]
+            raise UserError(
+                "teacher", f"is another model than the student: its {name} is {told[0]}, the student's {told[1]}"
+            )
     for name, narrow, wide in zip(dense.blocks, pruned.widths, dense.widths, strict=True):
         if narrow > wide:
             raise UserError("teacher", f"{name}: the student has {narrow} hidden neurons, the teacher {wide}")
+
+
+def _shapes(tower: Tower) -> dict[str, list[int]]:
+    """Of all but what a slice changes, whose shapes say nothing."""
+    sliced = {id(parameter) for slot in tower.slots for module in slot.modules for parameter in module.parameters()}
+    named = tower.visual.state_dict(keep_vars=True).items()
+    return {name: [] if id(tensor) in sliced else [*tensor.shape] for name, tensor in named}
 
 
 class _Again:

@@ -1,12 +1,18 @@
 """`amp.save` and `amp.load_pruned`: pruned models to folders and back."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from amp.api.objects import Known, known_of, remember
-from amp.api.pruned import PrunedModel
-from amp.errors import UserError
-from amp.models.folder import load_tower, read_folder_config, save_tower
+from amp.api.pruned import HOW, object_of
+from amp.errors import UserError, as_line, shortened
+from amp.models.folder import is_model_folder, load_tower, read_folder_config, save_tower
+from amp.towers import Tower, rebuild_dense
+
+ELSE = "else save the object itself with torch.save"
 
 
 def save(pruned: Any, folder: str | Path) -> Path:
@@ -14,22 +20,62 @@ def save(pruned: Any, folder: str | Path) -> Path:
 
     Args:
         pruned: what `amp.prune` gave, or a model of it or of `amp.load_pruned`, trained or not.
-        folder: is made; one that is there is replaced.
+        folder: is made; a pruned model that is there is replaced.
     Raises:
-        UserError: another object, or a model that no name rebuilds.
+        UserError: another object, a model that no name rebuilds, or a folder of something else.
     """
-    known = known_of(pruned.model if isinstance(pruned, PrunedModel) else pruned, "amp.save")
-    base = known.tower.base
-    if base.get("model_config") is None:
-        raise UserError(
-            "amp.save",
-            f"nothing says how to build this {base['name']} again: prune it with model={{'name': ..., 'kwargs': ...}}, "
-            "as its library built it; or save the object itself with torch.save",
-        )
-    place = Path(folder)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    save_tower(known.tower, known.kept, known.provenance, place)
+    known = known_of(object_of(pruned), "amp.save")
+    tower, place = _as_it_is(known.tower), _place_of(folder)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        save_tower(tower, known.kept, known.provenance, place)
+    except OSError as error:
+        raise as_line(error, place) or error from None
     return place
+
+
+def _place_of(folder: Any) -> Path:
+    """Raises UserError for what is no folder of a pruned model, and not free."""
+    if not isinstance(folder, (str, Path)) or not str(folder).strip():
+        raise UserError("amp.save", f"{folder!r} is no folder")
+    place = Path(folder).expanduser().absolute()
+    if place.is_dir() and any(place.iterdir()) and not is_model_folder(str(place)):
+        raise UserError("amp.save", f"{folder} holds files that are not of a pruned model; name another folder")
+    if place.exists() and not place.is_dir():
+        raise UserError("amp.save", f"{folder} is a file; name another folder")
+    if not place.name:
+        raise UserError("amp.save", f"{folder} is no folder that can be replaced; name one in it")
+    return place
+
+
+def _as_it_is(tower: Tower) -> Tower:
+    """The tower with what rebuilds it, another number of classes among it. Raises UserError where nothing does."""
+    if tower.base.get("model_config") is None:
+        raise UserError(
+            "amp.save", f"nothing tells how this {tower.base['name']} was built; at amp.prune, {HOW}; {ELSE}"
+        )
+    difference = _difference(tower)
+    classes = getattr(tower.model, "num_classes", None)
+    if difference and isinstance(classes, int):
+        other = replace(tower, base={**tower.base, "kwargs": {**tower.base["kwargs"], "num_classes": classes}})
+        if _difference(other) is None:
+            return other
+    if difference:
+        raise UserError("amp.save", f"the model was changed after it was pruned: {difference}; {ELSE}")
+    return tower
+
+
+def _difference(tower: Tower) -> str | None:
+    """In what a model differs from the one that its description builds; None where it does not."""
+    try:
+        twin = rebuild_dense(tower.base, "meta")
+    except UserError as error:
+        return str(error)
+    for slot, width in zip(twin.slots, tower.widths, strict=True):
+        slot.keep(torch.arange(width))
+    theirs, own = ({name: [*t.shape] for name, t in one.model.state_dict().items()} for one in (twin, tower))
+    name = next((name for name in {**own, **theirs} if own.get(name) != theirs.get(name)), None)
+    return name and f"{name} is {own.get(name, 'missing')}, and would be built {theirs.get(name, 'without it')}"
 
 
 def load_pruned(folder: str | Path, device: str = "cpu", trainable: bool = True) -> tuple[Any, Any, Any]:
@@ -46,6 +92,10 @@ def load_pruned(folder: str | Path, device: str = "cpu", trainable: bool = True)
     Raises:
         UserError: not such a folder, or a damaged one.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise UserError("device", f"{device!r} is not to be had here ({shortened(error)})") from None
     tower, config = load_tower(folder, device), read_folder_config(folder)
     tower.model.requires_grad_(trainable)
     remember(tower.model, Known(tower, config.kept, config.provenance, {}))

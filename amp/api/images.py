@@ -60,7 +60,7 @@ def open_images(images: Any, held_out: Any, tower: Tower, asked: Asked) -> Image
         if len(part) < size:
             raise too_few(size, len(part), what)
     return Images(
-        batches_of(scored, size), batches_of(apart, size), lambda: batches_of(scored[:calibrated], size), config
+        batches_of(scored, size), batches_of(apart, size), partial(batches_of, scored[:calibrated], size), config
     )
 
 

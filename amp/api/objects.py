@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,8 +33,9 @@ class Known:
     provenance: Mapping[str, Any]
     record: Mapping[str, Any]
 
-    def __deepcopy__(self, memo: Any) -> None:
-        """It is of the one object that it describes."""
+    def __deepcopy__(self, memo: Any) -> "Known":
+        """Of a copy it says the same; `known_of` finds the copy's own modules."""
+        return self
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return _nothing, ()
@@ -45,17 +46,37 @@ def _nothing() -> None:
 
 
 def remember(model: nn.Module, known: Known) -> None:
-    """For as long as the model lives; copies of it and files of the object do not hold it."""
+    """For as long as the model lives, or a copy of it; a pickle of the object does not hold it."""
     vars(model)[_KNOWN] = known
 
 
 def known_of(model: Any, key: str = "model") -> Known:
     """Of a pruned model, or one that is wrapped. Raises UserError for any other object."""
-    known = vars(unwrapped(model)).get(_KNOWN) if isinstance(model, nn.Module) else None
-    if known is None:
+    own = unwrapped(model) if isinstance(model, nn.Module) else None
+    known: Known | None = vars(own).get(_KNOWN) if own is not None else None
+    if known is None or own is None:
         raise UserError(key, f"{type(model).__name__} is not what amp.prune or amp.load_pruned gave; give one of these")
-    found: Known = known
-    return found
+    return known if known.tower.model is own else replace(known, tower=_around_copy(known.tower, own))
+
+
+def _around_copy(tower: Tower, model: nn.Module) -> Tower:
+    """The tower around a copy of its model, as far as a folder of it needs one."""
+    names = {module: name for name, module in tower.model.named_modules()}
+
+    def twin(module: nn.Module) -> Any:
+        return model.get_submodule(names[module])
+
+    slots = tuple(
+        replace(
+            slot,
+            in_projections=tuple(map(twin, slot.in_projections)),
+            norm=None if slot.norm is None else twin(slot.norm),
+            out_projection=twin(slot.out_projection),
+            module=twin(slot.module),
+        )
+        for slot in tower.slots
+    )
+    return replace(tower, model=model, visual=twin(tower.visual), slots=slots)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -64,6 +85,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises:
         UserError: it is shared out over processes, adapted, or quantised.
     """
+    if not isinstance(model, nn.Module):
+        told = f"is a {type(model).__name__}; give the model object that open_clip, timm or transformers built"
+        raise UserError("model", told)
     while inner := next(
         (m for name in WRAPPERS if isinstance(m := vars(model)["_modules"].get(name), nn.Module)), None
     ):
@@ -107,7 +131,8 @@ def restore(own: nn.Module, model: nn.Module) -> None:
         for name in CHECKPOINTING:
             if getattr(original, name, None) is True:
                 setattr(module, name, True)
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    named = model.named_parameters(remove_duplicate=False)  # of weights that are tied too
+    flags = {name: parameter.requires_grad for name, parameter in named}
     for name, parameter in own.named_parameters():
         parameter.requires_grad_(flags[name] or not any(flags.values()))
 

@@ -1,25 +1,32 @@
 """`amp.prune`: a smaller model of a model object, without labels and without files."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from amp.api.images import Images, open_images
 from amp.api.objects import Known, device_of, remember, restore, unwrapped, working_copy
 from amp.api.settings import Asked
+from amp.errors import UserError
+from amp.export import compile_blocks
 from amp.models.native import settle
 from amp.pruning import Pruned, networks_over, relative_size
 from amp.pruning import prune as prune_tower
 from amp.pruning.report import describe_errors, describe_sizes, draw_pruning
+from amp.run.console import say
 from amp.run.identity import versions
 from amp.run.world import alone
 from amp.scoring import reads_images, score
 from amp.settings.prune import PruneConfig
 from amp.towers import Tower, wrap_tower
+
+HOW = "model={'name': ..., 'kwargs': {...}} says what its library's factory was given"
 
 
 @dataclass(frozen=True)
@@ -89,8 +96,11 @@ class PrunedModel:
         Raises:
             UserError: none of them or several, or a size that is out of reach.
         """
-        asked = self._work.asked.of_size(params=params, flops=flops, throughput=throughput)
-        return self._work.sliced(asked)
+        sizes = {"params": params, "flops": flops, "throughput": throughput}
+        if sum(size is not None for size in sizes.values()) != 1:
+            raise UserError("resize", "say one of params=0.45, flops=0.45 and throughput=2")
+        with computing():
+            return self._work.sliced(self._work.asked.of_size(**sizes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,12 +169,36 @@ def prune(
     Raises:
         UserError: a model that cannot be pruned, images that it does not take, a setting that is not allowed.
     """
-    sizes = {key: value for key, value in (("params", params), ("flops", flops), ("throughput", throughput)) if value}
-    asked = Asked.of(images, {**settings, **sizes})
-    dense = unwrapped(model)
-    with alone(device_of(dense)):
+    sizes = {"params": params, "flops": flops, "throughput": throughput}
+    asked = Asked.of(images, {**settings, **{key: size for key, size in sizes.items() if size is not None}})
+    dense = unwrapped(object_of(model))
+    with computing(), alone(device_of(dense)):
         tower = wrap_tower(working_copy(dense), asked.model)
+        if tower.base["model_config"] is None:
+            say(f"note: nothing tells how this {tower.base['name']} was built, so that amp.save cannot write it; {HOW}")
         own = open_images(images, held_out, tower, asked)
         config = own.config
         scores = score(tower, own.scored if reads_images(config.score) else [], config.score)
-    return _Work(dense, asked, own, scores).sliced(asked, tower)
+        return _Work(dense, asked, own, scores).sliced(asked, tower)
+
+
+def compile(model: Any, **options: Any) -> Any:
+    """Compiles the transformer blocks of a model, or of what `amp.prune` gave, in place, and returns it.
+
+    Args:
+        options: as of `amp.export.compile_blocks`.
+    """
+    compile_blocks(object_of(model), **options)
+    return model
+
+
+def object_of(pruned: Any) -> Any:
+    """The model of what `amp.prune` gave; anything else as it is."""
+    return pruned.model if isinstance(pruned, PrunedModel) else pruned
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """Gradients can be taken within the block, wherever it is called."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

@@ -61,16 +61,20 @@ class Asked:
         whole["model"] = {"name": "model-in-memory", **(self.raw.get("model") or {})}
         said_data, said_prune = self.raw.get("data") or {}, self.raw.get("prune") or {}
         data, prune = whole["data"], whole["prune"]
-        limits = {
-            "num_samples": num_scored,
-            "num_val_samples": num_held_out,
-            "batch_size": min(num_scored, num_held_out),
-        }
-        data |= {key: max(2, min(data[key], most)) for key, most in limits.items() if key not in said_data}
+        counts = {"num_samples": num_scored, "num_val_samples": num_held_out}
+        if "batch_size" not in said_data:
+            said = [said_data[key] for key in counts if isinstance(said_data.get(key), int)]
+            data["batch_size"] = max(2, min(data["batch_size"], *counts.values(), *said))
+        for key in counts.keys() - said_data.keys():
+            data[key] = self._at_least_a_batch(data, min(data[key], counts[key]))
         if "num_calibration_samples" not in said_prune:
             usual = SearchSettings.model_fields["num_calibration_samples"].default
-            prune["num_calibration_samples"] = max(data["batch_size"], min(usual, num_scored))
+            prune["num_calibration_samples"] = self._at_least_a_batch(data, min(usual, num_scored))
         return validate(PruneConfig, whole, SOURCE)
+
+    def _at_least_a_batch(self, data: Mapping[str, Any], count: int) -> int:
+        """Too few images are told as such, not as settings that do not go together."""
+        return max(data["batch_size"], count) if isinstance(data["batch_size"], int) else count
 
     def _recommended(self) -> Raw:
         """Where widths are given or searched, no size is to be met."""

@@ -5,6 +5,7 @@ B images of a batch, C channels, S side in pixels.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
 from amp.commands._duration import estimate_seconds
 from amp.commands.prune import prune_model
@@ -159,12 +160,12 @@ def in_words(seconds: float) -> str:
 
 def what_next(folder: Path) -> str:
     """What to type after a pruning."""
-    pruned = folder / "pruned"
+    pruned = str(folder / "pruned")
     return "\n".join(
         [
             "next:",
             f"  python -c 'import amp; model, transform, tokenizer = amp.load_pruned(\"{pruned}\")'",
-            f"  amp eval efficiency --model {pruned}",
+            f"  amp eval efficiency --model {quote(pruned)}",
             "  another size: the same command with another --params; it takes the scores that are there",
         ]
     )

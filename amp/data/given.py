@@ -68,8 +68,6 @@ def is_path(images: Any) -> bool:
 
 
 def _items(images: Any, seed: int | None, key: str) -> Iterator[Any]:
-    if isinstance(images, Tensor):
-        images = [images] if images.ndim == 4 else images
     indexed = hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, IterableDataset)
     if isinstance(images, (bytes, Mapping)) or not (indexed or isinstance(images, Iterable)):
         raise UserError(key, f"{type(images).__name__} is not allowed; give {KINDS}")
@@ -95,7 +93,8 @@ def _as_batch(item: Any, transform: Callable[[Any], Tensor], side: int, key: str
     except BrokenImageError as error:
         raise UserError(key, f"{image}: broken image ({error})") from None
     if not isinstance(image, Tensor):
-        raise UserError(key, f"holds a {type(image).__name__}; give {KINDS}")
+        kind = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(key, f"holds a {kind}; give {KINDS}")
     batch_BCSS = image if image.ndim == 4 else image[None]
     if tuple(batch_BCSS.shape[1:]) != (3, side, side):
         shape = " x ".join(map(str, batch_BCSS.shape[1:]))
@@ -106,6 +105,8 @@ def _as_batch(item: Any, transform: Callable[[Any], Tensor], side: int, key: str
         raise UserError(
             key, f"holds images of {batch_BCSS.dtype}; the model takes floating point, as its transform gives"
         )
+    if not batch_BCSS.isfinite().all():
+        raise UserError(key, "holds an image with values that are not finite")
     return batch_BCSS
 
 

@@ -124,6 +124,17 @@ def _as_told(name: str) -> str:
     return name.partition("/")[0]
 
 
+def _check_apart(run: Run[Any]) -> None:
+    """Raises UserError where the run would write among the images that it reads, and find other ones the next time."""
+    root = getattr(getattr(run.config, "data", None), "root", None)
+    if root is None or not Path(root).is_dir():
+        return
+    images = Path(root).resolve()
+    folder = run.folder.resolve()
+    if images in (folder, *folder.parents):
+        raise UserError(run.key, f"{run.folder} lies in {root}, whose images are read; choose a folder outside of it")
+
+
 Inputs = Callable[[], Mapping[str, str | None]]
 
 
@@ -160,6 +171,7 @@ def open_run(
                 missing = error
             run = Run(config, Path(config.output.dir), identity(config, leave_out, **digests), missing=missing)
             run = replace(run, folder=place(run))
+            _check_apart(run)
             if missing and not (outputs and all(is_there(run.path(name)) for name in outputs)):
                 raise missing
             locks.enter_context(alone_in(prepare_output(str(run.folder))))

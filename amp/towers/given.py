@@ -38,7 +38,11 @@ def builds_the_same(model: nn.Module, build: Callable[[], Any]) -> bool:
 
 
 def _signature(model: nn.Module) -> tuple[object, ...]:
-    kinds = {name: f"{type(module).__module__}.{type(module).__name__}" for name, module in model.named_modules()}
+    kinds = {
+        name: f"{type(module).__module__}.{type(module).__name__}"
+        for name, module in model.named_modules()
+        if not type(module).__name__.startswith(("Drop", "Identity"))  # what only training sees
+    }
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, kinds
 
 

@@ -212,6 +212,8 @@ def parse_prune(description: str, argv: Sequence[str] | None = None) -> tuple[Pr
     config, named, args = _parse_named(description, argv, [parser])
     if named and "prune" not in named.settings:
         raise UserError("--params", f"missing; {NAMED['--params'][1]}")
+    if args.sizes and args.params is not None:
+        raise UserError("--params", "goes without --sizes, which name the sizes themselves")
     sweep, sizes = tuple(sorted(set(args.sweep))), tuple(sorted(set(args.sizes), reverse=True))
     options = PruneOptions(
         named,

@@ -74,7 +74,7 @@ def _plain(config: Any) -> type:
 
 def _restored(kind: type, values: dict[str, Any]) -> Any:
     """A copy, or what a pickle holds."""
-    config = object.__new__(_unsaved(kind))
+    config: Any = object.__new__(_unsaved(kind))
     vars(config).update(values)
     return config
 
