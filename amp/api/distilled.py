@@ -99,9 +99,7 @@ def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, 
 def _config(model: nn.Module, images: Any, steps: int, keywords: Mapping[str, Any]) -> DistillConfig:
     raw: dict[str, Any] = from_keywords(DistillConfig, keywords, SOURCE, ("data", "optim"))
     if long := raw.get("optim", {}).keys() & {"epochs", "warmup_epochs"}:
-        raise UserError(
-            f"{SOURCE}: {min(long)}", "steps says how long it trains, and warmup_steps how long it warms up"
-        )
+        raise UserError(f"{SOURCE}: {min(long)}", "leave it out; steps and warmup_steps say how long it takes")
     if not isinstance(steps, int) or steps < 1:
         raise UserError(f"{SOURCE}: steps", f"{steps!r} is not allowed; 1 or more")
     dtype = next(model.parameters()).dtype

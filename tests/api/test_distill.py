@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from conftest import refusal
-from helpers.objects import equal, hooks, tiny_vit, weights_of
+from helpers.objects import TINY, equal, hooks, tiny_vit, weights_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -74,6 +75,7 @@ def test_a_loader_is_gone_through_again_and_bf16_stays(vit: nn.Module, images: T
     ("said", "words"),
     [
         ({"steps": 0}, "amp.distill: steps: 0 is not allowed; 1 or more"),
+        ({"epochs": 3}, "amp.distill: epochs: leave it out; steps and warmup_steps say how long it takes"),
         ({"base_ler": 1}, "base_ler: no argument of this name; did you mean 'base_lr'?"),
         ({"output": {"dir": "x"}}, "amp.distill: output: no argument of this name"),
         ({"activation_checkpointing": True}, "use the model's own, model.set_grad_checkpointing()"),
@@ -89,6 +91,11 @@ def test_settings_that_are_not_allowed_are_told(
 def test_models_that_do_not_belong_together_are_refused(vit: nn.Module, images: Tensor) -> None:
     pruned = amp.prune(vit, images, params=0.7)
     assert "student: VisionTransformer is not what amp.prune" in refusal(lambda: amp.distill(vit, vit, images))
+    before = weights_of(pruned.model)
+    other = timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 4})
+    told = "teacher: is another model than the student: its head.bias is [4], the student's [5]"
+    assert told in refusal(lambda: amp.distill(pruned, other, images))
+    assert equal(before, weights_of(pruned.model))
     assert "teacher: is the student itself" in refusal(lambda: amp.distill(pruned, pruned.model, images))
     assert "model: torch.nn" in refusal(lambda: amp.distill(pruned, nn.Linear(3, 3), images))
     once = (image for image in images)

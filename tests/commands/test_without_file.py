@@ -60,8 +60,21 @@ def test_one_command_scores_prunes_and_says_what_is_next(golden_images: Path, tm
     assert code == 0, err
     assert "the aim is 0.6 and 0.5 of the tower's parameters" in said
     assert f"already done: {tmp_path}/out/scores.safetensors" in said
+    assert call("main_prune.py", *words, "--sizes", "0.6", "--params", "0.6")[0] == 2
     for size in ("0.6", "0.5"):
         assert (tmp_path / "out" / f"params-{size}" / "pruned").is_dir()
+
+
+@pytest.mark.parametrize("inside", ["", "out"])
+def test_a_run_among_its_own_images_is_refused(inside: str, photos: str, call: Call) -> None:
+    before = sorted(Path(photos).rglob("*"))
+    output = str(Path(photos) / inside)
+    code, _, err = call("main_prune.py", *TINY, "--images", photos, "--output", output, "--params", "0.7")
+    assert code == 2
+    assert err.splitlines()[-1].endswith(
+        f"{output} lies in {photos}, whose images are read; choose a folder outside of it"
+    )
+    assert sorted(Path(photos).rglob("*")) == before
 
 
 def test_settings_are_the_recommended_ones_where_there_are_images_enough(tmp_path: Path) -> None:
