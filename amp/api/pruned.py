@@ -60,6 +60,12 @@ class Report:
 
     __repr__ = __str__
 
+    def _repr_markdown_(self) -> str:
+        """In a notebook, with its table drawn."""
+        rows = [line for line in str(self).splitlines() if line.startswith("|")]
+        rest = [line for line in str(self).splitlines() if not line.startswith("|")]
+        return "\n".join([*rows, "", *(f"{line}  " for line in rest)])
+
     def plot(self) -> Figure:
         """Widths per block, and the entropy of every probe where there was a search."""
         return draw_pruning(self.record)

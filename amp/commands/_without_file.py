@@ -114,6 +114,9 @@ def find_weights(model: ModelSettings, frame: Frame) -> str | None:
         UserError: there is nothing to say which.
     """
     own = library(frame)
+    if own.names and not knows(frame, model.name):
+        close = nearest(model.name.partition(".")[0], own.names())
+        raise UserError("model.name", f"{own.known_as} knows no {model.name!r}{close}")
     if model.pretrained == RANDOM and not own.folders:
         return None
     if model.pretrained or own.folders:

@@ -276,6 +276,7 @@ def test_the_report_is_a_table_and_a_picture(vit: nn.Module, images: Tensor, tmp
     report = amp.prune(vit, list(images), **ENTROPY, entropy_increase=0.05).report
     assert "| parameters" in str(report)
     assert "nats" in repr(report)
+    assert report._repr_markdown_().startswith("| vision tower")
     report.plot().savefig(tmp_path / "report.png")
     with Image.open(tmp_path / "report.png") as picture:
         assert picture.width > 500

@@ -125,6 +125,8 @@ def test_weights_are_those_that_are_named_and_never_random_unasked() -> None:
     assert of("google/vit", "hf") is None
     assert "a tag of ViT-B-32 (openai, " in refusal(lambda: of("ViT-B-32", "open_clip"))
     assert "missing; say a file, or random" in refusal(lambda: of("EVA-CLIP-8B", "eva_clip"))
+    said = refusal(lambda: of("vit_bse_patch16_224", "timm"))
+    assert said.startswith("model.name: timm knows no 'vit_bse_patch16_224'; did you mean 'vit_base_patch16_224'")
 
 
 BAD = {
