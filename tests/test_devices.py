@@ -57,6 +57,7 @@ def test_criteria(fake: Tower, images: Tensor) -> None:
     assert zero_shot_cross_entropy(feature_BD, torch.randn(feature_BD.shape[1], 3, device=CUDA), None).device == CUDA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [None, 1, 2])
 @pytest.mark.parametrize("place", ["device", "host"])
 def test_replay(fake: Tower, place: Any, every: int | None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ def images() -> Tensor:
     return torch.randn(80, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 def test_a_student_learns_as_by_the_script(
     distill_yaml: Path, tmp_path: Path, golden_images: Path, call: Callable[..., Any]
 ) -> None:
@@ -46,6 +47,7 @@ def test_a_student_learns_as_by_the_script(
     assert equal(weights_of(student), load_file(tmp_path / "out" / "distilled" / "model.safetensors"))
 
 
+@pytest.mark.slow
 def test_teacher_and_student_keep_their_states(vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
     vit.train()
     pruned = amp.prune(vit, images, params=0.7)
@@ -63,6 +65,7 @@ def test_teacher_and_student_keep_their_states(vit: nn.Module, images: Tensor, t
     assert equal(weights_of(amp.load_pruned(tmp_path / "folder")[0]), weights_of(pruned.model))
 
 
+@pytest.mark.slow
 def test_a_loader_is_gone_through_again_and_bf16_stays(vit: nn.Module, images: Tensor) -> None:
     vit.bfloat16()
     pruned = amp.prune(vit, images, params=0.7)
@@ -71,6 +74,7 @@ def test_a_loader_is_gone_through_again_and_bf16_stays(vit: nn.Module, images: T
     assert {parameter.dtype for parameter in pruned.model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "words"),
     [

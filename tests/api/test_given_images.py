@@ -29,6 +29,7 @@ def _photos(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_images_may_come_in_any_way(vit: nn.Module, tmp_path: Path) -> None:
     paths = _photos(tmp_path)
     data_config = timm.data.resolve_model_data_config(vit) | {"input_size": (3, 32, 32)}
@@ -69,6 +70,7 @@ def bad_images() -> Iterator[tuple[Any, str]]:
     yield [torch.zeros(3, 32, 32)], "is more than the"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "words"), list(bad_images()))
 def test_images_that_do_not_fit_are_told(given: Any, words: str, vit: nn.Module) -> None:
     assert words in refusal(lambda: amp.prune(vit, given, params=0.5))

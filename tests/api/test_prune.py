@@ -40,6 +40,7 @@ def images() -> Tensor:
     return torch.randn(80, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "words"),
     [
@@ -104,6 +105,7 @@ OBJECTS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", OBJECTS)
 def test_a_pruned_object_is_saved_and_loaded(library: str, tmp_path: Path, images: Tensor) -> None:
     model = OBJECTS[library](tmp_path / "dense")
@@ -147,6 +149,7 @@ def partly_frozen(model: Any) -> Any:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", [in_bf16, training, checkpointed, compiled, partly_frozen])
 def test_a_model_in_any_state_is_pruned_and_stays_as_it_was(
     state: Callable[[Any], Any], vit: nn.Module, images: Tensor

@@ -81,6 +81,7 @@ def test_what_could_not_be_loaded_is_not_written(
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kwargs", "told"), [({"drop_path_rate": 0.1}, False), ({"init_values": 0.1}, True)])
 def test_that_nothing_tells_how_it_was_built_is_said_at_once(
     kwargs: dict[str, float], told: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -125,6 +125,7 @@ def test_other_settings_in_the_same_folder_are_refused(prune_yaml: Path, tmp_pat
     assert _files(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_second_size_goes_to_a_folder_of_its_own(prune_yaml: Path, tmp_path: Path, call: Call) -> None:
     words, out = ["--config_file", prune_yaml, "--set", "prune.search_steps=1"], tmp_path / "out"
     assert call("main_score.py", *words)[0] == 0

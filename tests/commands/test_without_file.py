@@ -39,6 +39,7 @@ def _config(*words: str) -> PruneConfig:
     return fitted(options.named)
 
 
+@pytest.mark.slow
 def test_one_command_scores_prunes_and_says_what_is_next(golden_images: Path, tmp_path: Path, call: Call) -> None:
     words = [*TINY, "--images", golden_images, "--output", tmp_path / "out", "--set", "data.num_workers=0"]
     code, said, err = call("main_prune.py", *words, "--params", "0.7")

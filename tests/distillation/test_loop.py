@@ -118,6 +118,7 @@ def test_resumed_equals_uninterrupted(
         shutil.rmtree(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_checkpoint_of_other_settings_is_refused(
     distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +193,7 @@ def test_loss_on_held_out_images_is_the_loss_of_a_batch(
     assert seen[19] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_without_held_out_images_the_run_says_so_and_goes_on(
     distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -202,6 +204,7 @@ def test_without_held_out_images_the_run_says_so_and_goes_on(
     assert not any("val_loss" in step for step in _log(tmp_path / "out"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "message"),
     [

@@ -26,6 +26,7 @@ def _pair(distill_yaml: Path) -> tuple[DistillConfig, Tower, Tower]:
     return config, build_tower(config.teacher.as_model("fp32")), load_tower(config.student.pretrained)
 
 
+@pytest.mark.slow
 def test_student_keeps_the_teachers_head(distill_yaml: Path) -> None:
     config, teacher, student = _pair(distill_yaml)
     with torch.no_grad():
@@ -57,6 +58,7 @@ def test_pair_of_two_architectures_is_refused(distill_yaml: Path, tmp_path: Path
         check_architecture(teacher, student)
 
 
+@pytest.mark.slow
 def test_wider_student_and_another_library_are_refused(distill_yaml: Path) -> None:
     config, _, student = _pair(distill_yaml)
     narrow = build_tower(config.teacher.as_model("fp32"))

@@ -50,6 +50,7 @@ def test_a_step_in_backward_is_the_same_step(
     assert [s["loss"] for s in log_of(tmp_path / "out")] == [s["loss"] for s in log_of(tmp_path / "whole")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_known_targets_are_those_of_the_teacher(distill_yaml: Path, accumulate: int) -> None:
     config = load_config(DistillConfig, distill_yaml, [f"optim.accumulate={accumulate}"])

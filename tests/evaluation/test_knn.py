@@ -98,6 +98,7 @@ def test_accuracies_are_those_of_the_reference(tower: Tower, pictures: Path) -> 
     assert any(1 / 3 < value < 1 for value in measured.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 9])
 def test_every_number_of_processes_gives_the_same_numbers(
     golden_model: ModelSettings, pictures: Path, size: int
@@ -166,6 +167,7 @@ def test_a_pruned_folder_can_be_measured(
     assert out.splitlines()[-1] == f"out/eval/{result.name}"
 
 
+@pytest.mark.slow
 def test_mistakes_in_the_folders_are_one_line(tmp_path: Path, pictures: Path, call: Any) -> None:
     root, output = tmp_path / "pictures", tmp_path / "result.json"
     shutil.copytree(pictures, root)
@@ -201,6 +203,7 @@ def test_too_few_training_images(tmp_path: Path, pictures: Path, call: Any) -> N
     assert (code, err) == (2, "error: --train_root: 3 images; the least k is 10\n")
 
 
+@pytest.mark.slow
 def test_another_image_size_is_another_measurement(tmp_path: Path, pictures: Path, call: Any) -> None:
     words = ["--model", "vit_small_patch14_dinov2", "--model_type", "dinov2", "--num_workers", 0]
     words += ["--dataset_root", pictures, "--output", tmp_path / "result.json"]

@@ -88,6 +88,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["probe", "knn"])
 def test_one_folder_of_classes_is_divided_aloud(tmp_path: Path, pictures: Path, call: Any, name: str) -> None:
     words = [*MODEL, "--dataset_root", pictures, "--output", tmp_path / "r.json"]

@@ -70,6 +70,7 @@ def test_by_itself_torch_runs_blocks_beyond_the_eighth_uncompiled() -> None:
     assert counter.frame_count == 8 < DEPTH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["timm", "transformers", "open_clip"])
 def test_two_graphs_for_blocks_of_any_widths(library: str, tmp_path: Path, tower: Tower) -> None:
     if library != "open_clip":
@@ -134,6 +135,7 @@ def test_training_precisions_and_modes_take_a_graph_each_and_none_falls_back() -
     assert counter.frame_count <= 9
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_saved_and_copied_as_it_was(tmp_path: Path) -> None:
     tower = of_timm()
     names = list(tower.model.state_dict())

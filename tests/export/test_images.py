@@ -26,6 +26,7 @@ def check(tower: Tower) -> None:
         torch.testing.assert_close(torch.from_numpy(own), tower.transform(image), rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "preprocess",
     [{"resize_mode": "squash"}, {"resize_mode": "longest", "fill_color": 7}, {"interpolation": "bilinear"}],

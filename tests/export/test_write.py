@@ -127,6 +127,7 @@ def test_weights_of_a_large_file_stand_beside_it(tmp_path: Path, monkeypatch: py
     gives(tmp_path / "elsewhere" / "model.onnx", tower, "logits")
 
 
+@pytest.mark.slow
 def test_a_file_that_gives_something_else_is_not_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +160,7 @@ def test_outputs_by_the_kind_of_model(tower: Tower, tmp_path: Path) -> None:
         assert default_output(build_tower(hf_models.settings(tmp_path / name))) == output
 
 
+@pytest.mark.slow
 def test_images_of_another_model_are_not_replaced(
     tower: Tower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +180,7 @@ def test_the_command(folder: Path, tower: Tower, tmp_path: Path, call: Callable[
     gives(file, tower, "embeddings")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -32,6 +32,7 @@ class Evil:
         return (os.mkdir, (self.sentinel,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pickle", "torch file", "legacy torch file"])
 def test_weights_that_are_a_pickle_do_not_run(folder: Path, tmp_path: Path, kind: str) -> None:
     evil = Evil(tmp_path / "sentinel")
@@ -45,6 +46,7 @@ def test_weights_that_are_a_pickle_do_not_run(folder: Path, tmp_path: Path, kind
     assert not (tmp_path / "sentinel").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["evil.pt", "evil.bin", "evil.pth", "evil.safetensors"])
 @pytest.mark.parametrize("kind", ["pickle", "torch file", "legacy torch file"])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning:torch._weights_only_unpickler")
@@ -124,6 +126,7 @@ def sentinel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "sentinel"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mine", "vit", "clip"])
 def test_the_own_code_of_a_transformers_folder_does_not_run(tmp_path: Path, sentinel: Path, kind: str) -> None:
     _remote_code(tmp_path / "model", sentinel, kind)
@@ -135,6 +138,7 @@ def test_the_own_code_of_a_transformers_folder_does_not_run(tmp_path: Path, sent
     assert not sentinel.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["hf_model_name", "hf_tokenizer_name", "both"])
 def test_the_own_code_of_a_text_tower_does_not_run(tmp_path: Path, sentinel: Path, key: str, tower: Tower) -> None:
     """open_clip hands a text tower's folder to transformers, which asks at the terminal whether its code may run."""

@@ -43,6 +43,7 @@ def test_compensation_takes_what_the_plan_says(golden_model: ModelSettings) -> N
     assert planned["total"] == without["total"] + planned["compensation"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [None, 1, 2])
 def test_what_is_kept_is_what_is_measured_says(tower: Tower, golden_model: ModelSettings, every: int | None) -> None:
     images = list(torch.zeros(3, 4, 3, 32, 32))

@@ -39,6 +39,7 @@ class Slope(ScriptedEntropy):
         return [entropy * (1 + 0.05 * ((batch * 7) % 5 - 2)) for batch in batches]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.5, 0.6, 0.8])
 @pytest.mark.parametrize("mode", ["exact", "racing"])
 def test_a_size_is_met_within_a_hundredth_at_twice_the_cost(
@@ -132,6 +133,7 @@ def test_the_next_threshold_lies_between_those_around_the_target() -> None:
     assert next_threshold({1e-3: 0.8, 1e-2: 0.8}, 0.6) == pytest.approx(8e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("multiple", "least"), [(8, 1), (16, 40), (100, 1), (64, 200), (1, 250)])
 def test_widths_keep_to_their_grid(tower: Tower, scores: list[Tensor], multiple: int, least: int) -> None:
     found = search(tower, scores, Slope(tower), width_multiple=multiple, min_width=least).found
@@ -165,6 +167,7 @@ def test_a_fall_counts_too_if_asked(tower: Tower, scores: list[Tensor]) -> None:
     assert tower.widths[4] == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("two_sided", [False, True])
 def test_all_blocks_together_stay_within_the_total(tower: Tower, scores: list[Tensor], two_sided: bool) -> None:
     sign = -1 if two_sided else 1

@@ -17,6 +17,7 @@ from amp.settings.prune import SearchSettings
 from amp.towers import Tower, build_tower
 
 
+@pytest.mark.slow
 def test_pruning_to_widths_equals_the_search_that_found_them(
     tower: Tower, golden_model: ModelSettings, scores: list[Tensor], batches: Callable[[str], list[Tensor]]
 ) -> None:

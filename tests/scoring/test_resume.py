@@ -63,6 +63,7 @@ def stop_at_call(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(SavedSums, "step", step_or_stop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_interrupted_after_any_batch_it_ends_in_the_same_bytes(
     criterion: str, prune_yaml: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
@@ -81,6 +82,7 @@ def test_interrupted_after_any_batch_it_ends_in_the_same_bytes(
     assert (resumed / "scores.safetensors").read_bytes() == (whole / "scores.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gigabytes", [16.0, 0.0])
 def test_a_scoring_of_several_passes_goes_on_in_any_of_them(
     tower: Tower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gigabytes: float
@@ -104,6 +106,7 @@ def test_a_scoring_of_several_passes_goes_on_in_any_of_them(
         path.unlink()
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_by_name(
     prune_yaml: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

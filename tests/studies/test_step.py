@@ -13,6 +13,7 @@ def test_ratio_is_taken_within_each_round() -> None:
     assert "a step takes 1.100 of its parts alone" in describe_times(seconds)
 
 
+@pytest.mark.slow
 def test_script_times_every_part_and_leaves_no_output(
     distill_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:

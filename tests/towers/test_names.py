@@ -80,6 +80,7 @@ def test_every_script_names_its_option(
         assert (code, err.splitlines()[-1]) == (2, f"error: {key}: {said}")
 
 
+@pytest.mark.slow
 def test_the_frame_decides_between_two(
     tmp_path: Path, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

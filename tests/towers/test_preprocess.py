@@ -43,6 +43,7 @@ def _of_open_clip(name: str, tag: str, size: Any) -> Tensor:
     return transformed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLIPS)
 def test_images_of_open_clip_are_the_tags(name: str, some_file: str) -> None:
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -63,6 +64,7 @@ def test_a_model_json_has_the_librarys_default(tower: Tower) -> None:
     assert torch.equal(tower.transform(IMAGE), image_transform_v2(PreprocessCfg(size=32), is_train=False)(IMAGE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIMMS)
 def test_images_of_timm_are_the_tags(name: str, some_file: str) -> None:
     tower = build_tower(ModelSettings(frame="timm", name=name, pretrained=some_file, kwargs=SMALL), "meta")

@@ -15,6 +15,7 @@ from amp.towers import build_tower
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kwargs", "prefix", "read"),
     [

@@ -24,6 +24,7 @@ def _pair(model: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return last, {key: tensor * 1.5 for key, tensor in last.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["state_dict_ema", "model_ema", "ema_state_dict"])
 def test_open_clip_takes_the_last_step_and_says_so(
     golden_model: ModelSettings, tower: Tower, tmp_path: Path, key: str

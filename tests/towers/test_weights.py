@@ -76,6 +76,7 @@ def test_a_missing_tensor_is_named() -> None:
     assert torch.equal(block.linear.weight, state["linear.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_open_clip_loads_as_it_does_itself(
@@ -102,6 +103,7 @@ def test_timm_loads_as_it_does_itself(tmp_path: Path, size: int) -> None:
     _assert_equal(tower.model, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frame", "size"), [("open_clip", 48), ("timm", 48), ("dinov2", 42)])
 def test_half_precision_is_loaded_at_another_size(
     tmp_path: Path, golden_model: ModelSettings, frame: Any, size: int

@@ -80,6 +80,7 @@ def test_agreement_of_features_as_wide_and_not() -> None:
     assert (other["cosine_mean"], other["same_top1"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_a_model_beside_itself_agrees_in_everything(
     tmp_path: Path, clip: ModelSettings, pictures: Path, call: Any
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_classifier_is_compared_by_its_own_top1(tmp_path: Path, pictures: Path
     assert 0 <= record["agreement"]["same_top1"] <= 1
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(tmp_path: Path, golden_model: ModelSettings, pictures: Path, call: Any) -> None:
     folder = save(golden_model, tmp_path / "pruned", 0.5)
     own, images = ["--dataset_root", pictures / "own"], ["--images", pictures / "own"]
@@ -160,6 +162,7 @@ def test_mistakes_are_one_line(tmp_path: Path, golden_model: ModelSettings, pict
         assert (code, said in err.splitlines()[-1], (tmp_path / "r.json").exists()) == (2, True, False), (words, err)
 
 
+@pytest.mark.slow
 def test_a_folder_that_does_not_tell_its_weights(tmp_path: Path, folder: Path, pictures: Path, call: Any) -> None:
     words = [folder, "--images", pictures / "own", "--num_workers", 0, "--output", tmp_path / "r.json"]
     code, _, err = call(SCRIPT, *words)

@@ -38,6 +38,7 @@ def both(tower: Tower) -> list[Callable[[float], Widths]]:
     return [partial(uniform_widths, tower.slots), partial(global_widths, tower.slots, random_scores(tower))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.99, 0.8, 0.5, 0.4])
 def test_both_meet_the_size(tower: Tower, target: float) -> None:
     for widths_of in both(tower):
@@ -70,6 +71,7 @@ def test_every_block_keeps_a_neuron(tower: Tower) -> None:
     assert global_widths(tower.slots, scores, 0.5)[0] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [TargetSettings(params=0.6), TargetSettings(throughput=1.6)])
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 def test_a_pruning_without_search_keeps_the_top_neurons_of_its_widths(

@@ -47,6 +47,7 @@ def run(tower: Tower, scores: list[Tensor], held_out: Killed, journal: Journal, 
     return search_blocks(NarrowedNetworks(tower, scores, held_out, journal), settings, INCREASE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", ["plain", "exact", "racing"])
 def test_killed_at_any_measurement_it_ends_the_same(
     tower: Tower, scores: list[Tensor], tmp_path: Path, search: Any, monkeypatch: pytest.MonkeyPatch

@@ -44,6 +44,7 @@ def random_batches(tower: Tower) -> list[Tensor]:
     return list(torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(tower.dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", TOWERS)
 def test_every_block_replays_the_whole_run(name: str, precision: Any, tmp_path: Path) -> None:
@@ -72,6 +73,7 @@ def test_every_block_replays_the_whole_run(name: str, precision: Any, tmp_path: 
     assert not any(block._forward_pre_hooks for block in tower.blocks.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["device", "host", "disk"])
 @pytest.mark.parametrize("every", [1, 2, 9])
 def test_exact_search_equals_the_plain_one_wherever_inputs_are_kept(

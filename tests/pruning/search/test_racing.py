@@ -89,6 +89,7 @@ def test_a_race_ends_at_the_share_of_the_batches_that_it_may_take() -> None:
         assert decide(Race(POPULATION, 3.0, most=most), values, -math.inf, mean + 5.0)[1] == FIRST_LOOK
 
 
+@pytest.mark.slow
 def test_a_few_odd_batches_are_no_surprise() -> None:
     """Entropies have heavy tails: most batches say little, a few much. Early decisions allow for that."""
     wrong, trials = 0, 0

@@ -21,6 +21,7 @@ from amp.towers import Tower
 Call = Callable[..., tuple[int, str, str]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CRITERIA.names)
 def test_each_says_what_it_is_and_what_it_takes(name: str, meta: Tower) -> None:
     criterion = load_criterion(name)
@@ -31,6 +32,7 @@ def test_each_says_what_it_is_and_what_it_takes(name: str, meta: Tower) -> None:
     assert reads_images(ScoreSettings(criterion=name, classes=("a", "b"))) == (name not in without)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["variance", "magnitude", "diversity", "random"])
 def test_these_take_no_backward_pass(tower: Tower, criterion: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "backward", lambda *_: pytest.fail("a backward pass"))
@@ -43,6 +45,7 @@ def test_these_take_no_backward_pass(tower: Tower, criterion: Any, monkeypatch: 
     assert not any(module._forward_pre_hooks for module in tower.model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["entropy", "kl", "reconstruction", "variance"])
 def test_activations_that_are_not_finite_are_one_line(tower: Tower, criterion: Any) -> None:
     tower.slots[0].out_projection.bias.fill_(torch.inf)

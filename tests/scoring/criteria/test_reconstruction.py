@@ -162,6 +162,7 @@ def test_the_first_neurons_by_reconstruction_repair_more_than_others() -> None:
     assert greedy < 0.9 * other
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_how_the_work_is_divided(tower: Tower) -> None:
     batches = [torch.cat(random_batches(2, 6)), torch.cat(random_batches(2, 6)).flip(0)]
 
@@ -175,6 +176,7 @@ def test_scores_do_not_depend_on_how_the_work_is_divided(tower: Tower) -> None:
     assert all(map(torch.equal, score(tower, batches, settings), whole))
 
 
+@pytest.mark.slow
 def test_the_scores_of_all_blocks_foretell_the_feature(tower: Tower) -> None:
     """In one unit, |f - f'|^2 of unit features: all neurons of a block gone, but for a constant, costs their sum."""
     batches = random_batches(8, 32)

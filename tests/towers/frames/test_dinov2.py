@@ -12,6 +12,7 @@ from amp.towers import build_tower
 SIZE = {"patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 5.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 48, 64, 16])
 def test_metas_file_gives_metas_features(size: int, tmp_path: Path) -> None:
     reference = MetaDinov2()
