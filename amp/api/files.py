@@ -10,7 +10,8 @@ from amp.api.objects import Known, known_of, remember
 from amp.api.pruned import HOW, object_of
 from amp.errors import UserError, as_line, shortened
 from amp.models.folder import is_model_folder, load_tower, read_folder_config, save_tower
-from amp.towers import Tower, rebuild_dense
+from amp.models.throughput import rebuild
+from amp.towers import Tower
 
 ELSE = "else save the object itself with torch.save"
 
@@ -68,11 +69,9 @@ def _as_it_is(tower: Tower) -> Tower:
 def _difference(tower: Tower) -> str | None:
     """In what a model differs from the one that its description builds; None where it does not."""
     try:
-        twin = rebuild_dense(tower.base, "meta")
+        twin = rebuild(tower.base, "meta", tower.widths)
     except UserError as error:
         return str(error)
-    for slot, width in zip(twin.slots, tower.widths, strict=True):
-        slot.keep(torch.arange(width))
     theirs, own = ({name: [*t.shape] for name, t in one.model.state_dict().items()} for one in (twin, tower))
     name = next((name for name in {**own, **theirs} if own.get(name) != theirs.get(name)), None)
     return name and f"{name} is {own.get(name, 'missing')}, and would be built {theirs.get(name, 'without it')}"
