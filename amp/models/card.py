@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from amp.models.sizes import measure_widths
+from amp.models.sizes import count_by_width
 from amp.run.tables import human, table
 from amp.towers import Tower, library, rebuild_dense
 from amp.towers.library import FOLDER, Files
@@ -96,7 +96,8 @@ def _sizes(tower: Tower) -> str:
 def _measured(base: str, widths: tuple[int, ...]) -> tuple[list[int], dict[str, int], dict[str, int]]:
     """Dense widths, and `{params, flops}` with those and with `widths`, of a tower's base as JSON."""
     dense = rebuild_dense(json.loads(base), "meta")
-    return dense.widths, measure_widths(dense, dense.widths), measure_widths(dense, widths)
+    sizes = count_by_width(dense)
+    return dense.widths, sizes(dense.widths), sizes(widths)
 
 
 def _list(widths: Sequence[int]) -> str:
