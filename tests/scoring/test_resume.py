@@ -17,13 +17,13 @@ from processes.score_many import score_many
 from processes.start import start_process
 
 from amp.errors import StoppedError
-from amp.scoring import resume
 from amp.scoring.criteria import reconstruction
 from amp.scoring.criterion import Scoring
-from amp.scoring.resume import SavedSums
 from amp.scoring.scores_file import load_scores
 from amp.scoring.taylor import TaylorScorer
 from amp.settings.score import ScoreSettings
+from amp.statistics import saved_sums
+from amp.statistics.saved_sums import SavedSums
 from amp.towers import Tower
 
 Call = Callable[..., tuple[int, str, str]]
@@ -163,7 +163,7 @@ def test_two_processes_equal_one_and_go_on_when_one_of_them_is_killed(
     assert others.returncode == 0, others.stderr
     whole = launch(2, *words, "--set", f"output.dir={tmp_path}/whole")
     assert whole.returncode == 0, whole.stderr
-    killed = launch(2, "tests/processes/killed_at.py", "amp.scoring.resume.SavedSums.step", 9, *words)
+    killed = launch(2, "tests/processes/killed_at.py", "amp.statistics.saved_sums.SavedSums.step", 9, *words)
     assert killed.returncode == 1
     scores = [tmp_path / name / "scores.safetensors" for name in ("whole", "out")]
     assert [path.exists() for path in scores] == [True, False], killed.stderr

@@ -54,7 +54,7 @@ def _moments(module: nn.Module, slot: MlpSlot, x: Tensor) -> Moments:
     with torch.no_grad(), MomentCollector([slot]) as collector:
         for batch in x.chunk(5):
             module(batch)
-    return collector.moments()[0]
+    return collector.of(0)
 
 
 def test_moments_are_those_of_the_activations(mlp: Mlp) -> None:

@@ -25,7 +25,7 @@ from amp.scoring.criteria.cross_entropy import (
     zero_shot_cross_entropy,
 )
 from amp.scoring.criterion import Scoring
-from amp.scoring.resume import SavedSums
+from amp.statistics.saved_sums import SavedSums
 from amp.settings.data import DataSettings
 from amp.settings.model import ModelSettings
 from amp.settings.score import ScoreSettings
