@@ -87,12 +87,13 @@ def test_interrupted_after_any_batch_it_ends_in_the_same_bytes(
 def test_a_scoring_of_several_passes_goes_on_in_any_of_them(
     tower: Tower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gigabytes: float
 ) -> None:
-    """Of a reconstruction, also where its moments are too large to be kept in the midst of a pass."""
+    """Of a reconstruction, also where its moments are so large that they are not worth keeping."""
     batches, settings = random_batches(5, 12), ScoreSettings(criterion="reconstruction")
     expected = reconstruction.score(Scoring(tower, batches, settings), gigabytes)
     path = tmp_path / "scores_unfinished.safetensors"
-    for limit in (8.0, 1e-3):
-        monkeypatch.setattr(resume, "SUMS_GIGABYTES", limit)
+    for rate in (saved_sums.BYTES_A_SECOND, 1.0):
+        monkeypatch.setattr(saved_sums, "BYTES_A_SECOND", rate)
+        monkeypatch.setattr(saved_sums, "SMALL_BYTES", 2.0**20 if rate == 1.0 else 2.0**26)
         for last in itertools.count(3):
             saved = SavedSums(path, {"settings": {}}, 2)
             try:

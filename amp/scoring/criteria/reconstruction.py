@@ -47,7 +47,7 @@ def other_passes_bytes(tower: Tower, batch_size: int) -> int:
     found = [[widths[block] for block in group] for group in groups(widths)]
     passes = [sum(map(moment_bytes, group)) + forward_bytes(tower, batch_size) for group in found[1:]]
     picks = [sum(map(moment_bytes, group)) + most_at_once(group) * work_bytes(max(group)) for group in found]
-    return max(*passes, *picks)
+    return max([*passes, *picks])
 
 
 ASKS = "score.criterion", "data.num_samples"  # the settings that want moments, and that say of how many images
