@@ -7,8 +7,9 @@ Each pick is the neuron that most lowers
 with the covariance C of the activations, the out-projection W, the sensitivity G and the picked neurons K: orthogonal
 least squares (Chen, Billings and Luo 1989), which is a Cholesky factorisation with this pivoting. The next few picks
 are sought among the neurons of the largest gains, on matrices as small as that pool, and one update by matrix products
-then tells all others of them. Nothing is asked of the device from one pick to the next. With a pool of all neurons
-the picks are those of the plain greedy selection.
+then tells all others of them. It also gives the gains that these had before each of the picks: those from the first
+one on that a neuron outside of the pool would have been better than are taken back. So the picks are those of the plain
+greedy selection, to rounding. Nothing is asked of the device from one pick to the next.
 
 L MLPs, D width of the output, H hidden neurons, P of the pool, N picks at a time, K picked ones.
 """
@@ -19,7 +20,9 @@ import torch
 from torch import Tensor
 
 DAMPING = 1e-3  # of the activations' covariance, as a share of its mean: compensation's default
-AT_ONCE, POOL = 64, 256  # picks between two updates of all neurons, and the neurons that they are sought among
+AT_ONCE, POOL = 64, 256  # picks between two updates of all neurons, at most, and the neurons they are sought among
+FEWEST = 8  # picks between two updates, where many are taken back
+ROUNDING = 1e-9  # of a gain, by which one outside of the pool may seem larger
 STEP = 1 - 2.0**-21  # from one score to the next at least, so that their order outlives fp32
 # Neurons that say the same: the share of variance that one leaves of the other, and by which share their gains differ
 # at most. Activations and products of a batch are of fp32, and rounded otherwise by another processor; the gain of a
@@ -49,17 +52,25 @@ def forward_gains(
         damping: added to the covariance's diagonal, as a share of its mean.
         told: is called with the number of picks of each MLP since the last call.
     """
-    selection = _Selection(covariance_LHH, weight_LDH, sensitivity_LDD, damping)
-    while count := min(at_once, selection.num_left()):
-        told(selection.pick(count, max(pool, count)))
+    selection = _Selection(covariance_LHH, weight_LDH, sensitivity_LDD, damping, at_once)
+    left, count = selection.num_left, at_once
+    while left:
+        taken = selection.pick(min(count, left), max(pool, count))
+        count = min(at_once, max(FEWEST, 2 * taken))
+        told(left - selection.num_left)
+        left = selection.num_left
     return selection.scores()
 
 
 class _Selection:
-    """What is picked so far of L MLPs, and what it leaves."""
+    """What is picked so far of L MLPs, and what it leaves.
+
+    Attributes:
+        num_left: picks that are left at most, of the MLP that has most.
+    """
 
     def __init__(
-        self, covariance_LHH: Tensor, weight_LDH: Tensor, sensitivity_LDD: Tensor, damping: float
+        self, covariance_LHH: Tensor, weight_LDH: Tensor, sensitivity_LDD: Tensor, damping: float, at_once: int
     ) -> None:
         self._covariance_LHH = covariance_LHH
         variance_LH = covariance_LHH.diagonal(dim1=1, dim2=2)
@@ -67,38 +78,45 @@ class _Selection:
         self._left_LH = variance_LH + self._shift_L[:, None]  # what of each neuron's variance the picked ones leave
         target_LDH = _roots(sensitivity_LDD) @ weight_LDH
         self._change_LDH = (target_LDH * self._shift_L[:, None, None]).baddbmm_(target_LDH, covariance_LHH)
-        self._factor_LKH = torch.zeros_like(covariance_LHH)
+        num_mlps, hidden, _ = covariance_LHH.shape
+        self._factor_LKH = covariance_LHH.new_zeros(num_mlps, hidden + at_once, hidden)
         self._nothing_L1 = 1e-12 * self._left_LH.amax(1, keepdim=True).clamp(min=0)
         self._first_LH = _first_of_the_same(covariance_LHH)
         self._rows_L = torch.arange(len(covariance_LHH), device=covariance_LHH.device)
-        self._num_rows = 0  # of the factor
+        self._taken_L = torch.zeros_like(self._rows_L)  # picks, each a row of the factor
+        self._num_rows = 0  # of the MLP that has most
+        self.num_left = int((self._left_LH > self._nothing_L1).sum(1).max())
         self._picks_LN: list[Tensor] = []
         self._gains_LN: list[Tensor] = []
 
-    def num_left(self) -> int:
-        """An upper bound of the picks that are left, of the MLP that has most."""
-        open_L = (self._left_LH > self._nothing_L1).sum(1)
-        return min(int(open_L.max()), self._left_LH.shape[1] - self._num_rows)
-
     def pick(self, count: int, pool: int) -> int:
-        """At most `count` neurons of each MLP, sought among `pool`; returns of how many the factor knows now more."""
-        gain_LH = (self._change_LDH.square().sum(1) / self._left_LH).masked_fill_(
-            self._left_LH <= self._nothing_L1, -1.0
-        )
+        """At most `count` neurons of each MLP, sought among `pool`; returns how many they are on average."""
+        gain_LH = self._gains(self._change_LDH.square().sum(1), self._left_LH)
         # Those that say the same stand beside each other, lest rounding lets but the last of them in.
         of_first_LH = torch.full_like(gain_LH, -1.0).scatter_reduce(1, self._first_LH, gain_LH, "amax")
         rank_LH = of_first_LH.gather(1, self._first_LH).masked_fill_(gain_LH < 0, -1.0)
         pool_LP = rank_LH.sort(dim=1, descending=True, stable=True).indices[:, :pool].sort(dim=1).values
-        places_LN, gains_LN, factor_LNP = self._pick_in(pool_LP, count)
+        places_LN, gains_LN, most_LN, factor_LNP = self._pick_in(pool_LP, count)
         picks_LN = pool_LP.gather(1, places_LN)
-        self._update(picks_LN, gains_LN >= 0, _columns(factor_LNP, places_LN))
+        there_LN = self._update(picks_LN, most_LN, pool_LP, _columns(factor_LNP, places_LN))
         self._picks_LN.append(picks_LN)
-        self._gains_LN.append(gains_LN)
-        self._num_rows += count
-        return count
+        self._gains_LN.append(torch.where(there_LN, gains_LN, -1.0))
+        taken_L = there_LN.sum(1)
+        self._taken_L += taken_L
+        open_L = (self._left_LH > self._nothing_L1).sum(1)
+        numbers = torch.stack([open_L.max(), self._taken_L.max(), taken_L.max(), taken_L.sum()])
+        left, self._num_rows, most, total = numbers.tolist()
+        self.num_left = left if most else 0
+        return int(total / len(taken_L))
 
-    def _pick_in(self, pool_LP: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Greedy picks of the pool: their places in it and gains (L, N), -1 where none was left; rows of the factor.
+    def _gains(self, gram_LXH: Tensor, left_LXH: Tensor) -> Tensor:
+        """Of picking each neuron; -1 where nothing is left of it."""
+        nothing = self._nothing_L1 if left_LXH.ndim == 2 else self._nothing_L1[:, None]
+        return (gram_LXH.clamp(min=0) / left_LXH).masked_fill_(left_LXH <= nothing, -1.0)
+
+    def _pick_in(self, pool_LP: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Greedy picks of the pool: their places in it, their gains and the largest gain before each, -1 where none was
+        left, (L, N); rows of the factor.
 
         A is the covariance of what the picked ones leave of the neurons, Q the Gram matrix of what they leave of the
         targets. A pick with the row l of the factor and h takes l l^T of A, and h l^T + l h^T of Q.
@@ -115,9 +133,9 @@ class _Selection:
         left_LP, gram_LP = (both_L2PP[:, i].diagonal(dim1=1, dim2=2).clone() for i in (0, 1))
         size = pool_LP.shape[1]
         taken_L2NP = both_L2PP.new_zeros(len(pool_LP), 2, count, size)  # l and h of each pick
-        places, gains = [], []
+        places, gains, most = [], [], []
         for number in range(count):
-            gain_LP = (gram_LP.clamp(min=0) / left_LP).masked_fill_(left_LP <= self._nothing_L1, -1.0)
+            gain_LP = self._gains(gram_LP, left_LP)
             most_L1, best_L1 = gain_LP.max(1, keepdim=True)
             same_LP = same_LPP.gather(1, best_L1[:, :, None].expand(-1, -1, size))[:, 0]
             place_L1 = (same_LP & (gain_LP >= (1 - SAME_GAIN) * most_L1)).byte().argmax(1, keepdim=True)
@@ -135,17 +153,20 @@ class _Selection:
             left_LP.addcmul_(l_LP, l_LP, value=-1).scatter_(1, place_L1, 0.0)
             gram_LP.addcmul_(h_LP, l_LP, value=-2)
             places.append(place_L1)
-            gains.append(torch.where(there_L1, gain_LP.gather(1, place_L1), most_L1))
-        return torch.cat(places, 1), torch.cat(gains, 1), taken_L2NP[:, 0]
+            gains.append(gain_LP.gather(1, place_L1))
+            most.append(most_L1)
+        return torch.cat(places, 1), torch.cat(gains, 1), torch.cat(most, 1), taken_L2NP[:, 0]
 
-    def _update(self, picks_LN: Tensor, there_LN: Tensor, upper_LNN: Tensor) -> None:
-        """Tells all neurons of the picks.
+    def _update(self, picks_LN: Tensor, most_LN: Tensor, pool_LP: Tensor, upper_LNN: Tensor) -> Tensor:
+        """Tells all neurons of the picks, but of those that are taken back; returns which stay.
 
         Args:
+            most_LN: the largest gain in the pool before each pick, -1 where none was left.
             upper_LNN: columns of the picks in the rows that they add to the factor.
         """
-        start, count = self._num_rows, picks_LN.shape[1]
-        known_LKH = self._factor_LKH[:, :start]
+        count = picks_LN.shape[1]
+        there_LN = most_LN >= 0
+        known_LKH = self._factor_LKH[:, : self._num_rows]
         rows_LNH = self._covariance_LHH[self._rows_L[:, None], picks_LN]
         rows_LNH.scatter_add_(2, picks_LN[:, :, None], self._shift_L[:, None, None].expand(-1, count, 1))
         rows_LNH.baddbmm_(_columns(known_LKH, picks_LN).mT, known_LKH, alpha=-1)
@@ -155,10 +176,35 @@ class _Selection:
         rows_LNH = torch.linalg.solve_triangular(lower_LNN, rows_LNH * there_LN[:, :, None], upper=False)
         change_LND = _columns(self._change_LDH, picks_LN).mT * there_LN[:, :, None]
         change_LND = torch.linalg.solve_triangular(lower_LNN, change_LND, upper=False)
+        outside_LN = self._gains_on_the_way(rows_LNH, change_LND).scatter_(
+            2, pool_LP[:, None].expand(-1, count, -1), -1.0
+        ).amax(2)
+        better_LN = outside_LN > most_LN.clamp(min=-0.5) * (1 + ROUNDING)
+        better_LN[:, 0] = False
+        there_LN &= better_LN.cumsum(1) == 0
+        rows_LNH *= there_LN[:, :, None]
         self._change_LDH.baddbmm_(change_LND.mT, rows_LNH, alpha=-1)
-        self._factor_LKH[:, start : start + count] = rows_LNH
+        own_LN = self._taken_L[:, None] + torch.arange(count, device=picks_LN.device)
+        self._factor_LKH[self._rows_L[:, None], own_LN] = rows_LNH
         self._left_LH -= rows_LNH.square().sum(1)
-        self._left_LH.scatter_(1, picks_LN, 0.0)
+        stays_LH = torch.ones_like(self._left_LH).scatter_reduce_(1, picks_LN, (~there_LN).double(), "amin")
+        self._left_LH *= stays_LH
+        return there_LN
+
+    def _gains_on_the_way(self, rows_LNH: Tensor, change_LND: Tensor) -> Tensor:
+        """(L, N, H): of all neurons before each of the picks.
+
+        Args:
+            rows_LNH: l of each pick. change_LND: what is left of the pick's target, as a share of its deviation.
+        """
+        moved_LNH = change_LND @ self._change_LDH
+        products_LNN = change_LND @ change_LND.mT
+        moved_LNH.baddbmm_(products_LNN.tril(-1), rows_LNH, alpha=-1)
+        moved_LNH.addcmul_(products_LNN.diagonal(dim1=1, dim2=2)[:, :, None], rows_LNH, value=-0.5)
+        fall_LNH = moved_LNH.mul_(rows_LNH).mul_(2)
+        gram_LNH = self._change_LDH.square().sum(1)[:, None] - (fall_LNH.cumsum(1) - fall_LNH)
+        spent_LNH = rows_LNH.square()
+        return self._gains(gram_LNH, self._left_LH[:, None] - (spent_LNH.cumsum(1) - spent_LNH))
 
     def scores(self) -> Tensor:
         """(L, H) fp32: the gains of the picks, each bounded by the one before, and 0 for the others."""
