@@ -94,9 +94,9 @@ def _of_a_block(tower: Tower) -> tuple[float, float]:
     product = 2 * _seconds(lambda: weight_DH @ half_KH.T)
     covariance_PP = few_DP.T @ few_DP
     problem = [own_XX.expand(some, -1, -1).contiguous() for own_XX in (covariance_PP, few_DP, whole_DD)]
-    in_pool = _seconds(lambda: forward_gains(*problem)) / some / own
-    # What a pick takes of its pool, and the products that tell all neurons of the picks: H^3 + 6 H^2 D of 2 H^2 D.
-    return in_pool * hidden + (hidden / width / 2 + 3) * product, product
+    in_pool = _seconds(lambda: forward_gains(problem[0], problem[1], problem[2])) / some / own
+    # What a pick takes of its pool, and the products that tell all neurons of the picks: H^3 + 8 H^2 D of 2 H^2 D.
+    return in_pool * hidden + (hidden / width / 2 + 4) * product, product
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -174,4 +174,4 @@ def _on_all(work: Callable[[], Value]) -> Value:
     failures = [error for error in world().gather_objects(made if isinstance(made, Exception) else None) if error]
     if failures:
         raise failures[0]
-    return made  # type: ignore[no-any-return]
+    return made

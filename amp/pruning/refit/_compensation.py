@@ -17,7 +17,6 @@ from amp.statistics.saved_sums import SavedSums
 from amp.towers import Tower
 from amp.towers.mlps.slots import MlpSlot
 
-
 CALIBRATION = "calibration_unfinished.safetensors"
 
 
@@ -71,7 +70,10 @@ class Compensation:
         """Sums the moments of some blocks, and keeps tokens of those with a hidden norm."""
         self._plain = [block for block in group if self._slots[block].norm is None]
         normed = [self._slots[block] for block in group if self._slots[block].norm is not None]
-        self._moments, self._tokens = MomentCollector([self._slots[block] for block in self._plain]), TokenCollector(normed)
+        self._moments, self._tokens = (
+            MomentCollector([self._slots[block] for block in self._plain]),
+            TokenCollector(normed),
+        )
         # Tokens are no sums: they are gathered anew.
         saved = None if self._saved is None or normed else self._saved(f"blocks_{group[0]}_to_{group[-1]}")
         batches, start = self._batches, 0

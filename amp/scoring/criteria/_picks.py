@@ -176,9 +176,11 @@ class _Selection:
         rows_LNH = torch.linalg.solve_triangular(lower_LNN, rows_LNH * there_LN[:, :, None], upper=False)
         change_LND = _columns(self._change_LDH, picks_LN).mT * there_LN[:, :, None]
         change_LND = torch.linalg.solve_triangular(lower_LNN, change_LND, upper=False)
-        outside_LN = self._gains_on_the_way(rows_LNH, change_LND).scatter_(
-            2, pool_LP[:, None].expand(-1, count, -1), -1.0
-        ).amax(2)
+        outside_LN = (
+            self._gains_on_the_way(rows_LNH, change_LND)
+            .scatter_(2, pool_LP[:, None].expand(-1, count, -1), -1.0)
+            .amax(2)
+        )
         better_LN = outside_LN > most_LN.clamp(min=-0.5) * (1 + ROUNDING)
         better_LN[:, 0] = False
         there_LN &= better_LN.cumsum(1) == 0

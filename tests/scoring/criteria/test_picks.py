@@ -5,8 +5,8 @@ D width, H hidden neurons.
 
 import pytest
 import torch
-from helpers.exact_greedy import exact_gains, losses_after_each_pick
 from helpers.gates import random_batches
+from processes.pick_speed import exact_gains, losses_after_each_pick
 from torch import Tensor
 
 from amp.scoring.criteria import reconstruction
