@@ -84,12 +84,16 @@ def time_reconstruction(tower: Tower, images_BCSS: Tensor) -> dict[str, float]:
     a_NH = seen[0].double()
     problem = torch.cov(a_NH.T)[None], slot.out_projection.weight.detach().double()[None]
     unit_DD = torch.eye(problem[1].shape[1], dtype=torch.float64, device=a_NH.device)[None]
+
+    def picks() -> None:
+        forward_gains(*problem, unit_DD)
+
     parts = {"forward": forward, "sensitivities": sensitivities, "with moments": with_moments}
     wait = torch.cuda.synchronize if world().device.type == "cuda" else None
     seconds: dict[str, list[float]] = {name: [] for name in (*parts, "picks of a block")}
     for _ in range(PARTS_ROUNDS):
         for name, run in parts.items():
             seconds[name].append(_time(run, wait))
-        seconds["picks of a block"].append(_time(lambda: forward_gains(*problem, unit_DD), wait))
+        seconds["picks of a block"].append(_time(picks, wait))
     found = {name: statistics.median(of_name) for name, of_name in seconds.items()}
     return {**found, "moments": found.pop("with moments") - found["forward"]}
