@@ -13,7 +13,7 @@ SCENES = 12_800  # held-out scenes that are painted where there are none
 def main() -> None:
     config, plan = read_options(__doc__)
 
-    from studies.scoring_cost import time_scoring
+    from studies.scoring_cost import time_reconstruction, time_scoring
     from studies.search_cost import SearchBenchmark, measure_searches
     from studies.search_cost_table import as_json, summarise, summary_table
 
@@ -34,11 +34,19 @@ def main() -> None:
         images_BCSS = next(iter(train)).to(world.device, tower.dtype)
         scoring = time_scoring(tower, images_BCSS, config.score.inverse_temperature)
         say(f"a scoring pass takes {scoring['ratio']:.3f} of forward and backward to the activations alone")
+        parts = time_reconstruction(tower, images_BCSS)
+        say("of a reconstruction: " + ", ".join(f"{name} {took:.3g} s" for name, took in parts.items()))
         runs = measure_searches(SearchBenchmark(config, tower, scores), plan)
         summary = summarise(runs)
         say(f"\nover {len(runs)} runs, mean (worst):\n{summary_table(summary)}")
         if plan.json and world.is_main:
-            record = {"summary": summary, "runs": runs, "scoring": scoring, "settings": config.model_dump(mode="json")}
+            record = {
+                "summary": summary,
+                "runs": runs,
+                "scoring": scoring,
+                "reconstruction": parts,
+                "settings": config.model_dump(mode="json"),
+            }
             write_json(plan.json, as_json({**record, "reproduce": reproduce("eval/eval_search_cost.py")}))
             say(str(plan.json))
 

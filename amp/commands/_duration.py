@@ -20,6 +20,7 @@ from amp.towers import Tower
 
 BACKWARD = 3.0  # a forward and a backward pass, of a forward pass
 READ = 16  # images, to time the reading
+TOGETHER = 4  # blocks that are picked from at once, to time the picks
 PRODUCTS = 4  # of the covariance with a matrix of the tower's width, in the refit of a block
 
 
@@ -49,14 +50,14 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
             with_moments = _seconds(lambda: tower.feature(images_BCSS))
         seen = sum(widths[block] ** 2 for block in parts[0]) / sum(width**2 for width in widths)
         moments = max(0.0, with_moments - forward) / seen
-        step, product = _of_a_block(tower)
-    pass_with_moments = len(parts) * read_and(forward) + moments
-    of_scoring = len(batches) * (read_and(BACKWARD * forward) + pass_with_moments) + step * sum(widths)
+        picks, product = _of_a_block(tower)
+    of_batch = read_and(BACKWARD * forward) + (len(parts) - 1) * read_and(forward) + moments
+    of_scoring = len(batches) * of_batch + picks * sum(width**3 for width in widths) / max(widths) ** 3
     of_entropy = 2 * ((config.data.num_val_samples or 0) // config.data.batch_size) * read_and(forward)
     refits = 0.0
     if own.compensation != "none":
         calibration = min(own.num_calibration_samples, len(batches.paths)) // config.data.batch_size
-        refits = calibration * pass_with_moments + PRODUCTS * product * len(widths)
+        refits = calibration * (len(parts) * read_and(forward) + moments) + PRODUCTS * product * len(widths)
     return of_scoring + of_entropy + refits
 
 
@@ -79,18 +80,23 @@ def _read_some(batches: Batches) -> tuple[Tensor, float] | None:
 
 
 def _of_a_block(tower: Tower) -> tuple[float, float]:
-    """Seconds of an average step of the greedy selection, and of a product with the covariance, of the widest block."""
+    """Seconds of all picks of the widest block, and of a product with its covariance."""
+    from amp.scoring.criteria._picks import POOL, forward_gains
+
     slot = max(tower.slots, key=lambda slot: slot.hidden_width)
     weight_DH = slot.out_projection.weight.detach().double()
-    hidden = weight_DH.shape[1]
-    factor_KH = torch.zeros(max(1, hidden // 2), hidden, dtype=torch.float64, device=weight_DH.device)
-
-    def step() -> None:
-        torch.linalg.vector_norm(weight_DH, dim=0)
-        weight_DH.addr(weight_DH[:, 0], factor_KH[:, 0] @ factor_KH, alpha=-1)
-
-    # The rows of the factor stand for the covariance, of which they are a half.
-    return _seconds(step), 2 * _seconds(lambda: weight_DH @ factor_KH.T)
+    width, hidden = weight_DH.shape
+    device = weight_DH.device
+    own, some = min(POOL, hidden), min(TOGETHER, len(tower.slots))
+    few_DP, whole_DD = weight_DH[:, :own], torch.eye(width, dtype=torch.float64, device=device)
+    # The rows stand for the covariance, of which they are a half.
+    half_KH = torch.zeros(max(1, hidden // 2), hidden, dtype=torch.float64, device=device)
+    product = 2 * _seconds(lambda: weight_DH @ half_KH.T)
+    covariance_PP = few_DP.T @ few_DP
+    problem = [own_XX.expand(some, -1, -1).contiguous() for own_XX in (covariance_PP, few_DP, whole_DD)]
+    in_pool = _seconds(lambda: forward_gains(problem[0], problem[1], problem[2])) / some / own
+    # What a pick takes of its pool, and the products that tell all neurons of the picks: H^3 + 8 H^2 D of 2 H^2 D.
+    return in_pool * hidden + (hidden / width / 2 + 4) * product, product
 
 
 def _seconds(work: Callable[[], object]) -> float:

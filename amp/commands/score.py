@@ -39,7 +39,8 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
     from amp.data.listing import check_fills_batch, list_images
     from amp.run.run import SCORES, open_run
     from amp.run.world import world
-    from amp.scoring import SavedSums, reads_images, save_scores, score
+    from amp.scoring import reads_images, save_scores, score
+    from amp.statistics.saved_sums import SavedSums, forget_sums
     from amp.towers import build_tower, default_frame, describe_preprocess
 
     config = config.with_frame(config.model.frame or default_frame(config.model.name))
@@ -51,7 +52,7 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
     with open_run(config, inputs, (SCORES,), leave_out=("prune",)) as run:
         path, unfinished = run.path(SCORES), run.path("scores_unfinished.safetensors")
         if run.done(SCORES):
-            world().from_main(lambda: unfinished.unlink(missing_ok=True))
+            world().from_main(lambda: forget_sums(unfinished))
             return
         paths = list_images(config.data, "train")
         tower = build_tower(config.model, str(world().device))
@@ -68,5 +69,5 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
         else:
             scores = score(tower, [], config.score)
         world().from_main(lambda: save_scores(scores, run.header, path))
-        world().from_main(lambda: unfinished.unlink(missing_ok=True))
+        world().from_main(lambda: forget_sums(unfinished))
         say(f"wrote {path}")

@@ -6,12 +6,13 @@ from amp.errors import UserError
 from amp.models.folder import read_folder_config, save_tower
 from amp.pruning.measure.networks import keep_neurons, rank
 from amp.pruning.measure.open import calibration_batches
-from amp.pruning.refit import open_compensation
+from amp.pruning.refit import CALIBRATION, calibration_sums, open_compensation
 from amp.pruning.report import describe_errors
 from amp.run.console import reproduce, say
 from amp.run.run import Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
+from amp.statistics.saved_sums import forget_sums
 from amp.towers import build_tower
 
 
@@ -35,12 +36,14 @@ def refit_pruned(run: Run[PruneConfig]) -> None:
         for width, indices in zip(tower.widths, pruned.kept, strict=True)
     ]
     orders = [rank(chosen_H) for chosen_H in chosen]
-    compensation = open_compensation(tower, orders, run.config.prune, lambda: calibration_batches(run.config, tower))
+    compensation = open_compensation(
+        tower, orders, run.config.prune, lambda: calibration_batches(run.config, tower), calibration_sums(run)
+    )
     _, errors = keep_neurons(tower, chosen, pruned.widths, compensation)
     say(describe_errors(errors))
     if world().is_main:
         provenance = {**run.header, "pruned": pruned.provenance}
         command = reproduce("main_prune.py")
         save_tower(tower, pruned.kept, provenance, run.path("compensated"), command=command)
-    world().barrier()
+    world().from_main(lambda: forget_sums(run.path(CALIBRATION)))
     say(f"wrote {run.path('compensated')}")

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from amp.models.folder import save_tower
 from amp.pruning.doubt import warn_of_doubt
+from amp.pruning.refit import CALIBRATION
 from amp.pruning.widths import Pruned
 from amp.run.console import reproduce, say
 from amp.run.figures import BLUE, GREY, panels, save_figure
@@ -20,6 +21,7 @@ from amp.run.run import Run
 from amp.run.tables import human, table
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
+from amp.statistics.saved_sums import forget_sums
 from amp.towers import Tower
 
 
@@ -37,6 +39,7 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
         save_figure(draw_pruning(record), run.path("prune.png"))
         save_tower(tower, pruned.kept, run.header, run.path("pruned"), command=reproduce("main_prune.py"))
     run.write("prune.json", record, "main_prune.py")
+    world().from_main(lambda: forget_sums(run.path(CALIBRATION)))
     say(describe_sizes(record["params"], record["flops"]))
     if pruned.found:
         warn_of_doubt(pruned.found, pruned.dense_widths, pruned.num_batches, run.config.data)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from amp.pruning.blocks import search_blocks, searched_blocks
 from amp.pruning.measure.networks import NarrowedNetworks
 from amp.pruning.progress import SearchProgress
+from amp.pruning.refit import CALIBRATION
 from amp.pruning.report import plot_sweep, sweep_table
 from amp.pruning.size import sizes_of
 from amp.run.console import say
@@ -13,6 +14,7 @@ from amp.run.files import atomic
 from amp.run.run import Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
+from amp.statistics.saved_sums import forget_sums
 
 
 def write_sweep(run: Run[PruneConfig], networks: NarrowedNetworks, thresholds: Sequence[float]) -> None:
@@ -39,6 +41,7 @@ def write_sweep(run: Run[PruneConfig], networks: NarrowedNetworks, thresholds: S
         with atomic(run.path("prune_sweep.md")) as partial:
             partial.write_text(sweep_table(record) + "\n", encoding="utf-8")
     run.write("prune_sweep.json", record, "main_prune.py")
+    world().from_main(lambda: forget_sums(run.path(CALIBRATION)))
     say(sweep_table(record))
     say(f"wrote {run.folder}/prune_sweep.json, .md and .png in {seconds:.0f} s")
     say("to write one of them out: the same command with --set prune.entropy_increase=NATS, without --sweep")

@@ -2,20 +2,17 @@
 
 In the order of a reader's questions: `score` gives the scores, by the one of `criteria/` that the settings name, of
 which each file holds the equation and the way to compute it over many images; `Scoring` is what a criterion is handed;
-`TaylorScorer` is the backward pass that several of them share (AMP, arXiv 2603.08100, section 2); `SavedSums` lets a
-killed run go on; `save_scores`, `load_scores` and `check_scores` are of `scores.safetensors`; `plan_scoring` tells what
-memory it takes.
+`TaylorScorer` is the backward pass that several of them share (AMP, arXiv 2603.08100, section 2); `save_scores`,
+`load_scores` and `check_scores` are of `scores.safetensors`; `plan_scoring` tells what memory it takes.
 """
 
 from amp.scoring.criterion import Criterion, Scoring, reads_images, score
 from amp.scoring.memory import describe_plan, plan_scoring
-from amp.scoring.resume import SavedSums
 from amp.scoring.scores_file import check_fit, check_scores, load_scores, save_scores
 from amp.scoring.taylor import TaylorScorer
 
 __all__ = [
     "Criterion",
-    "SavedSums",
     "Scoring",
     "TaylorScorer",
     "check_fit",

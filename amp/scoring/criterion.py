@@ -15,8 +15,8 @@ from amp.errors import UserError
 from amp.registry import CRITERIA
 from amp.run.console import progress, say
 from amp.run.world import world
-from amp.scoring.resume import HasSums, SavedSums
 from amp.settings.score import ScoreSettings
+from amp.statistics.saved_sums import HasSums, SavedSums
 from amp.towers import Tower
 from amp.towers.mlps.slots import MlpSlot
 

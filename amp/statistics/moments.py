@@ -15,6 +15,7 @@ from amp.statistics.hooks import MlpHooks
 from amp.towers.mlps.slots import MlpSlot
 
 GIGABYTES = 16.0  # for the moments of several blocks at once, and what is made of them
+STRIPES, NARROWEST = 8, 256  # at most that many stripes a block, that many columns at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +49,12 @@ class _TokenHooks(MlpHooks):
 class MomentCollector(_TokenHooks):
     """Sums first and second moments of the activations of some blocks; its hooks live inside a `with`.
 
-    Memory: 8 (H + 1)² bytes a block, on the device: 0.3 GB at H = 6144, 3.4 GB at 20480.
+    A sum of a^T a is symmetric: it is kept as stripes of columns, each from its diagonal down, in half the memory.
+    Products of a batch are of fp32, from activations in their own precision where the device can.
 
     Attributes:
-        sums: (H + 1, H + 1) fp64 a block, over this process's tokens so far: a^T a, a with a one beside the neurons.
+        sums: over this process's tokens so far, for each block its stripes, fp64, the sum of a (H,), fp64, and the
+            number of tokens, on the CPU.
 
     Args:
         asks, num_images: the settings that want the moments and that say of how many images; for messages.
@@ -65,31 +68,70 @@ class MomentCollector(_TokenHooks):
     ) -> None:
         super().__init__(slots)
         self._asks, self._num_images = asks, num_images
-        sizes = [(slot.hidden_width + 1, slot.out_projection.weight.device) for slot in slots]
-        self.sums = [torch.zeros(size, size, dtype=torch.float64, device=device) for size, device in sizes]
+        self._own = [_Sums(slot.hidden_width, slot.out_projection.weight.device) for slot in slots]
+        self.sums = [total for own in self._own for total in (*own.stripes, own.total_H, own.num_tokens)]
 
     def _see(self, index: int, tokens_NH: Tensor) -> None:
-        # A constant column beside the neurons: one product gives the moments and the count.
-        a_NH = torch.cat([tokens_NH.float(), tokens_NH.new_ones(len(tokens_NH), 1, dtype=torch.float32)], dim=1)
-        self.sums[index] += (a_NH.T @ a_NH).double()
+        self._own[index].add(tokens_NH)
 
-    def moments(self) -> list[Moments]:
-        """Of every block in the order of `slots`, the same on every process.
+    def of(self, index: int) -> Moments:
+        """Of one of `slots`, the same on every process.
 
         Raises:
-            UserError: an activation that is not finite, or fewer tokens than a block is wide.
+            UserError: an activation that is not finite, or fewer tokens than the block is wide.
         """
-        return [self._finish(slot, total) for slot, total in zip(self._slots, self.sums, strict=True)]
-
-    def _finish(self, slot: MlpSlot, own: Tensor) -> Moments:
-        total = world().sum(own)
-        if not bool(total.isfinite().all()):
+        slot, own = self._slots[index], self._own[index]
+        num_tokens = int(world().sum(own.num_tokens.to(own.total_H.device)).item())
+        mean_H = world().sum(own.total_H) / num_tokens
+        covariance_HH = mean_H.new_empty(len(mean_H), len(mean_H))
+        for start, stripe_XY in zip(_starts(slot.hidden_width), own.stripes, strict=True):
+            end = start + stripe_XY.shape[1]
+            covariance_HH[start:, start:end] = world().sum(stripe_XY)
+            covariance_HH[start:end, end:] = covariance_HH[end:, start:end].T
+        if not bool(covariance_HH.isfinite().all()):
             raise UserError(self._asks, f"block {slot.name}: an activation is not finite; try model.precision: fp32")
-        num_tokens = int(total[-1, -1].item())
         _check_enough(num_tokens, slot, self._num_images)
-        total = total / num_tokens
-        mean_H = total[-1, :-1]
-        return Moments(num_tokens, mean_H, total[:-1, :-1] - torch.outer(mean_H, mean_H))
+        covariance_HH.div_(num_tokens).addr_(mean_H, mean_H, alpha=-1)
+        return Moments(num_tokens, mean_H, covariance_HH)
+
+
+class _Sums:
+    """Those of one block."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._starts = _starts(width)
+        ends = [*self._starts[1:], width]
+        self.stripes = [
+            torch.zeros(width - start, end - start, dtype=torch.float64, device=device)
+            for start, end in zip(self._starts, ends, strict=True)
+        ]
+        self.total_H = torch.zeros(width, dtype=torch.float64, device=device)
+        self.num_tokens = torch.zeros((), dtype=torch.int64)
+
+    def add(self, a_NH: Tensor) -> None:
+        """Activations of some tokens."""
+        a_NH = a_NH if _multiplies(a_NH) else a_NH.float()
+        for start, stripe_XY in zip(self._starts, self.stripes, strict=True):
+            stripe_XY += product(a_NH[:, start:], a_NH[:, start : start + stripe_XY.shape[1]])
+        self.total_H += a_NH.sum(0, dtype=torch.float32)
+        self.num_tokens += len(a_NH)
+
+
+def product(a_NX: Tensor, b_NY: Tensor) -> Tensor:
+    """a^T b, fp32, from factors in their own precision where the device can, else from fp32."""
+    if _multiplies(a_NX):
+        return torch.mm(a_NX.T, b_NY, out_dtype=torch.float32)
+    return a_NX.float().T @ b_NY.float()
+
+
+def _multiplies(a_NX: Tensor) -> bool:
+    """Whether the device multiplies in this low precision and sums in fp32."""
+    return a_NX.is_cuda and a_NX.dtype in (torch.bfloat16, torch.float16)
+
+
+def _starts(width: int) -> range:
+    """Of the stripes, by columns."""
+    return range(0, width, max(NARROWEST, -(-width // STRIPES)))
 
 
 class TokenCollector(_TokenHooks):
@@ -150,8 +192,16 @@ def groups(widths: Sequence[int], gigabytes: float = GIGABYTES) -> list[range]:
 
 
 def group_bytes(widths: Sequence[int]) -> int:
-    """Memory of a group of blocks of these hidden widths while what their moments are for is made.
+    """Memory of the moments of a group of blocks of these hidden widths, and of what is made of one block at a time."""
+    return sum(moment_bytes(width) for width in widths) + max(work_bytes(width) for width in widths)
 
-    In fp64: two (H, H) matrices of each block, and four more while one is ordered and factored.
-    """
-    return 8 * (2 * sum(width**2 for width in widths) + 4 * max(widths) ** 2)
+
+def moment_bytes(width: int) -> int:
+    """Memory of the sums of a block of this hidden width."""
+    starts = _starts(width)
+    return 8 * (width + sum((width - start) * min(starts.step, width - start) for start in starts))
+
+
+def work_bytes(width: int) -> int:
+    """Memory of what is made of one block's moments: four (H, H) matrices in fp64."""
+    return 8 * 4 * width**2

@@ -1,4 +1,7 @@
-"""What a scoring pass takes beside the forward and backward passes in it."""
+"""What a scoring pass takes beside the forward and backward passes in it, and what the parts of a scoring take.
+
+B images, C channels, S side in pixels, N tokens, H hidden neurons, D width of the tower.
+"""
 
 import statistics
 import time
@@ -8,11 +11,15 @@ import torch
 from torch import Tensor
 
 from amp.run.world import world
+from amp.scoring.criteria._picks import forward_gains
+from amp.scoring.criteria.reconstruction import SensitivityCollector
 from amp.scoring.taylor import TaylorScorer
 from amp.statistics.entropy import information_entropy
+from amp.statistics.moments import MomentCollector
 from amp.towers import Tower
 
 ROUNDS, WARM_UP = 20, 2
+PARTS_ROUNDS = 5
 
 
 def time_scoring(tower: Tower, images_BCSS: Tensor, inverse_temperature: float) -> dict[str, float]:
@@ -49,3 +56,44 @@ def _time(run: Callable[[], None], wait: Callable[[], None] | None) -> float:
     if wait:
         wait()
     return time.perf_counter() - started
+
+
+def time_reconstruction(tower: Tower, images_BCSS: Tensor) -> dict[str, float]:
+    """Median seconds of the parts of a scoring by reconstruction: a batch's forward pass, its sensitivities (forward
+    and backward), its moments, and all picks of one block, the widest."""
+    hooked = SensitivityCollector(tower.slots)
+    sums = MomentCollector(tower.slots)
+    slot = max(tower.slots, key=lambda slot: slot.hidden_width)
+    seen: list[Tensor] = []
+
+    def forward() -> None:
+        with torch.no_grad():
+            tower.feature(images_BCSS)
+
+    def sensitivities() -> None:
+        with hooked:
+            tower.feature(images_BCSS).float().sum().backward()
+
+    def with_moments() -> None:
+        with torch.no_grad(), sums:
+            tower.feature(images_BCSS)
+
+    handle = slot.out_projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, -2)))
+    forward()
+    handle.remove()
+    a_NH = seen[0].double()
+    problem = torch.cov(a_NH.T)[None], slot.out_projection.weight.detach().double()[None]
+    unit_DD = torch.eye(problem[1].shape[1], dtype=torch.float64, device=a_NH.device)[None]
+
+    def picks() -> None:
+        forward_gains(*problem, unit_DD)
+
+    parts = {"forward": forward, "sensitivities": sensitivities, "with moments": with_moments}
+    wait = torch.cuda.synchronize if world().device.type == "cuda" else None
+    seconds: dict[str, list[float]] = {name: [] for name in (*parts, "picks of a block")}
+    for _ in range(PARTS_ROUNDS):
+        for name, run in parts.items():
+            seconds[name].append(_time(run, wait))
+        seconds["picks of a block"].append(_time(picks, wait))
+    found = {name: statistics.median(of_name) for name, of_name in seconds.items()}
+    return {**found, "moments": found.pop("with moments") - found["forward"]}

@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "score": Case(SCORE, 0, "amp.scoring.resume:SavedSums.step", 2),
+    "score": Case(SCORE, 0, "amp.statistics.saved_sums:SavedSums.step", 2),
     "search": Case(PRUNE, 1, "amp.pruning.measure.journal:Journal.add", 3),
     "search, writing": Case(PRUNE, 1, "amp.models.folder:write_json", 1),
     "refit": Case((*PRUNE, *RIDGE), 2, "amp.pruning.refit._compensator:Compensator.apply", 2),

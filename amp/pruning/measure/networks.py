@@ -74,6 +74,7 @@ class NarrowedNetworks:
         with slot.narrowed(top_neurons(self.scores[block], width)):
             if compensator is not None:
                 compensator.apply(slot, width)
+                del compensator  # Its matrices need not stay as long as the block is narrow.
             yield
 
     def entropies(self, block: int, width: int, count: int) -> list[float]:

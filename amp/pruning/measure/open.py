@@ -1,7 +1,7 @@
 """Opens what a run searches: the networks, their held-out batches, and what an interrupted search has measured."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from amp.pruning.measure.journal import Journal
 from amp.pruning.measure.networks import NarrowedNetworks, rank
 from amp.pruning.measure.store import InputStore
 from amp.pruning.places import JOURNAL, journal_header
-from amp.pruning.refit import open_compensation
+from amp.pruning.refit import calibration_sums, open_compensation
 from amp.pruning.search import inputs_every
 from amp.run.console import say
 from amp.run.run import SCORES, Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
+from amp.statistics.saved_sums import SavedSums
 from amp.towers import Tower
 
 INPUTS = ".inputs."  # what the folders of a disk store begin with, one a process
@@ -45,8 +46,9 @@ def open_networks(
     journal = Journal(run.path(JOURNAL), about, thresholds or [own.entropy_increase], len(batches))
     world().from_main(lambda: _remove_inputs(run.folder))
     store = InputStore(own.store, world().device, run.path(f"{INPUTS}{world().rank}"))
+    saved = calibration_sums(run)
     with networks_over(
-        tower, scores, config, batches, lambda: calibration_batches(config, tower), journal, store
+        tower, scores, config, batches, lambda: calibration_batches(config, tower), journal, store, saved
     ) as networks:
         yield networks
     batches.say_broken()
@@ -58,9 +60,10 @@ def networks_over(
     scores: Sequence[Tensor],
     config: PruneConfig,
     held_out: Batches | Sequence[Tensor],
-    calibration: Callable[[], Iterable[Tensor]],
+    calibration: Callable[[], Batches | Sequence[Tensor]],
     journal: Journal | None = None,
     store: InputStore | None = None,
+    saved: Callable[[str], SavedSums] | None = None,
 ) -> Iterator[NarrowedNetworks]:
     """The same, over images that are at hand.
 
@@ -69,6 +72,7 @@ def networks_over(
         calibration: -> batches that compensation sees; asked for where there is one.
         journal: None: nothing is known yet, and nothing is kept.
         store: None: in the host's memory.
+        saved: where the sums of the calibration are kept, by the name of a group of blocks; None: nowhere.
     """
     own = config.prune
     measured = HeldOutEntropy(tower, held_out, config.score.inverse_temperature, store, inputs_every(own))
@@ -77,7 +81,7 @@ def networks_over(
     if own.widths is None and own.allocation == "search":
         warn_of_few(measured.num_batches, config.data)
     orders = [rank(score_H) for score_H in scores]
-    compensation = open_compensation(tower, orders, own, calibration)
+    compensation = open_compensation(tower, orders, own, calibration, saved)
     try:
         yield NarrowedNetworks(tower, scores, measured, journal or Journal(), compensation, own.compensate_in_search)
     finally:

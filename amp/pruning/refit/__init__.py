@@ -7,7 +7,14 @@ a constant stand in for the removed ones. A file's name is a word of `prune.comp
     normed(settings, slot, inputs_ND) -> NormedCompensator           of an MLP with a hidden norm
 """
 
-from amp.pruning.refit._compensation import Compensation, open_compensation
+from amp.pruning.refit._compensation import CALIBRATION, Compensation, calibration_sums, open_compensation
 from amp.pruning.refit._compensator import Compensator, NormedCompensator
 
-__all__ = ["Compensation", "Compensator", "NormedCompensator", "open_compensation"]
+__all__ = [
+    "CALIBRATION",
+    "Compensation",
+    "Compensator",
+    "NormedCompensator",
+    "calibration_sums",
+    "open_compensation",
+]

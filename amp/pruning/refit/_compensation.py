@@ -1,22 +1,27 @@
 """The compensators of a whole tower, block after block."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from amp.data.batches import Batches
 from amp.pruning.refit._compensator import Compensator, NormedCompensator
 from amp.registry import COMPENSATIONS
-from amp.run.console import progress
+from amp.run.console import progress, say
+from amp.run.run import Run
 from amp.run.world import world
-from amp.settings.prune import SearchSettings
-from amp.statistics.moments import GIGABYTES, MomentCollector, Moments, TokenCollector, last_group
+from amp.settings.prune import PruneConfig, SearchSettings
+from amp.statistics.moments import GIGABYTES, MomentCollector, TokenCollector, last_group
+from amp.statistics.saved_sums import SavedSums
 from amp.towers import Tower
 from amp.towers.mlps.slots import MlpSlot
 
+CALIBRATION = "calibration_unfinished.safetensors"
+
 
 class Compensation:
-    """The compensators of a dense tower's MLPs: as many at a time as memory allows, when one is first asked for.
+    """The compensators of a dense tower's MLPs, made when they are asked for, from moments of several blocks at once.
 
     Args:
         orders: (H,) a slot: neurons by rank, first to be kept first.
@@ -24,6 +29,8 @@ class Compensation:
         batches: calibration images, this process's share; gone through once for each group of blocks.
         settings: `compensation` names the file that refits, and may have options of its own.
         gigabytes: for the moments of several blocks at once; one block's are always taken.
+        saved: of a name like no other's: the sums of an earlier, killed run to go on from, and the place of this one's;
+            None keeps nothing.
     """
 
     def __init__(
@@ -31,52 +38,85 @@ class Compensation:
         slots: Sequence[MlpSlot],
         orders: Sequence[Tensor],
         run: Callable[[Tensor], object],
-        batches: Iterable[Tensor],
+        batches: Batches | Sequence[Tensor],
         settings: SearchSettings,
         gigabytes: float = GIGABYTES,
+        saved: Callable[[str], SavedSums] | None = None,
     ) -> None:
         self._slots, self._orders, self._run, self._batches = slots, orders, run, batches
-        self._settings, self._gigabytes = settings, gigabytes
-        self._made: dict[int, Compensator | NormedCompensator] = {}
+        self._settings, self._gigabytes, self._saved = settings, gigabytes, saved
+        self._group = range(0)
+        self._made: tuple[int, Compensator | NormedCompensator] | None = None
 
     def of(self, block: int) -> Compensator | NormedCompensator:
-        """Of a block that, like all before it, is dense; the blocks just before it are prepared with it."""
-        if block not in self._made:
-            self._made = {}  # The last group goes before the next one comes.
-            widths = [slot.hidden_width for slot in self._slots[: block + 1]]
-            self._made = self._make(last_group(widths, self._gigabytes))
-        return self._made[block]
+        """Of a block that, like all before it, is dense."""
+        if self._made is None or self._made[0] != block:
+            self._made = None  # The last one goes before the next one comes.
+            if block not in self._group:
+                self._collect(last_group([slot.hidden_width for slot in self._slots[: block + 1]], self._gigabytes))
+            self._made = block, self._make(block)
+        return self._made[1]
 
-    def _make(self, group: Sequence[int]) -> dict[int, Compensator | NormedCompensator]:
-        method = COMPENSATIONS.load(self._settings.compensation)
-        moments, tokens = self._collect(group)
-        made: dict[int, Compensator | NormedCompensator] = {}
-        for block in group:
-            slot = self._slots[block]
-            if slot.norm is None:
-                made[block] = method.plain(self._settings, slot, self._orders[block], moments.pop(slot.name))
-            else:
-                made[block] = method.normed(self._settings, slot, tokens.of(slot))
-        return made
+    def _make(self, block: int) -> Compensator | NormedCompensator:
+        method, slot = COMPENSATIONS.load(self._settings.compensation), self._slots[block]
+        if slot.norm is not None:
+            normed: NormedCompensator = method.normed(self._settings, slot, self._tokens.of(slot))
+            return normed
+        moments = self._moments.of(self._plain.index(block))
+        plain: Compensator = method.plain(self._settings, slot, self._orders[block], moments)
+        return plain
 
-    def _collect(self, group: Sequence[int]) -> tuple[dict[str, Moments], TokenCollector]:
-        plain = [self._slots[block] for block in group if self._slots[block].norm is None]
+    def _collect(self, group: range) -> None:
+        """Sums the moments of some blocks, and keeps tokens of those with a hidden norm."""
+        self._plain = [block for block in group if self._slots[block].norm is None]
         normed = [self._slots[block] for block in group if self._slots[block].norm is not None]
-        collector, tokens = MomentCollector(plain), TokenCollector(normed)
-        with torch.no_grad(), collector, tokens:
-            for images_BCHW in progress(self._batches, f"calibration of blocks {group[0]} to {group[-1]}", "batch"):
+        self._moments, self._tokens = (
+            MomentCollector([self._slots[block] for block in self._plain]),
+            TokenCollector(normed),
+        )
+        # Tokens are no sums: they are gathered anew.
+        saved = None if self._saved is None or normed else self._saved(f"blocks_{group[0]}_to_{group[-1]}")
+        batches, start = self._batches, 0
+        if saved is not None and saved.num_batches:
+            saved.restore(self._moments)
+            start = saved.num_batches
+            say(f"the calibration goes on after batch {start} of {len(batches)}")
+        remaining = batches.epoch(0, start) if isinstance(batches, Batches) else batches[start:]
+        about = f"calibration of blocks {group[0]} to {group[-1]}"
+        with torch.no_grad(), self._moments, self._tokens:
+            for images_BCHW in progress(remaining, about, "batch", total=len(batches), initial=start):
                 self._run(images_BCHW)
-        return dict(zip((slot.name for slot in plain), collector.moments(), strict=True)), tokens
+                if saved is not None:
+                    saved.step(self._moments)
+        if saved is not None and start < len(batches):
+            saved.settle(self._moments)
+        self._group = group
+
+
+def calibration_sums(run: Run[PruneConfig]) -> Callable[[str], SavedSums]:
+    """Where a run keeps the sums of its calibration: the file of each group of blocks, by the group's name."""
+    own = run.path(CALIBRATION)
+
+    def saved(name: str) -> SavedSums:
+        path = own.with_stem(f"{own.stem}.{name}")
+        return SavedSums(path, run.header, run.config.score.save_every, "delete it to calibrate anew")
+
+    return saved
 
 
 def open_compensation(
-    tower: Tower, orders: Sequence[Tensor], settings: SearchSettings, images: Callable[[], Iterable[Tensor]]
+    tower: Tower,
+    orders: Sequence[Tensor],
+    settings: SearchSettings,
+    images: Callable[[], Batches | Sequence[Tensor]],
+    saved: Callable[[str], SavedSums] | None = None,
 ) -> Compensation | None:
     """What refits the out-projections of a dense tower as `settings` say; None where they say not to.
 
     Args:
         orders: (H,) a block: neurons by rank, first to be kept first.
         images: -> calibration batches (B, C, S, S), this process's share; asked for where they are needed.
+        saved: as of `Compensation`.
     """
     if settings.compensation == "none":
         return None
@@ -84,4 +124,4 @@ def open_compensation(
     def run(images_BCHW: Tensor) -> None:
         tower.feature(images_BCHW.to(world().device, tower.dtype))
 
-    return Compensation(tower.slots, orders, run, images(), settings)
+    return Compensation(tower.slots, orders, run, images(), settings, saved=saved)

@@ -7,13 +7,13 @@ covariance C of the activations a, the out-projection W and a set K of kept neur
 
     tr(G W (C - C_:K C_KK^-1 C_K:) W^T)
 
-Neurons are picked one at a time, each the one that lowers it most (orthogonal least squares, Chen, Billings and Luo
-1989; a Cholesky factorisation with this pivoting). No labels are used.
+Neurons are picked one at a time, each the one that lowers it most, as `_picks.py` says. No labels are used.
 
-N tokens, D width of the MLP's output, H hidden neurons, E width of the feature.
+N tokens, D width of the MLP's output, H hidden neurons, L blocks, E width of the feature.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
@@ -22,36 +22,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amp.errors import UserError
+from amp.run.console import progress
 from amp.run.world import world
+from amp.scoring.criteria._picks import forward_gains
 from amp.scoring.criterion import Scoring, checked
 from amp.scoring.memory import backward_bytes, forward_bytes
 from amp.statistics.hooks import MlpHooks
-from amp.statistics.moments import GIGABYTES, MomentCollector, group_bytes, groups
+from amp.statistics.moments import GIGABYTES, MomentCollector, groups, moment_bytes, product, work_bytes
+from amp.statistics.saved_sums import HasSums
 from amp.towers import Tower
 from amp.towers.mlps.slots import MlpSlot
 
-DAMPING = 1e-3  # of the activations' covariance, as a share of its mean: compensation's default
-STEP = 1 - 2.0**-21  # from one score to the next at least, so that their order outlives fp32
-# Neurons that say the same: the share of variance that one leaves of the other, and by which share their gains differ
-# at most. Activations and products of a batch are of fp32, and rounded otherwise by another processor; the gain of a
-# copy whose original is picked, of which a thousandth (the damping) is left, by a thousand times as much.
-SAME, SAME_GAIN = 1e-5, 1e-2
 
-
-def moment_bytes(tower: Tower, batch_size: int) -> int:
-    """The most that the second part takes: a forward pass, and the moments of the blocks that are scored together."""
+def first_pass_bytes(tower: Tower, batch_size: int) -> int:
+    """The most that the backward pass takes, with the moments of the first blocks."""
     widths = [slot.hidden_width for slot in tower.slots]
-    moments = max(group_bytes([widths[block] for block in group]) for group in groups(widths))
-    return moments + forward_bytes(tower, batch_size)
+    (first, *_) = groups(widths)
+    return sum(moment_bytes(widths[block]) for block in first) + backward_bytes(tower, batch_size)
 
 
-PASSES = {"activations": backward_bytes, "moments": moment_bytes}
+def other_passes_bytes(tower: Tower, batch_size: int) -> int:
+    """The most that moments take with what is made of them; or with a forward pass, where there are further blocks."""
+    widths = [slot.hidden_width for slot in tower.slots]
+    found = [[widths[block] for block in group] for group in groups(widths)]
+    passes = [sum(map(moment_bytes, group)) + forward_bytes(tower, batch_size) for group in found[1:]]
+    picks = [sum(map(moment_bytes, group)) + most_at_once(group) * work_bytes(max(group)) for group in found]
+    return max([*passes, *picks])
+
+
+ASKS = "score.criterion", "data.num_samples"  # the settings that want moments, and that say of how many images
+PASSES = {"activations": first_pass_bytes, "moments": other_passes_bytes}
 
 
 def score(scoring: Scoring, gigabytes: float = GIGABYTES) -> list[Tensor]:
     """The fall of E|f - f_pruned|^2 as each neuron is picked, comparable between blocks; later picks have less.
 
-    Takes one backward pass over the images and a forward pass for each group of blocks.
+    Takes one backward pass over the images, which sees the moments of the first blocks too, as many as memory allows,
+    and a forward pass for each further group of blocks.
 
     Args:
         gigabytes: for the moments of several blocks at once; one block's are always taken.
@@ -59,95 +66,122 @@ def score(scoring: Scoring, gigabytes: float = GIGABYTES) -> list[Tensor]:
         UserError: an activation or gradient that is not finite, all scores of a block zero, or too few images.
     """
     slots = scoring.tower.slots
-    sensitivities = scoring.finished("sensitivities", lambda: _sensitivities(scoring))
-    scores: list[Tensor] = []
-    for blocks in groups([slot.hidden_width for slot in slots], gigabytes):
-        own = slice(blocks.start, blocks.stop)
-        work = partial(_score_group, scoring, slots[own], sensitivities[own])
-        scores += scoring.finished(f"blocks_{blocks.start}_to_{blocks.stop - 1}", work)
+    first, *others = groups([slot.hidden_width for slot in slots], gigabytes)
+    found = scoring.finished(_name(first), partial(_first_pass, scoring, first, gigabytes))
+    sensitivities, scores = found[: len(slots)], found[len(slots) :]
+    for blocks in others:
+        scores += scoring.finished(_name(blocks), partial(_pass, scoring, blocks, sensitivities, gigabytes))
     return checked(slots, scores)
 
 
-def _score_group(scoring: Scoring, slots: Sequence[MlpSlot], sensitivities: Sequence[Tensor]) -> list[Tensor]:
-    with torch.no_grad(), MomentCollector(slots, "score.criterion", "data.num_samples") as collector:
-        for images_BCSS in scoring.steps(collector):
+def _name(blocks: Sequence[int]) -> str:
+    return f"blocks_{blocks[0]}_to_{blocks[-1]}"
+
+
+def most_at_once(widths: Sequence[int], gigabytes: float = GIGABYTES) -> int:
+    """Of a group of blocks of these widths, how many are picked from at once; at least one."""
+    left = gigabytes * 1e9 - sum(map(moment_bytes, widths))
+    return min(len(widths), max(1, int(left // work_bytes(max(widths)))))
+
+
+def _first_pass(scoring: Scoring, blocks: range, gigabytes: float) -> list[Tensor]:
+    """The sensitivities of all blocks, and the scores of the first ones."""
+    slots = scoring.tower.slots[blocks.start : blocks.stop]
+    with MomentCollector(slots, *ASKS) as moments, SensitivityCollector(scoring.tower.slots) as collector:
+        both = _Both([*collector.sums, *moments.sums])
+        _sense(scoring, collector, both)
+        _settle(scoring, both)
+    sensitivities = collector.sensitivities()
+    return [*sensitivities, *_picked(scoring, blocks, moments, sensitivities, gigabytes)]
+
+
+def _pass(scoring: Scoring, blocks: range, sensitivities: Sequence[Tensor], gigabytes: float) -> list[Tensor]:
+    """The scores of some blocks."""
+    slots = scoring.tower.slots[blocks.start : blocks.stop]
+    with torch.no_grad(), MomentCollector(slots, *ASKS) as moments:
+        for images_BCSS in scoring.steps(moments):
             scoring.tower.feature(images_BCSS)
-    scores = []
-    for slot, moments, sensitivity_DD in zip(slots, collector.moments(), sensitivities, strict=True):
-        covariance_HH = moments.covariance_HH
-        if slot.out_projection.bias is None:  # nothing can carry a constant
-            covariance_HH = covariance_HH + torch.outer(moments.mean_H, moments.mean_H)
-        scores.append(forward_gains(covariance_HH, slot.out_projection.weight.detach().double(), sensitivity_DD))
-    return scores
+        _settle(scoring, moments)
+    return _picked(scoring, blocks, moments, sensitivities, gigabytes)
 
 
-def forward_gains(covariance_HH: Tensor, weight_DH: Tensor, sensitivity_DD: Tensor, damping: float = DAMPING) -> Tensor:
-    """(H,) fp32: by how much each neuron, when greedy forward selection picks it, lowers the loss above.
+@dataclass
+class _Both:
+    """The sums of a pass that feeds two collectors."""
 
-    Bounded by the gain of the pick before it, so that scores fall in the order of the picks. O(H^2 (D + H)) in fp64.
-    What never varies, or follows from the picked ones to rounding, scores 0. Of neurons that say the same, the first is
-    picked first, however the sums are rounded.
-
-    Args:
-        covariance_HH, weight_DH, sensitivity_DD: fp64.
-        damping: added to the covariance's diagonal, as a share of its mean.
-    """
-    values_D, vectors_DD = torch.linalg.eigh(sensitivity_DD)
-    root_DD = values_D.clamp(min=0).sqrt()[:, None] * vectors_DD.T
-    shift = damping * covariance_HH.diagonal().mean()
-    variance_H = covariance_HH.diagonal()
-    left_H = variance_H + shift  # what of each neuron's variance the picked ones leave
-    change_DH = root_DD @ weight_DH @ covariance_HH + shift * (root_DD @ weight_DH)
-    factor_KH = torch.zeros_like(covariance_HH)
-    score_H = torch.zeros_like(left_H)
-    bound = torch.full_like(shift, torch.inf)
-    nothing = 1e-12 * left_H.max().clamp(min=0)
-    for k in range(len(covariance_HH)):
-        deviation_H = left_H.clamp(min=0).sqrt()
-        gain_H = (torch.linalg.vector_norm(change_DH, dim=0) / deviation_H).square()
-        gain_H = torch.where(left_H > nothing, gain_H, -1.0)
-        best = gain_H.argmax()
-        if left_H[best] <= nothing:
-            break
-        same_H = covariance_HH[best].square() >= (1 - SAME) * variance_H[best] * variance_H
-        same_H &= gain_H >= (1 - SAME_GAIN) * gain_H[best]
-        same_H[best] = True
-        pick = int(same_H.int().argmax())
-        bound = torch.minimum(gain_H[pick], bound * STEP)
-        score_H[pick] = bound
-        column_H = covariance_HH[pick] - factor_KH[:k, pick] @ factor_KH[:k]
-        column_H[pick] += shift
-        column_H /= deviation_H[pick]
-        change_DH.addr_(change_DH[:, pick] / deviation_H[pick], column_H, alpha=-1)
-        factor_KH[k] = column_H
-        left_H -= column_H.square()
-        left_H[pick] = 0
-    return score_H.float()
+    sums: list[Tensor]
 
 
-def _sensitivities(scoring: Scoring) -> list[Tensor]:
-    """G of every block, (D, D) fp64, of the unit feature, summed over an image's tokens and averaged over images.
+def _settle(scoring: Scoring, scorer: HasSums) -> None:
+    if scoring.saved is not None:
+        scoring.saved.settle(scorer)
+
+
+def _picked(
+    scoring: Scoring, blocks: range, moments: MomentCollector, sensitivities: Sequence[Tensor], gigabytes: float
+) -> list[Tensor]:
+    """The scores of a group of blocks, those of one shape at once, as many as memory allows."""
+    slots = scoring.tower.slots
+    alike: dict[torch.Size, list[int]] = {}
+    for block in blocks:
+        alike.setdefault(slots[block].out_projection.weight.shape, []).append(block)
+    most = most_at_once([slots[block].hidden_width for block in blocks], gigabytes)
+    parts = [own[start : start + most] for own in alike.values() for start in range(0, len(own), most)]
+    total = sum(slots[part[0]].hidden_width for part in parts)
+    found: dict[int, Tensor] = {}
+    with progress(None, f"picks of blocks {blocks[0]} to {blocks[-1]}", "pick", total=total) as bar:
+        done = 0
+        for part in parts:
+
+            def work(part: Sequence[int] = part) -> Sequence[Tensor]:
+                covariance_LHH = _covariances(slots, part, moments, blocks.start)
+                weight_LDH = torch.stack([slots[block].out_projection.weight.detach().double() for block in part])
+                sensitivity_LDD = torch.stack([sensitivities[block] for block in part])
+                return forward_gains(covariance_LHH, weight_LDH, sensitivity_LDD, told=bar.update).unbind()
+
+            scores = work() if scoring.saved is None else scoring.saved.kept(f"scores_{part}", work)
+            done += slots[part[0]].hidden_width
+            bar.update(done - bar.n)
+            found |= dict(zip(part, scores, strict=True))
+    return [found[block].to(world().device) for block in blocks]
+
+
+def _covariances(slots: Sequence[MlpSlot], part: Sequence[int], moments: MomentCollector, first: int) -> Tensor:
+    """(L, H, H) fp64: second moments about the mean, or about 0 where nothing can carry a constant."""
+    hidden = slots[part[0]].hidden_width
+    covariance_LHH = torch.empty(len(part), hidden, hidden, dtype=torch.float64, device=world().device)
+    for covariance_HH, block in zip(covariance_LHH, part, strict=True):
+        own = moments.of(block - first)
+        covariance_HH.copy_(own.covariance_HH)
+        if slots[block].out_projection.bias is None:
+            covariance_HH.addr_(own.mean_H, own.mean_H)
+    return covariance_LHH
+
+
+def _sense(scoring: Scoring, collector: "SensitivityCollector", scorer: HasSums) -> None:
+    """G of every block, (D, D), of the unit feature, summed over an image's tokens.
 
     E[J^T v v^T J] = J^T J for v of a standard normal, drawn once an image: one backward pass serves all E directions.
+
+    Args:
+        scorer: whose sums are those of the pass.
     """
     generator, skipped = torch.Generator().manual_seed(scoring.settings.seed), scoring.num_done
-    with SensitivityCollector(scoring.tower.slots) as collector:
-        for images_BCSS in scoring.steps(collector):
-            local = len(images_BCSS)
-            micro_batch = scoring.settings.micro_batch or local
-            directions_BE: Tensor | None = None
-            for start in range(0, local, micro_batch):
-                feature_BE = scoring.tower.feature(images_BCSS[start : start + micro_batch])
-                unit_BE = F.normalize(feature_BE.float(), dim=-1)
-                if directions_BE is None:
-                    # Those of the whole batch on every process, lest they depend on how many there are.
-                    for _ in range(1 + skipped):
-                        drawn_AE = torch.randn(local * world().size, unit_BE.shape[1], generator=generator)
-                    skipped = 0
-                    directions_BE = drawn_AE[world().share(len(drawn_AE))].to(unit_BE.device)
-                (unit_BE * directions_BE[start : start + len(unit_BE)]).sum().backward()
-            collector.sums[-1] += local
-    return collector.sensitivities()
+    for images_BCSS in scoring.steps(scorer):
+        local = len(images_BCSS)
+        micro_batch = scoring.settings.micro_batch or local
+        directions_BE: Tensor | None = None
+        for start in range(0, local, micro_batch):
+            feature_BE = scoring.tower.feature(images_BCSS[start : start + micro_batch])
+            unit_BE = F.normalize(feature_BE.float(), dim=-1)
+            if directions_BE is None:
+                # Those of the whole batch on every process, lest they depend on how many there are.
+                for _ in range(1 + skipped):
+                    drawn_AE = torch.randn(local * world().size, unit_BE.shape[1], generator=generator)
+                skipped = 0
+                directions_BE = drawn_AE[world().share(len(drawn_AE))].to(unit_BE.device)
+            (unit_BE * directions_BE[start : start + len(unit_BE)]).sum().backward()
+        collector.sums[-1] += local
 
 
 class SensitivityCollector(MlpHooks):
@@ -176,8 +210,8 @@ class SensitivityCollector(MlpHooks):
 
     def _add(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(module: nn.Module, gradients: tuple[Tensor, ...]) -> None:
-            g_ND = gradients[0].detach().flatten(0, -2).float()
-            self.sums[index] += (g_ND.T @ g_ND).double()
+            g_ND = gradients[0].detach().flatten(0, -2)
+            self.sums[index] += product(g_ND, g_ND)
 
         return add
 

@@ -4,6 +4,7 @@ D embedding width, H hidden width, N tokens.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from amp.pruning.refit.mean import MeanShift, NormedMeanShift
 from amp.pruning.refit.ridge import NormedRidge, Ridge
 from amp.settings.prune import SearchSettings
 from amp.statistics.moments import MomentCollector, Moments, TokenCollector, group_bytes
+from amp.statistics.saved_sums import SavedSums, forget_sums
 from amp.towers.mlps.slots import MlpSlot
 
 Mlp = tuple[nn.Module, MlpSlot, Tensor, Tensor]
@@ -54,7 +56,7 @@ def _moments(module: nn.Module, slot: MlpSlot, x: Tensor) -> Moments:
     with torch.no_grad(), MomentCollector([slot]) as collector:
         for batch in x.chunk(5):
             module(batch)
-    return collector.moments()[0]
+    return collector.of(0)
 
 
 def test_moments_are_those_of_the_activations(mlp: Mlp) -> None:
@@ -210,3 +212,37 @@ def test_hooks_are_gone_after_an_exception() -> None:
     with pytest.raises(KeyError), MomentCollector([slot]):
         raise KeyError
     assert not slot.out_projection._forward_pre_hooks
+
+
+def test_a_killed_calibration_goes_on(tmp_path: Path) -> None:
+    """From the batch that it had come to, or from all of them; in the same numbers."""
+    module, slot, order_H, x = _make("timm-mlp")
+    ran: list[int] = []
+
+    def run(images: Tensor) -> None:
+        if len(ran) == stop:
+            raise KeyboardInterrupt
+        ran.append(1)
+        with torch.no_grad():
+            module(images)
+
+    def make(keep: bool) -> Compensation:
+        def saved(name: str) -> SavedSums:
+            return SavedSums(tmp_path / f"calibration.{name}.safetensors", {"settings": {}}, 2)
+
+        settings = SearchSettings(compensation="ridge")
+        return Compensation([slot], [order_H], run, x.chunk(5), settings, saved=saved if keep else None)
+
+    stop = 99
+    expected = make(keep=False).of(0).refit(7)  # type: ignore[union-attr, call-arg]
+    for stop, new in ((3, 3), (99, 3), (99, 0)):
+        ran.clear()
+        if stop == 3:
+            with pytest.raises(KeyboardInterrupt):
+                make(keep=True).of(0)
+        else:
+            found = make(keep=True).of(0).refit(7)  # type: ignore[union-attr, call-arg]
+            assert all(map(torch.equal, found, expected))
+        assert len(ran) == new
+    forget_sums(tmp_path / "calibration.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -25,10 +25,10 @@ from amp.scoring.criteria.cross_entropy import (
     zero_shot_cross_entropy,
 )
 from amp.scoring.criterion import Scoring
-from amp.scoring.resume import SavedSums
 from amp.settings.data import DataSettings
 from amp.settings.model import ModelSettings
 from amp.settings.score import ScoreSettings
+from amp.statistics.saved_sums import SavedSums
 from amp.towers import Tower, build_tower
 
 

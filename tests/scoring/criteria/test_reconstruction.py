@@ -15,7 +15,8 @@ from helpers.toy_blocks import Toy, toy_input
 from torch import Tensor
 
 from amp.pruning.refit.ridge import Ridge
-from amp.scoring.criteria.reconstruction import SensitivityCollector, forward_gains
+from amp.scoring.criteria._picks import forward_gains as gains_of_all
+from amp.scoring.criteria.reconstruction import SensitivityCollector
 from amp.scoring.criteria.reconstruction import score as reconstruction_scores
 from amp.scoring.criterion import Scoring, score
 from amp.settings.score import ScoreSettings
@@ -31,6 +32,11 @@ def _problem(num_neurons: int = 9) -> tuple[Tensor, Tensor, Tensor]:
     a_NH = torch.randn(40, num_neurons, generator=generator).double()
     g_ND = torch.randn(7, 4, generator=generator).double()
     return torch.cov(a_NH.T), torch.randn(4, num_neurons, generator=generator).double(), g_ND.T @ g_ND
+
+
+def forward_gains(covariance_HH: Tensor, weight_DH: Tensor, sensitivity_DD: Tensor, *damping: float) -> Tensor:
+    """Of one MLP, by pools as small as the matrices here ask for."""
+    return gains_of_all(covariance_HH[None], weight_DH[None], sensitivity_DD[None], *damping, at_once=5, pool=64)[0]
 
 
 def _loss(covariance_HH: Tensor, weight_DH: Tensor, sensitivity_DD: Tensor, kept: list[int], damping: float) -> float:
@@ -101,7 +107,7 @@ def test_scores_of_other_sums_pick_the_same_neurons() -> None:
         with torch.no_grad(), MomentCollector([slot]) as collector:
             for part_BTD in x_BTD[order].chunk(parts):
                 block.mlp(part_BTD)
-        score_H = forward_gains(collector.moments()[0].covariance_HH, weight_DH, torch.eye(D).double())
+        score_H = forward_gains(collector.of(0).covariance_HH, weight_DH, torch.eye(D).double())
         found.append(score_H.argsort(descending=True, stable=True).tolist())
     assert found[0] == found[1] == found[2]
     assert found[0].index(2) < found[0].index(5) < found[0].index(9)
@@ -154,7 +160,7 @@ def test_the_first_neurons_by_reconstruction_repair_more_than_others() -> None:
     x_BTD = torch.randn(50, 16, D, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), MomentCollector([slot]) as collector:
         block.mlp(x_BTD)
-    (moments,) = collector.moments()
+    moments = collector.of(0)
     weight_DH = slot.out_projection.weight.detach().double()
     score_H = forward_gains(moments.covariance_HH, weight_DH, torch.eye(D).double())
     orders = score_H.argsort(descending=True), some_neurons(H)
@@ -184,7 +190,7 @@ def test_the_scores_of_all_blocks_foretell_the_feature(tower: Tower) -> None:
     for block, slot in enumerate(tower.slots):
         with torch.no_grad(), MomentCollector([slot]) as collector:
             dense = [F.normalize(tower.feature(images), dim=-1) for images in batches]
-        mean_D = (slot.out_projection.weight.double() @ collector.moments()[0].mean_H).float()
+        mean_D = (slot.out_projection.weight.double() @ collector.of(0).mean_H).float()
         handle = slot.out_projection.register_forward_hook(
             lambda module, inputs, output, mean_D=mean_D: (mean_D + module.bias).expand_as(output)
         )
