@@ -115,8 +115,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group.update(lr=lr, weight_decay=weight_decay)
         try:
-            images_BCHW = images_BCHW.to(world().device, non_blocking=True)
-            outcome = self.gradients(images_BCHW, target_BTD, asked)
+            outcome = self.gradients(world().take(images_BCHW), target_BTD, asked)
         except torch.OutOfMemoryError:
             advice = "--dry_run shows of what; then optim.accumulate, activation_checkpointing or parallel: fsdp"
             raise UserError(

@@ -55,7 +55,9 @@ class TensorWriter:
         """
         assert self._written is None, "one write at a time"
         _ignore_what_is_no_news()
-        self._written = self._thread.submit(self._write, self._stager.stage(dict(tensors)), folder, then)
+        copied = self._stager.stage(dict(tensors))
+        assert isinstance(copied, dict), "staged before this goes on"
+        self._written = self._thread.submit(self._write, copied, folder, then)
 
     def _write(self, tensors: dict[str, Tensor], folder: Path, then: Callable[[OSError | None], None]) -> None:
         writer = HuggingFaceStorageWriter(str(folder), _files_of(tensors), save_distributed=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -40,6 +40,17 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """The tensor on this process's device. A GPU copies it from pinned memory beside the work that it still has."""
+        if self.device.type != "cuda" or tensor.is_cuda:
+            return tensor.to(self.device)
+        own, beside = torch.cuda.current_stream(self.device), _stream_for_copies(self.device)
+        with torch.cuda.stream(beside):
+            taken = tensor.to(self.device, non_blocking=True)
+        own.wait_stream(beside)
+        taken.record_stream(own)
+        return taken
 
     def share(self, batch_size: int, key: str = "data.batch_size") -> slice:
         """This process's contiguous part of a global batch. Raises UserError when it does not divide."""
@@ -158,6 +169,11 @@ def among(other: World) -> Iterator[World]:
         yield other
     finally:
         _within.reset(token)
+
+
+@cache
+def _stream_for_copies(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def _default_device() -> torch.device:
