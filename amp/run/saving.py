@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 
 from amp.errors import shortened
 from amp.run.processes.together import broke_off
@@ -38,14 +39,14 @@ class TensorWriter:
         )
         self._stager = DefaultStager(options)
         self._thread = ThreadPoolExecutor(1, "save", partial(torch.cuda.set_device, world().device) if cuda else None)
-        self._alone = world().size == 1
+        self._is_main, self._alone = world().is_main, world().size == 1
         # Its own, since those of a step go on meanwhile.
         self._group = None if self._alone else new_group(backend="gloo")
         self._written: Future[None] | None = None
 
     def prepare(self, tensors: Mapping[str, Tensor]) -> None:
         """Makes room for the copies of tensors that will be written, which takes longer than to copy them."""
-        self._stager.stage(dict(tensors))
+        self._copy(tensors)
 
     def start(self, tensors: Mapping[str, Tensor], folder: Path, then: Callable[[OSError | None], None]) -> None:
         """Copies the tensors, which may change from then on, and writes them in the thread.
@@ -55,9 +56,14 @@ class TensorWriter:
         """
         assert self._written is None, "one write at a time"
         _ignore_what_is_no_news()
-        copied = self._stager.stage(dict(tensors))
+        self._written = self._thread.submit(self._write, self._copy(tensors), folder, then)
+
+    def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """On the host; of tensors that every process has, one process keeps a copy."""
+        own = {name: tensor for name, tensor in tensors.items() if self._is_main or isinstance(tensor, DTensor)}
+        copied = self._stager.stage(own)
         assert isinstance(copied, dict), "staged before this goes on"
-        self._written = self._thread.submit(self._write, copied, folder, then)
+        return copied
 
     def _write(self, tensors: dict[str, Tensor], folder: Path, then: Callable[[OSError | None], None]) -> None:
         writer = HuggingFaceStorageWriter(str(folder), _files_of(tensors), save_distributed=True)
