@@ -1,4 +1,4 @@
-"""The house: packages stand in one order, two files know torch.distributed, files, functions and folders stay small."""
+"""The house: packages stand in one order, three files know torch.distributed, and nothing grows large."""
 
 import ast
 import subprocess
@@ -27,7 +27,7 @@ PACKAGES = [
 ]
 
 
-DISTRIBUTED = ("amp.run.world", "amp.run.processes.together")
+DISTRIBUTED = ("amp.run.world", "amp.run.saving", "amp.run.processes.together")
 
 
 def _module(path: Path) -> str:
@@ -71,7 +71,7 @@ def test_packages_import_from_those_above_them(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", [m for m in SOURCES if m not in DISTRIBUTED])
-def test_only_two_files_know_torch_distributed(module: str) -> None:
+def test_only_three_files_know_torch_distributed(module: str) -> None:
     assert not any(name.startswith("torch.distributed") for name in _imports(module))
 
 

@@ -5,7 +5,7 @@ B images.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -38,8 +38,8 @@ class Keeper(Protocol):
     def writing(self, trainer: Trainer) -> AbstractContextManager[Write]:
         """Within the block, records of steps can be written."""
 
-    def save(self, trainer: Trainer, best: Record, last: Record) -> None:
-        """Keeps the trainer as it is."""
+    def save(self, trainer: Trainer, best: Record, last: Record, wait: bool) -> None:
+        """Keeps the trainer as it is; with `wait` it is kept when this returns."""
 
     def where(self, step: int) -> str:
         """What a message says of going on after a step."""
@@ -60,10 +60,11 @@ class RunKeeper:
         """From the last checkpoint, if there is one; the log is cut back to its step."""
         best: dict[str, float] = {}
         last: dict[str, float] = {}
-        if steps := self.checkpoints.steps():
-            step = steps[-1]
-            record = self.checkpoints.record(step)
-            trainer.prime(step)
+        steps = self.checkpoints.steps()
+        step = steps[-1] if steps else 0
+        record = self.checkpoints.record(step) if steps else {}
+        trainer.prime(step)
+        if steps:
             self.checkpoints.load(step, trainer.state())
             best, last = record["best"], record.get("last", {})
             say(f"resuming after step {step} of {trainer.total_steps} from {self.checkpoints.path(step)}")
@@ -76,23 +77,30 @@ class RunKeeper:
 
     @contextmanager
     def writing(self, trainer: Trainer) -> Iterator[Write]:
-        """To log.jsonl every record, to TensorBoard those with a speed; by the main process."""
-        with self._open_log() as self._log, self._open_board(trainer.step) as board:
+        """To log.jsonl every record, to TensorBoard those with a speed; by the main process.
+
+        With a speed, a checkpoint that could not be written is told of too.
+        """
+        self.checkpoints.prepare(trainer.state())
+        with closing(self.checkpoints), self._open_log() as self._log, self._open_board(trainer.step) as board:
             log = self._log
 
             def write(record: Record, told: Record | None) -> None:
                 log.write(json.dumps(record) + "\n")
                 if told is not None:
                     board({**record, **told})
+                    self.checkpoints.check()
 
             yield write
 
-    def save(self, trainer: Trainer, best: Record, last: Record) -> None:
-        """A checkpoint of this step."""
+    def save(self, trainer: Trainer, best: Record, last: Record, wait: bool) -> None:
+        """A checkpoint of this step, written while the next ones are done."""
         if self._log is not None:
             self._log.flush()
         record = {"best": dict(best), "last": dict(last)}
         self.checkpoints.save(trainer.step, trainer.state(), record, int(best.get("step", 0)))
+        if wait:
+            self.checkpoints.wait()
 
     def where(self, step: int) -> str:
         """The same command, from the checkpoint of that step."""
@@ -100,6 +108,7 @@ class RunKeeper:
 
     def list_batch(self, step: int, files: list[Source]) -> str:
         """The first ones, and a file of all of them; and the checkpoint to go on from."""
+        self.checkpoints.wait()
         names = [str(path) for path in files]
         listed = self.run.path(f"batch_of_step_{step}.txt")
         if world().is_main:
@@ -142,7 +151,7 @@ class MemoryKeeper:
         """To the list."""
         yield lambda record, told: self.records.append(dict(record))
 
-    def save(self, trainer: Trainer, best: Record, last: Record) -> None:
+    def save(self, trainer: Trainer, best: Record, last: Record, wait: bool) -> None:
         """The student in memory is as it is."""
 
     def where(self, step: int) -> str:

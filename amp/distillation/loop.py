@@ -87,7 +87,7 @@ class Loop:
                 write(record, told)
                 bar.set_postfix_str(f"loss {record['loss']:.4g} lr {record['lr']:.2g} {words}")
                 if done or stop or improved or trainer.step % self.output.save_every == 0:
-                    self.keeper.save(trainer, self.best, self.last)
+                    self.keeper.save(trainer, self.best, self.last, wait=bool(done or stop))
                 if stop and not done:
                     raise self._stopped(stop)
         return self.last

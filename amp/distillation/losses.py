@@ -23,8 +23,9 @@ def distillation_loss(
         (loss, loss_cls, loss_patch), scalars fp32; loss = loss_cls + loss_patch. Where the feature reads no prefix
         token loss_cls is 0.
     """
-    squared_BTD = (student_BTD.float() - teacher_BTD.float()).square()
-    loss_patch = squared_BTD[:, num_prefix_tokens:].mean()
-    read = [token for token in read_tokens if token < num_prefix_tokens]
-    loss_cls = squared_BTD[:, read].mean() if read else torch.zeros_like(loss_patch)
+    error_T = (student_BTD.float() - teacher_BTD.float()).square().mean((0, 2))
+    loss_patch = error_T[num_prefix_tokens:].mean()
+    # Not by a list of indices, for which a GPU would be waited for.
+    read = [error_T[token] for token in read_tokens if token < num_prefix_tokens]
+    loss_cls = torch.stack(read).mean() if read else torch.zeros_like(loss_patch)
     return loss_cls + loss_patch, loss_cls, loss_patch

@@ -12,15 +12,15 @@ from torch import Tensor
 from amp.distillation.placement import num_recomputed
 from amp.errors import UserError
 from amp.models.folder import read_folder_config
-from amp.models.memory import describe_memory, tensor_bytes, with_total
+from amp.models.memory import GB, describe_memory, tensor_bytes, with_total
 from amp.models.published import published_widths
 from amp.run.sealed import read_json
-from amp.settings.distill import DistillConfig
+from amp.settings.distill import DistillConfig, OptimSettings
 from amp.towers import TokenReadout, Tower, after_last_block, build_tower
 
 
 def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
-    """Bytes on each of `num_gpus` GPUs, by what they hold; `total` is their sum.
+    """Bytes on each of `num_gpus` GPUs, by what they hold; `total` is the most at once, at most their sum.
 
     Activations are those of attention that keeps no (T, T) matrix; what the allocator and the libraries take besides
     is not counted.
@@ -43,26 +43,41 @@ def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
     head = after_last_block(build_tower(config.teacher.as_model("fp32"), "meta"))
     num_student = sum(p.numel() for p in student.visual.parameters())
     trained = [p.numel() for n, p in student.visual.named_parameters() if n not in head]
-    moments = 3 if config.optim.precision == "pure_bf16" else 2  # and the Kahan compensation
     student.visual.to(torch.bfloat16 if low else torch.float32)
     by_block, before, block_input = _saved_bytes(student)
-    recomputed = by_block[: num_recomputed(config.optim, len(by_block))]
-    kept = before + sum(by_block[len(recomputed) :]) + len(recomputed) * block_input + max(recomputed, default=0)
+    recomputed = num_recomputed(config.optim, len(by_block))
+    kept = [block_input] * recomputed + by_block[recomputed:]
     gradients = max(trained) if config.optim.step_in_backward else sum(trained)
     plan = {
         "teacher weights": tensor_bytes(teacher.visual.parameters()) / shards,
         "student weights": (sum(trained) * element + (num_student - sum(trained)) * 4) / shards,
         "gradients": gradients * element / shards,
-        "optimizer": sum(trained) * element * moments / shards,
+        "optimizer": sum(trained) * element * _num_moments(config.optim) / shards,
         "gathered weights": 0.0,
-        "activations": float(images * kept),
+        "activations": float(images * (before + sum(kept) + max(by_block[:recomputed], default=0))),
     }
+    own = [sum(p.numel() for p in block.parameters()) for block in student.blocks.values()]
+    copies = [0] * len(own)
     if sharded:
         # Two blocks of each tower, the one at work and the next one, and a block's gradients before they are divided.
         plan["gathered weights"] = float(2 * _largest(teacher) + 4 * _largest(student))
     elif config.optim.precision == "bf16":
-        plan["gathered weights"] = 2.0 * num_student  # the copies that autocast makes
-    return with_total(**plan)
+        # The copies that autocast makes; between micro-batches they stay.
+        copies = [0 if number < recomputed and accumulate == 1 else 2 * size for number, size in enumerate(own)]
+        plan["gathered weights"] = float(sum(copies) + 2 * (num_student - sum(own)))
+    whole = with_total(**plan)
+    if num_gpus == 1 and accumulate == 1 and not config.optim.step_in_backward:
+        # Gradients come as activations go. Replicas keep room for all of them, and micro-batches the sum.
+        at_work = [
+            images * (before + sum(kept[: number + 1]) + (by_block[number] if number < recomputed else 0))
+            + sum(copies[: number + 1])
+            + element * sum(own[number:])
+            for number in range(len(own))
+        ]
+        last = images * before + plan["gradients"]
+        apart = plan["activations"] + sum(copies) + plan["gradients"]
+        whole["total"] -= apart - max(*at_work, last)
+    return whole
 
 
 def describe_plan(config: DistillConfig, num_gpus: int) -> str:
@@ -76,7 +91,18 @@ def describe_plan(config: DistillConfig, num_gpus: int) -> str:
         f"{optim.accumulate} of {config.data.batch_size // num_gpus // optim.accumulate} images",
         f"student: {num_student:,} parameters, {_source(config)}",
     ]
-    return describe_memory(title, plan)
+    parts = sum(size for name, size in plan.items() if name != "total")
+    notes = {"total": "gradients come as activations go"} if plan["total"] < parts else {}
+    shards = optim.parallel == "fsdp" and num_gpus > 1
+    copied = plan["optimizer"] * (1 + 1 / _num_moments(optim)) / GB
+    whose = "each process" if shards else "the first process"
+    host = f"and in the host's memory, of {whose}, the copy of a checkpoint that is being written: {copied:.2f} GB"
+    return "\n".join([describe_memory(title, plan, notes=notes), host])
+
+
+def _num_moments(optim: OptimSettings) -> int:
+    """Tensors of the optimizer for each parameter."""
+    return 3 if optim.precision == "pure_bf16" else 2  # and the Kahan compensation
 
 
 def _widths(config: DistillConfig) -> list[int] | None:

@@ -54,7 +54,7 @@ def make_optimizer(parameters: Sequence[nn.Parameter], optim: OptimSettings) -> 
     Its rates are 0 until they are set, as `rates` gives them. With `step_in_backward` it steps by itself.
     """
     if optim.precision != "pure_bf16":
-        return torch.optim.AdamW(parameters, lr=0.0, betas=optim.betas, eps=1e-8, weight_decay=0.0)
+        return torch.optim.AdamW(parameters, lr=0.0, betas=optim.betas, eps=1e-8, weight_decay=0.0, fused=True)
     own = {"betas": optim.betas, "eps": 1e-8, "weight_decay": 0.0, "gradient_release": optim.step_in_backward}
     optimizer = optimi.AdamW(parameters, lr=0.0, kahan_sum=True, **own)
     if optim.step_in_backward:

@@ -26,6 +26,40 @@ class NotFiniteError(StoppedError):
         super().__init__(f"loss is {loss} at step {step}")
 
 
+class Outcome:
+    """What all processes know of a step once its forward passes are done, on its way to the host.
+
+    Args:
+        losses_3: (loss, loss_cls, loss_patch) of this process's share of the batch.
+        number: the signal that this process was asked to stop by, or 0.
+        step: that the losses are of.
+    """
+
+    def __init__(self, losses_3: Tensor, number: int, step: int) -> None:
+        stops = losses_3.new_zeros(len(STOPS))
+        if number:
+            stops[STOPS.index(number)] = 1
+        self._shared = world().sum(torch.cat([losses_3, stops])).to("cpu", non_blocking=True)
+        self._there = torch.cuda.Event() if losses_3.is_cuda else None
+        if self._there is not None:
+            self._there.record()
+        self.step = step
+
+    def read(self) -> tuple[list[float], int]:
+        """The losses of the whole batch, and the signal that any process was asked to stop by, or 0.
+
+        Raises:
+            NotFiniteError: the same on every process.
+        """
+        if self._there is not None:
+            self._there.synchronize()
+        shared = self._shared.tolist()
+        losses = [total / world().size for total in shared[:3]]
+        if not math.isfinite(losses[0]):
+            raise NotFiniteError(losses[0], self.step)
+        return losses, next((known for known, count in zip(STOPS, shared[3:], strict=True) if count), 0)
+
+
 class Trainer:
     """A teacher, its student and the student's optimizer; what resumes of them is in `state`.
 
@@ -81,30 +115,18 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group.update(lr=lr, weight_decay=weight_decay)
         try:
-            losses_3 = self.gradients(images_BCHW.to(world().device, non_blocking=True), target_BTD)
+            outcome = self.gradients(world().take(images_BCHW), target_BTD, asked)
         except torch.OutOfMemoryError:
             advice = "--dry_run shows of what; then optim.accumulate, activation_checkpointing or parallel: fsdp"
             raise UserError(
                 "data.batch_size", f"out of memory on {world().device}: {advice}", rank_local=True
             ) from None
-        number = 0 if asked is None else asked.number
-        signals = torch.tensor([number == known for known in STOPS], device=losses_3.device)
-        shared = world().sum(torch.cat([losses_3, signals])).tolist()
-        loss, loss_cls, loss_patch = (total / world().size for total in shared[:3])
-        if not math.isfinite(loss):
-            raise NotFiniteError(loss, self.step)
+        losses, stop = outcome.read()
         self.update()
         self.forget_gradients()
         self.step += 1
-        record = {
-            "step": self.step - 1,
-            "loss": loss,
-            "loss_cls": loss_cls,
-            "loss_patch": loss_patch,
-            "lr": lr,
-            "weight_decay": weight_decay,
-        }
-        return record, next((known for known, count in zip(STOPS, shared[3:], strict=True) if count), 0)
+        told = dict(zip(("loss", "loss_cls", "loss_patch"), losses, strict=True))
+        return {"step": self.step - 1, **told, "lr": lr, "weight_decay": weight_decay}, stop
 
     def target(self, images_BCHW: Tensor) -> Tensor:
         """The teacher's tokens (B, T, D) of images on the device."""
@@ -114,20 +136,33 @@ class Trainer:
             tokens_BTD: Tensor = self._teacher(images_BCHW.to(self.teacher.dtype))
             return tokens_BTD
 
-    def gradients(self, images_BCHW: Tensor, target_BTD: Tensor | None = None) -> Tensor:
-        """Adds the gradients of this process's share of a batch, averaged over all; its (loss, loss_cls, loss_patch).
+    def gradients(
+        self, images_BCHW: Tensor, target_BTD: Tensor | None = None, asked: StopRequest | None = None
+    ) -> Outcome:
+        """Adds the gradients of this process's share of a batch, averaged over all.
 
-        The share is worked off in `optim.accumulate` micro-batches.
+        The share is worked off in `optim.accumulate` micro-batches. A GPU may still be at the last backward pass when
+        this returns; the outcome is there before that, so that whoever reads it does not leave the GPU without work.
+
+        Raises:
+            NotFiniteError: where the optimizer steps in the backward pass; otherwise the outcome raises it.
         """
         total_3 = torch.zeros(3, device=images_BCHW.device)
         parts = images_BCHW.chunk(self.optim.accumulate)
         targets = [None] * len(parts) if target_BTD is None else target_BTD.chunk(self.optim.accumulate)
-        for number, (part_BCHW, part_BTD) in enumerate(zip(parts, targets, strict=True), 1):
-            with nullcontext() if number == len(parts) else gradients_stay_local(self._student):
-                losses = self.losses(part_BCHW, part_BTD)
-                (losses[0] / len(parts)).backward()
-            total_3 += torch.stack(losses).detach() / len(parts)
-        return total_3
+        # One region for all micro-batches, so that autocast casts each weight once.
+        with self._autocast() if len(parts) > 1 else nullcontext():
+            for number, (part_BCHW, part_BTD) in enumerate(zip(parts, targets, strict=True), 1):
+                with nullcontext() if number == len(parts) else gradients_stay_local(self._student):
+                    losses = self.losses(part_BCHW, part_BTD)
+                    total_3 += torch.stack(losses).detach() / len(parts)
+                    if number == len(parts):
+                        outcome = Outcome(total_3, 0 if asked is None else asked.number, self.step)
+                        if self.optim.step_in_backward:
+                            outcome.read()
+                    with torch.autocast(world().device.type, enabled=False):
+                        (losses[0] / len(parts)).backward()
+        return outcome
 
     def losses(self, images_BCHW: Tensor, target_BTD: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, loss_cls, loss_patch) of images on the device, as of `distillation_loss`."""
@@ -147,8 +182,8 @@ class Trainer:
 
     def forget_gradients(self) -> None:
         """Frees the gradients, so that the next ones start from nothing."""
-        self._optimizer.zero_grad()
-        self._student.zero_grad()
+        for name, own in self._own.items():
+            own.grad = self._weights[name].grad = None
 
     def measurable_teacher(self) -> Tower:
         """The teacher as a metric can ask it where it is placed; every process must ask equally often."""

@@ -41,7 +41,7 @@ class Validation:
         if self.held_out is not None:
             total = torch.zeros((), device=world().device)
             for images_BCHW in self.held_out:
-                total += loss(images_BCHW.to(world().device))
+                total += loss(world().take(images_BCHW))
             found[LOSS] = world().sum(total).item() / world().size / len(self.held_out)
         if self.metric is not None:
             found[self.metric.name] = self.metric.measure(student)

@@ -1,4 +1,4 @@
-"""The store of a run's resumable states: `checkpoints/step_0000500/`, each whole or not there."""
+"""The store of a run's resumable states: `checkpoints/step_0000500/`, each whole or not there; written in a thread."""
 
 import os
 import shutil
@@ -12,6 +12,7 @@ from amp.errors import StoppedError, UserError
 from amp.run.files import file_sha256
 from amp.run.identity import check_same
 from amp.run.run import Run
+from amp.run.saving import TensorWriter, load_tensors
 from amp.run.sealed import check_digest, read_json, write_json
 from amp.run.world import world
 
@@ -30,6 +31,7 @@ class Checkpoints:
     def __init__(self, run: Run[Any], keep: int) -> None:
         self.run, self.keep = run, keep
         self.folder = run.path("checkpoints")
+        self._writer: TensorWriter | None = None
 
     def path(self, step: int) -> Path:
         """Of a checkpoint, a folder, whether it is there or not."""
@@ -53,28 +55,68 @@ class Checkpoints:
         steps = self._steps()
         return str(self.path(steps[-1])) if steps else "none"
 
+    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+        """Makes room for copies of the tensors, so that the first checkpoint holds up no step."""
+        self._writer = TensorWriter()
+        self._writer.prepare(tensors)
+
     def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any], best: int) -> None:
-        """Writes a checkpoint beside its name, renames it, and removes the ones too many.
+        """Copies a checkpoint, which is then written in a thread beside its name, and renamed; those too many go.
+
+        The write before it is waited for. What ends this one is raised by the next call of `save`, `check` or `wait`.
 
         Args:
-            tensors: each process its shards.
+            tensors: each process its shards; they may change once this has returned.
             record: JSON-able; the run's header and `step` are added.
             best: a step whose checkpoint stays whatever its age; 0: none.
         Raises:
-            StoppedError: it cannot be written; the checkpoints before it are untouched.
+            StoppedError: it, or the one before, cannot be written; the checkpoints before are untouched.
         """
+        self.wait()
         partial = self.folder / f".step_{step:07d}.partial"
-        try:
-            self._on_main(lambda: _make_empty(partial))
+        self._on_main(lambda: _make_empty(partial))
+        is_main = world().is_main
+
+        def finish(error: OSError | None) -> None:
             try:
-                world().save_tensors(tensors, partial)
-            except OSError as error:
-                raise self._cannot_write(step, error) from None
-            self._on_main(lambda: self._finish(step, partial, record, best))
-        except StoppedError:
-            if world().is_main:
-                shutil.rmtree(partial, ignore_errors=True)
-            raise
+                if error is not None:
+                    raise error
+                if is_main:
+                    self._finish(step, partial, record, best)
+            except OSError as met:
+                if is_main:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise self._cannot_write(step, met) from None
+
+        self._writer = self._writer or TensorWriter()
+        self._writer.start(tensors, partial, finish)
+
+    def check(self) -> None:
+        """Raises the StoppedError of a checkpoint that could not be written, on every process."""
+        if world().broadcast(self._writer is not None and self._writer.failed):
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the checkpoint that was copied last is there. Raises StoppedError on every process."""
+        if self._writer is None:
+            return
+        met: StoppedError | None = None
+        try:
+            self._writer.wait()
+        except StoppedError as error:
+            met = error
+
+        def tell() -> None:
+            if met is not None:
+                raise met
+
+        world().from_main(tell)
+
+    def close(self) -> None:
+        """Waits for the write at work, whatever comes of it, and frees the copies in memory."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def _on_main(self, write: Callable[[], None]) -> None:
         def told() -> None:
@@ -123,7 +165,7 @@ class Checkpoints:
     def load(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Fills `tensors`, on any number of processes. Raises UserError when the checkpoint cannot be read."""
         try:
-            world().load_tensors(tensors, self.path(step))
+            load_tensors(tensors, self.path(step))
         except OSError as error:
             raise UserError(
                 self.path(step), f"cannot be read ({error}); delete it to go on from an earlier one"

@@ -1,14 +1,12 @@
-"""The only file that knows torch.distributed. On one process every operation is the identity."""
+"""The processes of a run. On one process every operation is the identity."""
 
 import os
 import time
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,16 +16,12 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
     checkpoint_wrapper,
 )
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from amp.errors import StoppedError, UserError, as_line, shortened
+from amp.errors import StoppedError, UserError, as_line
 from amp.run.processes.environment import Place, place_of
 from amp.run.processes.together import SECONDS, Ends, Process, broke_off, join
 from amp.settings.distill import Parallel
@@ -46,6 +40,17 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """The tensor on this process's device. A GPU copies it from pinned memory beside the work that it still has."""
+        if self.device.type != "cuda" or tensor.is_cuda:
+            return tensor.to(self.device)
+        own, beside = torch.cuda.current_stream(self.device), _stream_for_copies(self.device)
+        with torch.cuda.stream(beside):
+            taken = tensor.to(self.device, non_blocking=True)
+        own.wait_stream(beside)
+        taken.record_stream(own)
+        return taken
 
     def share(self, batch_size: int, key: str = "data.batch_size") -> slice:
         """This process's contiguous part of a global batch. Raises UserError when it does not divide."""
@@ -145,18 +150,6 @@ class World:
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
 
-    def save_tensors(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
-        """Writes tensors, each process its shards of them, as safetensors files. Raises OSError on every process."""
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        with _one_line():
-            save(dict(tensors), storage_writer=writer, no_dist=self.size == 1)
-
-    def load_tensors(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
-        """Fills tensors from what any number of processes saved. Raises OSError on every process."""
-        reader = HuggingFaceStorageReader(str(folder))
-        with _one_line():
-            load(dict(tensors), storage_reader=reader, no_dist=self.size == 1)
-
 
 _started: list[World] = []
 _within: ContextVar[World | None] = ContextVar("world", default=None)
@@ -178,22 +171,13 @@ def among(other: World) -> Iterator[World]:
         _within.reset(token)
 
 
+@cache
+def _stream_for_copies(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 def _default_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """What the first process to fail met, instead of every process's traceback; one process is no news."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-            yield
-    except CheckpointException as failure:
-        cause, _ = next(iter(failure.failures.values()))
-        if broke_off(cause):
-            raise cause from None
-        raise OSError(getattr(cause, "strerror", None) or shortened(cause)) from None
 
 
 def gradients_stay_local(module: nn.Module) -> AbstractContextManager[None]:

