@@ -197,7 +197,7 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
     config = read_folder_config(folder)
     base = config.base | ({"precision": precision} if precision else {})
     try:
-        tower = rebuild_dense(base)
+        tower = rebuild_dense(base, device)
     except Exception as error:  # The library may raise anything when told to build nonsense.
         reason = shortened(error)
         raise UserError(description_of(Path(folder)), f"base: does not describe a model ({reason})") from None

@@ -29,7 +29,7 @@ def rebuild(base: Mapping[str, Any], device: str, widths: Sequence[int] | None =
     for slot, width in zip(tower.slots, widths or tower.widths, strict=True):
         slot.keep(torch.arange(width))
     if device != "meta":
-        fill_randomly(tower.model)
+        fill_randomly(tower.model, device)
         tower.model.to(device)
     return tower
 
