@@ -190,6 +190,7 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
     """The pruned model of a folder, frozen and in eval mode. Runs no code from the files.
 
     Args:
+        device: 'cpu', 'cuda' or 'meta' (shapes only, no weights are read).
         precision: of the weights; None keeps the one it was saved in.
     Raises:
         UserError: not such a folder, or one whose parts do not fit together.
@@ -197,7 +198,7 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
     config = read_folder_config(folder)
     base = config.base | ({"precision": precision} if precision else {})
     weights = Path(folder) / "model.safetensors"
-    if config.weights_sha256 is not None:
+    if config.weights_sha256 is not None and device != "meta":
         begin_sha256(weights)
     try:
         tower = rebuild_dense(base, device)
@@ -206,7 +207,8 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
         raise UserError(description_of(Path(folder)), f"base: does not describe a model ({reason})") from None
     for slot, indices in zip(tower.slots, _kept(config, tower, folder), strict=True):
         slot.keep(torch.tensor(indices))
-    _load(tower, weights, config.weights_sha256, description_of(Path(folder)).name)
+    if device != "meta":
+        _load(tower, weights, config.weights_sha256, description_of(Path(folder)).name)
     settle(tower)
     tower.model.to(device)
     return with_what_stands_beside(tower, Path(folder))
