@@ -13,10 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_parameter_registration_hook,
-)
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import serialization
 
@@ -99,7 +96,6 @@ def without_weights(source: str | None = None, device: str = "cpu") -> Iterator[
         source: a file that the library will load inside; mapped into memory where its format allows, not read.
         device: where the tensors are taken over to, straight from the file.
     """
-    buffers: dict[tuple[nn.Module, str], Tensor] = {}
     taking_over: set[nn.Module] = set()
 
     def leave_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
@@ -111,26 +107,22 @@ def without_weights(source: str | None = None, device: str = "cpu") -> Iterator[
             return None
         return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    def remember(module: nn.Module, name: str, buffer: Tensor | None) -> None:
-        if buffer is not None and not buffer.is_meta:
-            buffers[module, name] = buffer
+    def cast(module: nn.Module, *where: Any, **named: Any) -> nn.Module:
+        # A library that moves its empty model to the meta device must not take the buffers along: from these it
+        # computes others, for another size of images.
+        _, dtype, *_ = torch._C._nn._parse_to(*where, **named)
+        return module if dtype is None else move(module, dtype)
 
-    handles = [
-        register_module_parameter_registration_hook(leave_empty),
-        register_module_buffer_registration_hook(remember),
-    ]
+    handle = register_module_parameter_registration_hook(leave_empty)
+    module: Any = nn.Module
+    move, module.to = module.to, cast
     try:
         config: Any = serialization.config
         with config.patch("load.mmap", source is not None and is_zipfile(source)), _InterpolationInFp32():
             yield
     finally:
-        for handle in handles:
-            handle.remove()
-    for (module, name), buffer in buffers.items():
-        now = module._buffers.get(name)
-        # A library that moves its empty model to the meta device takes the buffers along.
-        if now is not None and now.is_meta:
-            module._buffers[name] = buffer.to(now.dtype)
+        module.to = move
+        handle.remove()
 
 
 class _InterpolationInFp32(TorchFunctionMode):
@@ -157,7 +149,8 @@ class _TakeOver:
                 # First there, then cast: the device casts faster, and an expanded tensor stays small on its way.
                 own = tensor.to(self.device).to(parameter.dtype)
                 # Sums are taken in another order over memory that torch's allocator would align otherwise.
-                state[prefix + name] = own if own.data_ptr() % ALIGNMENT == 0 and own.is_contiguous() else own.clone()
+                as_it_is = own.is_contiguous() and (not own.is_cpu or own.data_ptr() % ALIGNMENT == 0)
+                state[prefix + name] = own if as_it_is else own.clone()
 
 
 def check_complete(model: nn.Module, source: str) -> None:
