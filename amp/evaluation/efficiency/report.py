@@ -7,9 +7,10 @@ from amp.run.console import say
 from amp.run.tables import human, table
 
 MEANINGS = """\
-images/s: median of batches of {batch_size}, by turns; ms an image: latency of a batch of one, median.
-memory: at the peak of a batch of {batch_size}, weights included{counted}. TFLOP/s: of all FLOPs, attention's too.
-speed-up: pruned images/s by dense ones, of the same row's precision and blocks; of theory: that by the FLOPs' quotient."""
+images/s: the median over batches of {batch_size}; ms an image: of a batch of one, the median
+memory: the most that a batch of {batch_size} holds at once, weights included, {memory}
+TFLOP/s: all FLOPs, attention products too, by the time that a batch takes
+speed-up: pruned by dense images/s, alike in precision and blocks; of theory: that by the FLOPs' quotient"""
 
 
 def show(record: Mapping[str, Any]) -> None:
@@ -32,12 +33,12 @@ def show(record: Mapping[str, Any]) -> None:
     if "cells" not in record:
         return
     measured = any("memory_bytes" in cell for cell in record["cells"])
-    counted = "" if measured else ", as counted, for nothing tells it on a CPU"
+    memory = "as measured" if measured else "as counted: a CPU does not tell"
     headers = ["tower", "precision", "blocks", "images/s", "quartiles", "ms an image", "memory, GB", "TFLOP/s"]
     headers += ["speed-up", "of theory"] if "speedup" in record else []
     say(f"\n{record['device']}")
     say(table(headers, [_row(cell)[: len(headers)] for cell in record["cells"]]))
-    lines = MEANINGS.format(batch_size=record["batch_size"], counted=counted).splitlines()
+    lines = MEANINGS.format(batch_size=record["batch_size"], memory=memory).splitlines()
     say("\n".join(lines if "speedup" in record else lines[:-1]))
     for cell in record["cells"]:
         if "failed" in cell:
