@@ -191,3 +191,14 @@ def _assert_equal(model: nn.Module, other: nn.Module) -> None:
         for name, tensor in own.items():
             assert tensor.dtype == theirs[name].dtype
             assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_holds_what_the_cpu_does(golden_model: ModelSettings, precision: Any, tmp_path: Path) -> None:
+    settings = golden_model.model_copy(update={"precision": precision})
+    own = build_tower(settings)
+    save_tower(own, [[*range(width)] for width in own.widths], {}, tmp_path / "folder")
+    for tower in (build_tower(settings, "cuda"), load_tower(tmp_path / "folder", "cuda")):
+        assert {tensor.device.type for tensor in (*tower.model.parameters(), *tower.model.buffers())} == {"cuda"}
+        _assert_equal(tower.model.cpu(), own.model)

@@ -31,7 +31,7 @@ class EfficiencyOptions(ModelOptions):
         choices=get_args(Mode),
     )
     num_rounds: int = count("batches measured at most, after those to warm up", 50, least=3)
-    seconds: int = count("of measuring, shared by all that is measured; three batches of each at least", 6, least=1)
+    seconds: int = count("of measuring, shared by all that is measured; three batches of each at least", 4, least=1)
     json: str | None = option("write the numbers here (default: nowhere)", None, aside=True, metavar="FILE")
 
 
