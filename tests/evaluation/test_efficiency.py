@@ -38,7 +38,7 @@ def test_the_dense_tiny_one(call: Any, tmp_path: Path) -> None:
     assert _cells(out, "vision tower") == ["dense"]
     assert _cells(out, "parameters") == ["267K"]
     assert _cells(out, "FLOPs without attention products (the paper's)") == ["8.76M"]
-    for words in ("| images/s |", "median of batches of 2", "CPU (", "sizes.json"):
+    for words in ("| images/s |", "median over batches of 2", "CPU (", "sizes.json"):
         assert words in out
     assert "speed-up" not in out
     record = json.loads((tmp_path / "new" / "sizes.json").read_text())
