@@ -4,6 +4,7 @@ import argparse
 
 from amp.evaluation.student import check_metric
 from amp.run.console import reproduce, say
+from amp.run.files import begin_sha256
 from amp.run.processes.environment import MOST_PROCESSES, place_of
 from amp.settings.base import at_least
 from amp.settings.distill import DistillConfig
@@ -24,6 +25,7 @@ def main() -> None:
         say(describe_plan(config, args.num_gpus or (own.size if own else 8)))
         return
     check_metric(config)
+    begin_sha256(config.dense.weights)
 
     from amp.data.identity import digests_of
     from amp.distillation import (

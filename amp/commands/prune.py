@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from amp.run.console import say
+from amp.run.files import begin_sha256
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import PruneOptions, parse_prune
 
@@ -20,6 +21,8 @@ def main() -> None:
 
         print(describe_plan(config, options.gpu_memory))
         return
+
+    begin_sha256(config.dense.weights)
 
     from amp.run.world import start
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amp.run.console import called, say
+from amp.run.files import begin_sha256
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import parse_score
 
@@ -24,6 +25,7 @@ def main() -> None:
 
         print(describe_plan(config, options.gpu_memory))
         return
+    begin_sha256(config.dense.weights)
     score_model(config)
     say(f"next: {called('main_prune.py', 'amp prune')} with the same settings")
 

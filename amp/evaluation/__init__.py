@@ -9,7 +9,7 @@ In the order of a reader's questions:
 - `knn.Featurizer`: features, and the accuracy of their nearest neighbours; `probe`: that of a logistic regression.
 - `top1`: the accuracy of a model's own classifier.
 - `side_by_side`: a pruned model beside its dense one, and how far the two agree.
-- `efficiency.measure_efficiency`: parameters, FLOPs and images a second.
+- `efficiency.record.measure_efficiency`: parameters, FLOPs, memory and images a second.
 - `student.build_metric`: an accuracy of a student while it trains.
 - `sharding.ShardedBatches`: how batches are shared out so that every number of processes gives the same numbers.
 - `results.Evaluation`: the file of a result, found again by the next call; `paper.summarise`: the table of several,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from amp.errors import UserError, shortened
 from amp.models.native import names_of, native_files, settle, with_what_stands_beside, write_beside
-from amp.run.files import atomic, file_sha256
+from amp.run.files import atomic, begin_sha256, file_sha256
 from amp.run.sealed import (
     BESIDE,
     WEIGHTS_DIGEST,
@@ -190,33 +190,42 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
     """The pruned model of a folder, frozen and in eval mode. Runs no code from the files.
 
     Args:
+        device: 'cpu', 'cuda' or 'meta' (shapes only, no weights are read).
         precision: of the weights; None keeps the one it was saved in.
     Raises:
         UserError: not such a folder, or one whose parts do not fit together.
     """
     config = read_folder_config(folder)
     base = config.base | ({"precision": precision} if precision else {})
+    weights = Path(folder) / "model.safetensors"
+    if config.weights_sha256 is not None and device != "meta":
+        begin_sha256(weights)
     try:
-        tower = rebuild_dense(base)
+        tower = rebuild_dense(base, device)
     except Exception as error:  # The library may raise anything when told to build nonsense.
         reason = shortened(error)
         raise UserError(description_of(Path(folder)), f"base: does not describe a model ({reason})") from None
     for slot, indices in zip(tower.slots, _kept(config, tower, folder), strict=True):
         slot.keep(torch.tensor(indices))
-    weights = Path(folder) / "model.safetensors"
-    check_digest(weights, config.weights_sha256)
-    try:
-        tower.model.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError) as error:
-        raise UserError(weights, f"cannot be read ({error})") from None
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise UserError(
-            weights, f"does not fit its {description_of(Path(folder)).name} ({' '.join(lines[1:2])})"
-        ) from None
+    if device != "meta":
+        _load(tower, weights, config.weights_sha256, description_of(Path(folder)).name)
     settle(tower)
     tower.model.to(device)
     return with_what_stands_beside(tower, Path(folder))
+
+
+def _load(tower: Tower, weights: Path, recorded: str | None, description: str) -> None:
+    """A damaged file is told as such before what it does not fit."""
+    try:
+        tower.model.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError) as error:
+        check_digest(weights, recorded)
+        raise UserError(weights, f"cannot be read ({error})") from None
+    except RuntimeError as error:
+        check_digest(weights, recorded)
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise UserError(weights, f"does not fit its {description} ({' '.join(lines[1:2])})") from None
+    check_digest(weights, recorded)
 
 
 def _kept(config: FolderConfig, dense: Tower, folder: str | Path) -> list[Sequence[int]]:

@@ -57,7 +57,7 @@ def load_published(
     Raises:
         UserError: not the vision tower of that model.
     """
-    tower = rebuild_dense(base)
+    tower = rebuild_dense(base, device)
     state = _state_of(path, base)
     try:
         with under(path):

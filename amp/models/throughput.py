@@ -3,13 +3,17 @@
 B images of a batch, S side in pixels.
 """
 
+import math
 import platform
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from amp.errors import UserError
 from amp.run.console import progress
@@ -22,16 +26,16 @@ def rebuild(base: Mapping[str, Any], device: str, widths: Sequence[int] | None =
 
     Args:
         base: `Tower.base` of the model.
-        device: 'cpu', 'cuda' or 'meta'.
+        device: 'cpu', 'cuda' or 'meta'. Off 'meta' it is the vision tower alone, its weights drawn on the device.
         widths: to slice its MLPs to, one a block; None leaves it dense.
     """
     tower = rebuild_dense(base, device)
     for slot, width in zip(tower.slots, widths or tower.widths, strict=True):
         slot.keep(torch.arange(width))
-    if device != "meta":
-        fill_randomly(tower.model)
-        tower.model.to(device)
-    return tower
+    if device == "meta":
+        return tower
+    fill_randomly(tower.visual, device)
+    return replace(tower, model=tower.visual.to(device), encode_image=None, encode_text=None)
 
 
 def describe_device(device: torch.device) -> str:
@@ -41,12 +45,11 @@ def describe_device(device: torch.device) -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+@torch.inference_mode()
 def measure_throughput(
     towers: Mapping[str, Tower], batch_size: int, num_rounds: int, num_warm_up: int = 3
 ) -> dict[str, dict[str, float]]:
     """Images a second of each tower over the rounds: `{name: {median, lower_quartile, upper_quartile}}`.
-
-    Every round runs one batch through each tower in turn, so that a clock that drifts meets all of them alike.
 
     Args:
         towers: on one device, in the precision that is to be measured.
@@ -56,32 +59,71 @@ def measure_throughput(
     Raises:
         UserError: under `batch_size`; the batch does not fit the device's memory.
     """
+    device = next(next(iter(towers.values())).visual.parameters()).device
     rates: dict[str, list[float]] = {name: [] for name in towers}
     try:
-        for number in progress(range(num_warm_up + num_rounds), "throughput", "round"):
-            for name, tower in towers.items():
-                seconds = _time_batch(tower, batch_size)
-                if number >= num_warm_up:
-                    rates[name].append(batch_size / seconds)
+        runs = {name: partial(tower.visual, images_for(tower, batch_size)) for name, tower in towers.items()}
+        rounds = rounds_of(runs, device, num_warm_up + num_rounds)
+        for number, seconds in enumerate(progress(rounds, "throughput", "round", num_warm_up + num_rounds)):
+            for name in towers if number >= num_warm_up else ():
+                rates[name].append(batch_size / seconds[name])
     except torch.OutOfMemoryError:
         raise UserError("batch_size", f"{batch_size} images do not fit the device's memory") from None
-    quartiles = {name: statistics.quantiles(of_tower, n=4, method="inclusive") for name, of_tower in rates.items()}
-    return {
-        name: {"median": median, "lower_quartile": lower, "upper_quartile": upper}
-        for name, (lower, median, upper) in quartiles.items()
-    }
+    return {name: quartiles(of_tower) for name, of_tower in rates.items()}
 
 
-@torch.inference_mode()
-def _time_batch(tower: Tower, batch_size: int) -> float:
-    """Seconds of one batch through the vision tower, until the device is done."""
+def images_for(tower: Tower, batch_size: int) -> Tensor:
+    """Random images (B, C, S, S) on the tower's device, in its dtype."""
     device = next(tower.visual.parameters()).device
-    images_BCSS = torch.randn(batch_size, 3, tower.image_size, tower.image_size, device=device).to(tower.dtype)
+    return torch.randn(batch_size, 3, tower.image_size, tower.image_size, device=device).to(tower.dtype)
+
+
+def seconds_of(
+    run: Callable[[], object], device: torch.device, repeats: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of one run, until the device is done.
+
+    Args:
+        run: what is measured; without gradients, where they are no part of it.
+        device: on which it runs.
+        repeats: runs between two looks at the clock; of what is shorter than a GPU's launches, several.
+        clock: seconds that only grow.
+    """
     _wait(device)
-    started = time.perf_counter()
-    tower.visual(images_BCSS)
+    started = clock()
+    for _ in range(repeats):
+        run()
     _wait(device)
-    return time.perf_counter() - started
+    return (clock() - started) / repeats
+
+
+def rounds_of(
+    runs: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    most: int,
+    budget: float = math.inf,
+    least: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[dict[str, float]]:
+    """Seconds of each of several runs, a round after another: `{name: seconds}`.
+
+    Every round runs each in turn, so that a clock that drifts meets all of them alike.
+
+    Args:
+        most: rounds.
+        budget: seconds after which no further round begins, once there are `least`.
+    """
+    started = clock()
+    for number in range(most):
+        if number >= least and clock() - started > budget:
+            return
+        yield {name: seconds_of(run, device, clock=clock) for name, run in runs.items()}
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """`{median, lower_quartile, upper_quartile}` of two values or more."""
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
 
 
 def _wait(device: torch.device) -> None:

@@ -10,7 +10,9 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -18,10 +20,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from amp.errors import UserError, as_line, under
+from amp.run.processes.environment import speaks
 
 LOCK = ".lock"
 DESCRIPTIONS = ("config.json", "amp.json")  # of a model, beside its weights
 WEIGHTS = ("*model*.safetensors", "*model*.bin")
+READ = 64 << 20  # bytes, of which a digest takes so long that the interpreter is free for others meanwhile
 
 
 @contextmanager
@@ -233,6 +237,37 @@ def file_sha256(path: str | None) -> str | None:
     return "+".join(_digests(own, ("*.safetensors", "*.bin") if own.is_dir() else ())) or None
 
 
+def begin_sha256(path: str | Path | None) -> None:
+    """Begins to read a local file for its `file_sha256`, beside what runs now; whoever asks for that next takes it."""
+    if path is not None and speaks() and Path(path).is_file():
+        promise: Future[str] = Future()
+        _BEGUN[_state(Path(path))] = promise
+        threading.Thread(target=_fulfil, args=(promise, Path(path)), daemon=True).start()
+
+
+_BEGUN: dict[tuple[object, ...], "Future[str]"] = {}
+
+
+def _state(file: Path) -> tuple[object, ...]:
+    own = file.stat()
+    return str(file.resolve()), own.st_ino, own.st_size, own.st_mtime_ns
+
+
+def _fulfil(promise: "Future[str]", file: Path) -> None:
+    try:
+        promise.set_result(_digest(file))
+    except Exception as error:
+        promise.set_exception(error)
+
+
+def _digest(file: Path) -> str:
+    digest, block = hashlib.sha256(), memoryview(bytearray(min(READ, file.stat().st_size + 1)))
+    with file.open("rb", buffering=0) as opened:
+        while size := opened.readinto(block):
+            digest.update(block[:size])
+    return digest.hexdigest()
+
+
 def texts_sha256(path: str) -> str | None:
     """Hex digest of the bytes of a local file, or of a folder's JSON and text files; None for a library's name.
 
@@ -251,8 +286,8 @@ def _digests(path: Path, patterns: Sequence[str]) -> list[str]:
     digests = []
     try:
         for file in sorted(file for pattern in patterns for file in path.glob(pattern)) if patterns else [path]:
-            with file.open("rb") as opened:
-                digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+            begun = _BEGUN.pop(_state(file), None)
+            digests.append(begun.result() if begun else _digest(file))
     except OSError as error:
         raise UserError(error.filename or path, f"cannot be read ({error.strerror})") from None
     return digests

@@ -67,7 +67,8 @@ def check_readout(tower: Tower) -> Tower:
     """The tower with its `read_tokens`, after one image of the right size was turned into a feature.
 
     Nothing of the tower is computed: a copy without weights runs on the meta device, and only what stands behind the
-    last block is given random weights and random tokens.
+    last block is given random weights and random tokens. Of the blocks the first one runs, and its output stands for
+    that of all others, which is of the same shape.
 
     Raises:
         UserError: it does not turn square RGB images into one vector each.
@@ -78,7 +79,9 @@ def check_readout(tower: Tower) -> Tower:
     twin = on_meta(tower)
     images_1CSS = torch.empty(1, 3, side, side, dtype=tower.dtype, device="meta")
     try:
-        _fill(twin.visual, after_last_block(twin))
+        _skip_blocks(twin)
+        within = tuple(f"{path}." for path in twin.blocks)
+        _fill(twin.visual, frozenset(name for name in after_last_block(twin) if not name.startswith(within)))
         with torch.enable_grad():
             tokens_1TD, feature_1D = _from_random_tokens(twin, images_1CSS)
     except Exception as error:  # Whatever the library says of images that are not its own.
@@ -91,6 +94,19 @@ def check_readout(tower: Tower) -> Tower:
     (gradient_1TD,) = torch.autograd.grad((feature_1D * weights_1D).sum(), tokens_1TD)
     read = (gradient_1TD[0, : tower.num_prefix_tokens] != 0).any(1)
     return replace(tower, read_tokens=tuple(read.nonzero().flatten().tolist()))
+
+
+def _skip_blocks(twin: Tower) -> None:
+    """All blocks but the first give its output again: on meta tensors nothing but shapes and the graph differ."""
+    first, *others = twin.blocks.values()
+    outputs: list[Any] = []
+
+    def remember(module: nn.Module, inputs: Any, output: Any) -> None:
+        outputs[:] = [output]
+
+    first.register_forward_hook(remember)
+    for block in others:
+        block.forward = lambda *inputs, **named: outputs[0]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -12,10 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_parameter_registration_hook,
-)
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import serialization
 
@@ -86,7 +84,7 @@ def averaged_note(path: str, order: Sequence[str] = WRAPPED) -> tuple[str, ...]:
 
 
 @contextmanager
-def without_weights(source: str | None = None) -> Iterator[None]:
+def without_weights(source: str | None = None, device: str = "cpu") -> Iterator[None]:
     """Modules built inside keep their parameters on the meta device until a state dict is loaded, and then take its
     tensors over, cast to the parameter's dtype: a model larger than half the memory can be loaded, and no time goes
     into random weights. Buffers that no file holds (masks, rotary tables) are computed as ever.
@@ -96,39 +94,35 @@ def without_weights(source: str | None = None) -> Iterator[None]:
 
     Args:
         source: a file that the library will load inside; mapped into memory where its format allows, not read.
+        device: where the tensors are taken over to, straight from the file.
     """
-    buffers: dict[tuple[nn.Module, str], Tensor] = {}
     taking_over: set[nn.Module] = set()
 
     def leave_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
         if module not in taking_over:
             taking_over.add(module)
-            module.register_load_state_dict_pre_hook(_take_over)
+            module.register_load_state_dict_pre_hook(_TakeOver(device))
         # What replaces an earlier parameter is a loaded one, or small.
         if parameter is None or parameter.is_meta or module._parameters.get(name) is not None:
             return None
         return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    def remember(module: nn.Module, name: str, buffer: Tensor | None) -> None:
-        if buffer is not None and not buffer.is_meta:
-            buffers[module, name] = buffer
+    def cast(module: nn.Module, *where: Any, **named: Any) -> nn.Module:
+        # A library that moves its empty model to the meta device must not take the buffers along: from these it
+        # computes others, for another size of images.
+        _, dtype, *_ = torch._C._nn._parse_to(*where, **named)
+        return module if dtype is None else move(module, dtype)
 
-    handles = [
-        register_module_parameter_registration_hook(leave_empty),
-        register_module_buffer_registration_hook(remember),
-    ]
+    handle = register_module_parameter_registration_hook(leave_empty)
+    module: Any = nn.Module
+    move, module.to = module.to, cast
     try:
         config: Any = serialization.config
         with config.patch("load.mmap", source is not None and is_zipfile(source)), _InterpolationInFp32():
             yield
     finally:
-        for handle in handles:
-            handle.remove()
-    for (module, name), buffer in buffers.items():
-        now = module._buffers.get(name)
-        # A library that moves its empty model to the meta device takes the buffers along.
-        if now is not None and now.is_meta:
-            module._buffers[name] = buffer.to(now.dtype)
+        module.to = move
+        handle.remove()
 
 
 class _InterpolationInFp32(TorchFunctionMode):
@@ -138,18 +132,25 @@ class _InterpolationInFp32(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _take_over(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
+@dataclass(frozen=True)
+class _TakeOver:
     """Before a module loads: its empty parameters become the file's tensors, in the dtype they were built with."""
-    empty = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
-    if not any(parameter.is_meta for parameter in empty.values()):
-        return
-    metadata["assign_to_params_buffers"] = True
-    for name, parameter in empty.items():
-        tensor = state.get(prefix + name)
-        if isinstance(tensor, Tensor):
-            own = tensor.to(parameter.dtype)
-            # Sums are taken in another order over memory that torch's allocator would align otherwise.
-            state[prefix + name] = own if own.data_ptr() % ALIGNMENT == 0 and own.is_contiguous() else own.clone()
+
+    device: str
+
+    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, *rest: Any) -> None:
+        empty = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+        if not any(parameter.is_meta for parameter in empty.values()):
+            return
+        metadata["assign_to_params_buffers"] = True
+        for name, parameter in empty.items():
+            tensor = state.get(prefix + name)
+            if isinstance(tensor, Tensor):
+                # First there, then cast: the device casts faster, and an expanded tensor stays small on its way.
+                own = tensor.to(self.device).to(parameter.dtype)
+                # Sums are taken in another order over memory that torch's allocator would align otherwise.
+                as_it_is = own.is_contiguous() and (not own.is_cpu or own.data_ptr() % ALIGNMENT == 0)
+                state[prefix + name] = own if as_it_is else own.clone()
 
 
 def check_complete(model: nn.Module, source: str) -> None:
@@ -160,10 +161,10 @@ def check_complete(model: nn.Module, source: str) -> None:
 
 
 @torch.no_grad()
-def fill_randomly(model: nn.Module) -> None:
-    """Gives every empty parameter values on the CPU, of a size that keeps activations finite."""
+def fill_randomly(model: nn.Module, device: str = "cpu") -> None:
+    """Gives every empty parameter values, drawn on the device, of a size that keeps activations finite."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
-                values = torch.randn(parameter.shape, dtype=parameter.dtype) * 0.02
+                values = torch.randn(parameter.shape, dtype=parameter.dtype, device=device) * 0.02
                 module._parameters[name] = nn.Parameter(values, requires_grad=False)

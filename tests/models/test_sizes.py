@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amp.errors import UserError
-from amp.models import throughput as efficiency
+from amp.models import throughput
 from amp.models.sizes import count_by_width, count_flops, count_mlp_params, count_params, measure_widths
 from amp.models.throughput import measure_throughput, rebuild
 from amp.settings.model import ModelSettings
@@ -70,7 +70,7 @@ def test_rebuilding_gives_the_shapes_of_the_trained_one(tower: Tower, kept: list
         rebuilt = rebuild(tower.base, "cpu", widths)
         assert rebuilt.widths == others
         assert rebuilt.visual(torch.zeros(2, 3, 32, 32)).shape == (2, 48)
-    shapes = {key: value.shape for key, value in tower.model.state_dict().items()}
+    shapes = {key: value.shape for key, value in tower.visual.state_dict().items()}
     assert {key: value.shape for key, value in rebuilt.model.state_dict().items()} == shapes
 
 
@@ -78,12 +78,12 @@ def test_rounds_go_through_the_towers_in_turn(tower: Tower, monkeypatch: pytest.
     towers, order = {"a": tower, "b": build_tower(ModelSettings(name="ViT-B-32"), "meta")}, []
     seconds = {"a": iter([9.0, 1.0, 2.0, 4.0]), "b": iter([9.0, 4.0, 4.0, 4.0])}
 
-    def time_batch(timed: Tower, batch_size: int) -> float:
-        name = next(name for name, tower in towers.items() if tower is timed)
+    def seconds_of(run: Any, *how: Any, **more: Any) -> float:
+        name = next(name for name, tower in towers.items() if tower.visual is run.func)
         order.append(name)
         return next(seconds[name])
 
-    monkeypatch.setattr(efficiency, "_time_batch", time_batch)
+    monkeypatch.setattr(throughput, "seconds_of", seconds_of)
     rates = measure_throughput(towers, batch_size=8, num_rounds=3, num_warm_up=1)
     assert order == ["a", "b"] * 4
     assert rates["a"] == {"median": 4.0, "lower_quartile": 3.0, "upper_quartile": 6.0}
@@ -91,9 +91,9 @@ def test_rounds_go_through_the_towers_in_turn(tower: Tower, monkeypatch: pytest.
 
 
 def test_a_batch_too_large_is_the_users_mistake(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
-    def time_batch(*arguments: Any) -> float:
+    def seconds_of(*how: Any, **more: Any) -> float:
         raise torch.OutOfMemoryError("of many lines")
 
-    monkeypatch.setattr(efficiency, "_time_batch", time_batch)
+    monkeypatch.setattr(throughput, "seconds_of", seconds_of)
     with pytest.raises(UserError, match=r"^batch_size: 8 images do not fit"):
         measure_throughput({"dense": tower}, batch_size=8, num_rounds=2)

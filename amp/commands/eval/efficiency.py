@@ -9,7 +9,8 @@ from amp.run.console import say
 def main() -> None:
     options = parse_efficiency(__doc__)
 
-    from amp.evaluation.efficiency import measure_efficiency, show
+    from amp.evaluation.efficiency.record import measure_efficiency
+    from amp.evaluation.efficiency.report import show
     from amp.run.run import Run
     from amp.run.world import start
 

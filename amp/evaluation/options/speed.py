@@ -1,14 +1,16 @@
 """The options of eval_efficiency.py and eval_speed.py."""
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from amp.evaluation.benchmarks import Benchmark
 from amp.evaluation.dataset_files import NEEDS, Task
 from amp.evaluation.options.model import ModelOptions, batches_of, read_model_options, workers
 from amp.run.files import check_writable
 from amp.run.options import count, option
-from amp.settings.base import Precision
+
+Number = Literal["fp32", "bf16", "fp16"]
+Mode = Literal["eager", "compiled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +20,18 @@ class EfficiencyOptions(ModelOptions):
     meta: bool = option(
         "count on meta tensors, measure no throughput (default: %(default)s)", False, action="store_true"
     )
-    batch_size: int = count("images in a batch of the throughput", 64, least=1)
-    num_rounds: int = count("batches measured, after 3 to warm up", 20, least=2)
-    precision: Precision | None = option(
-        "of the weights (default: bf16 on CUDA, fp32 on CPU)", None, choices=get_args(Precision)
+    batch_size: int | None = count("images in a batch of the throughput (default: 64 on CUDA, 4 on CPU)", None, least=1)
+    precisions: tuple[Number, ...] = option(
+        "of the weights (default: bf16 on CUDA, fp32 on CPU)", (), nargs="+", choices=get_args(Number)
     )
+    modes: tuple[Mode, ...] = option(
+        "blocks as they are, or compiled by torch.compile, which takes its time first (default: eager)",
+        ("eager",),
+        nargs="+",
+        choices=get_args(Mode),
+    )
+    num_rounds: int = count("batches measured at most, after those to warm up", 50, least=3)
+    seconds: int = count("of measuring, shared by all that is measured; three batches of each at least", 4, least=1)
     json: str | None = option("write the numbers here (default: nowhere)", None, aside=True, metavar="FILE")
 
 

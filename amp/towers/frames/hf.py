@@ -54,8 +54,8 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     family_of(settings, getattr(config, "vision_config", config))
     weights = None if saved or device == "meta" else _weights(settings)
     empty = device != "meta" and saved is not None
-    with building(settings, weights, "transformers"), without_weights() if empty else nullcontext():
-        model: Any = _model(settings, described["class"], config, weights, device)
+    with building(settings, weights, "transformers"), without_weights(device=device) if empty else nullcontext():
+        model: Any = _model(settings, described["class"], config, weights, "meta" if device == "meta" else "cpu")
     if settings.precision == "bf16":
         # Parameters alone: rotary frequencies are buffers, and bf16 would move every patch.
         for parameter in model.parameters():

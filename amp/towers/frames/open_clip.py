@@ -71,7 +71,7 @@ def build(
     if weights:
         check_weights(settings, open_clip.list_pretrained_tags_by_model(settings.name))
     empty = device != "meta" and bool(saved or weights)
-    with building(settings, weights, "open_clip"), without_weights(weights) if empty else torch.device(device):
+    with building(settings, weights, "open_clip"), without_weights(weights, device) if empty else torch.device(device):
         place = {"precision": settings.precision, "device": "meta" if empty else device}
         model: Any = open_clip.create_model(name, pretrained=None if convert else weights, **place, **kwargs)
         if convert and weights:

@@ -56,7 +56,7 @@ def build(
     if not saved:
         settings = _with_own_head(settings, full_name)
     empty = device != "meta" and bool(saved or weights)
-    with building(settings, weights, "timm"), without_weights(weights) if empty else torch.device(device):
+    with building(settings, weights, "timm"), without_weights(weights, device) if empty else torch.device(device):
         if weights is None:
             model: Any = timm.create_model(full_name, **settings.kwargs)
         else:

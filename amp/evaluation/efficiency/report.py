@@ -1,0 +1,62 @@
+"""The tables of a tower's size and speed on the console, and what their numbers mean."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from amp.run.console import say
+from amp.run.tables import human, table
+
+MEANINGS = """\
+images/s: the median over batches of {batch_size}; ms an image: of a batch of one, the median
+memory: the most that a batch of {batch_size} holds at once, weights included, {memory}
+TFLOP/s: all FLOPs, attention products too, by the time that a batch takes
+speed-up: pruned by dense images/s, alike in precision and blocks; of theory: that by the FLOPs' quotient"""
+
+
+def show(record: Mapping[str, Any]) -> None:
+    """What was counted, and below it what was measured."""
+
+    def operations(flops: int) -> str:
+        return f"{flops / 1e12:.3f}T" if flops >= 1e11 else human(flops)
+
+    sizes = record["sizes"].values()
+    rows = [
+        ["input, pixels", *(f"{record['image_size']}²" for _ in sizes)],
+        ["parameters", *(human(size["params"]) for size in sizes)],
+        ["MLP share of them", *(f"{size['mlp_params'] / size['params']:.1%}" for size in sizes)],
+        ["FLOPs without attention products (the paper's)", *(operations(size["flops"]) for size in sizes)],
+        ["FLOPs with attention products", *(operations(size["flops_with_attention_products"]) for size in sizes)],
+    ]
+    say(table(["vision tower", *record["sizes"]], rows))
+    if "speedup" in record:
+        say(f"speed-up in theory: {record['speedup']['theoretical']:.2f} (FLOPs, the paper's)")
+    if "cells" not in record:
+        return
+    measured = any("memory_bytes" in cell for cell in record["cells"])
+    memory = "as measured" if measured else "as counted: a CPU does not tell"
+    headers = ["tower", "precision", "blocks", "images/s", "quartiles", "ms an image", "memory, GB", "TFLOP/s"]
+    headers += ["speed-up", "of theory"] if "speedup" in record else []
+    say(f"\n{record['device']}")
+    say(table(headers, [_row(cell)[: len(headers)] for cell in record["cells"]]))
+    lines = MEANINGS.format(batch_size=record["batch_size"], memory=memory).splitlines()
+    say("\n".join(lines if "speedup" in record else lines[:-1]))
+    for cell in record["cells"]:
+        if "failed" in cell:
+            say(f"not measured: {cell['tower']}, {cell['precision']}, {cell['mode']}: {cell['failed']}")
+
+
+def _row(cell: Mapping[str, Any]) -> list[str]:
+    rate, latency = cell.get("images_per_second"), cell.get("latency_ms")
+    memory = cell.get("memory_bytes", cell["planned_memory_bytes"])
+    return [
+        cell["tower"],
+        cell["precision"],
+        cell["mode"],
+        f"{rate['median']:.4g}" if rate else "-",
+        f"{rate['lower_quartile']:.4g}–{rate['upper_quartile']:.4g}" if rate else "-",
+        f"{latency['median']:.3g}" if latency else "-",
+        f"{memory / 1e9:.3g}" if rate else "-",
+        f"{cell['tflops_per_second']:.3g}" if rate else "-",
+        f"{cell['speedup']:.2f}" if "speedup" in cell else "",
+        f"{cell['share_of_theory']:.2f}" if "share_of_theory" in cell else "",
+    ]
