@@ -95,7 +95,7 @@ def test_a_size_out_of_reach_is_refused(tower: Tower, scores: list[Tensor], tmp_
     says = refusal(lambda: prune(networks_of(tower, scores, ScriptedEntropy(tower, pytest.fail)), settings, share))
     assert (
         says
-        == "prune.target.params: 0.2: out of reach; the smallest network of these settings has 0.336 of the dense size"
+        == "prune.target.params: 0.2: out of reach; the smallest network of these settings has 0.344 of the dense size"
     )
     path = tmp_path / "journal.jsonl"
     networks = NarrowedNetworks(tower, scores, Slope(tower), Journal(path, {"settings": {"prune": {}}}, [0.01]))

@@ -11,7 +11,7 @@ def allocate(
 ) -> tuple[Widths, WidthsFound | None]:
     """The widths of the size that `settings.target` asks for.
 
-    From the dense tower on, neurons go in units of `width_multiple`, those of the lowest scores for what they save first.
+    From the dense tower on, neurons go in units of `width_multiple`, those of the lowest scores for their size first.
 
     Raises:
         UserError: the size is out of reach.
