@@ -18,7 +18,7 @@ from amp.run.console import progress
 from amp.towers import Tower
 
 # Rounds of each thing that is compared, one after another, so that a clock that drifts meets all of them alike.
-BLOCK_ROUNDS, TOWER_ROUNDS = 7, 9
+BLOCK_ROUNDS, TOWER_ROUNDS = 5, 7
 # A measurement runs for about so long without a pause, in seconds, and so often at most.
 SPELL, MOST_RUNS = 0.05, 50
 
@@ -112,7 +112,7 @@ def tower_seconds(tower: Tower, batch_size: int) -> float:
     with fitting(batch_size):
         run, device = _whole(tower, batch_size), next(tower.visual.parameters()).device
         runs = _runs(run, device)
-        return statistics.median(stopwatch(run, device) for _ in range(TOWER_ROUNDS * min(runs, 3)))
+        return statistics.median(stopwatch(run, device) for _ in range(TOWER_ROUNDS))
 
 
 @torch.inference_mode()

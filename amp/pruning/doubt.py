@@ -54,6 +54,7 @@ def warn_of_grid(widths: Sequence[int], dense_widths: Sequence[int], settings: S
     if odd and settings.width_multiple is None and max(dense_widths) >= FINEST * ALIGNED and world().is_main:
         warn_here(
             f"prune.width_multiple: widths of the published grid, such as {odd[0]}, are no multiples of {ALIGNED}; "
-            "on an H100, a width of 2724 runs its MLP at 0.36 of what its FLOPs promise, 2728 at 1.01, and a whole "
-            f"ViT-g at 0.73 of the dense speed in place of 1.33; prune.width_multiple: {ALIGNED} keeps to multiples"
+            "an H200 ran an MLP of 2724 neurons at 0.36 of the speed that its FLOPs promise, of 2728 at 1.01, an H100 "
+            "a whole pruned ViT-g at 0.73 times the dense speed in place of 1.33 (docs/widths.md); "
+            f"prune.width_multiple: {ALIGNED} keeps to multiples"
         )

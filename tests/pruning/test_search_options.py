@@ -93,10 +93,8 @@ def test_a_size_out_of_reach_is_refused(tower: Tower, scores: list[Tensor], tmp_
     """Before anything is measured where no network is that small; else what was measured stays, and is told."""
     settings = SearchSettings(target=TargetSettings(params=0.2))
     says = refusal(lambda: prune(networks_of(tower, scores, ScriptedEntropy(tower, pytest.fail)), settings, share))
-    assert (
-        says
-        == "prune.target.params: 0.2: out of reach; the smallest network of these settings has 0.344 of the dense size"
-    )
+    smallest = "the smallest network of these settings has 0.344 of the dense parameters"
+    assert says == f"prune.target.params: 0.2: out of reach; {smallest}"
     path = tmp_path / "journal.jsonl"
     networks = NarrowedNetworks(tower, scores, Slope(tower), Journal(path, {"settings": {"prune": {}}}, [0.01]))
     settings = settings.model_copy(update={"width_multiple": 1})

@@ -12,6 +12,7 @@ from amp.pruning.progress import SearchProgress
 from amp.pruning.search import trial_of
 from amp.pruning.size import (
     CLOSE,
+    UNITS,
     Grid,
     RelativeSize,
     Widths,
@@ -29,7 +30,6 @@ from amp.settings.prune import SearchSettings
 SMALLEST, LARGEST, TRIALS, NEAR = 1e-7, 1e3, 12, 0.01
 ABOUT = 8  # searches that a size takes
 FACTORS = (0.5, 2.0)  # by which widths are multiplied where no threshold gives the size
-UNITS = {"params": "parameters", "flops": "FLOPs", "throughput": "seconds", "latency": "latency"}
 
 
 def allocate(

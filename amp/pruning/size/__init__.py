@@ -7,6 +7,7 @@ it, `grid` which widths there are, `units` which of them meet it at the least lo
 from amp.pruning.size.grid import Grid, Widths
 from amp.pruning.size.relative import (
     CLOSE,
+    UNITS,
     RelativeSize,
     counted_size,
     of_neurons,
@@ -19,6 +20,7 @@ from amp.pruning.size.units import check_reach, meet_size, say_if_far, settle, s
 
 __all__ = [
     "CLOSE",
+    "UNITS",
     "Grid",
     "RelativeSize",
     "TimedSize",

@@ -13,6 +13,8 @@ from amp.towers import Tower, on_meta
 # A width of one block, or an array of them -> what they save of the dense tower's size; less the wider they are.
 Saving = Callable[[Any], Any]
 
+# What the shares are of, by the target.
+UNITS = {"params": "parameters", "flops": "FLOPs", "throughput": "seconds", "latency": "latency"}
 CLOSE = 5e-3  # of a size: as near as is asked for, wherever the widths can
 
 
@@ -85,6 +87,3 @@ def out_of_reach(target: TargetSettings, size: float, which: str, journal: Journ
     says = f"{1 / size:.3g} times the dense speed" if key == "throughput" else f"{size:.3g} of the dense {UNITS[key]}"
     kept = f"; {journal.file} keeps what was measured for it" if journal and journal.file else ""
     return UserError(f"prune.target.{key}", f"{value:g}: out of reach; {which} has {says}{kept}")
-
-
-UNITS = {"params": "size", "flops": "size", "throughput": "seconds", "latency": "latency"}

@@ -12,7 +12,7 @@ from amp.errors import under
 from amp.models.latency import alike_blocks, block_seconds, relative_seconds, tower_seconds
 from amp.pruning.measure.journal import Journal
 from amp.pruning.size.grid import Grid, Widths
-from amp.pruning.size.relative import UNITS, RelativeSize, Saving, counted_size
+from amp.pruning.size.relative import UNITS, RelativeSize, Saving, counted_size, out_of_reach
 from amp.pruning.size.units import stretched
 from amp.run.console import say
 from amp.run.world import world
@@ -83,7 +83,11 @@ def meet(
         tried.append((abs(measured / left - 1), widths, found))
         speed = f", {1 / measured:.2f} times the dense speed" if target.asked[0] == "throughput" else ""
         say(f"measured: {measured:.3f} of the dense {UNITS[target.asked[0]]}{speed}; predicted: {size_of(widths):.3f}")
-        if tried[-1][0] <= NEAR:
+        if tried[-1][0] <= NEAR or widths in [earlier for _, earlier, _ in tried[:-1]]:
+            break
+        if widths == grid.least and measured > left:
+            if tried[-1][0] > PROMISED:
+                raise out_of_reach(target, measured, "the smallest network of these settings")
             break
         size_of = size_of.corrected(widths, measured)
     off, widths, found = min(tried, key=lambda one: one[0])

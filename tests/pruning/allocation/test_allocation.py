@@ -95,7 +95,7 @@ def test_a_pruning_without_search_keeps_the_top_neurons_of_its_widths(
 def test_a_size_below_the_rest_of_the_tower_is_refused(tower: Tower, size: RelativeSize, allocation: str) -> None:
     says = refusal(lambda: widths_of(tower, size, allocation, 0.1))
     assert says.startswith("prune.target.params: 0.1: out of reach; the smallest network of these settings has 0.3")
-    assert says.endswith(" of the dense size")
+    assert says.endswith(" of the dense parameters")
 
 
 @pytest.mark.parametrize("setting", [{"widths": (1,)}, {"two_sided": True}, {"total_increase": 1.0}, {"blocks": (0,)}])
