@@ -111,7 +111,7 @@ def tower_seconds(tower: Tower, batch_size: int) -> float:
     """
     with fitting(batch_size):
         run, device = _whole(tower, batch_size), next(tower.visual.parameters()).device
-        runs = _runs(run, device)
+        _runs(run, device)  # Warms up.
         return statistics.median(stopwatch(run, device) for _ in range(TOWER_ROUNDS))
 
 
