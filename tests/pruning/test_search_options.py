@@ -112,7 +112,7 @@ def test_a_size_between_two_steps_is_met_by_one_factor(tower: Tower, scores: lis
     held_out = ScriptedEntropy(tower, lambda widths: sum(0.0 if w >= 128 else 0.1 if w >= 32 else 1e9 for w in widths))
     result = prune(networks_of(tower, scores, held_out), SearchSettings(target=TargetSettings(params=target)), share)
     assert abs(share(tower.widths) / target - 1) <= CLOSE
-    assert len(set(tower.widths)) == 1
+    assert max(tower.widths) - min(tower.widths) <= 4
     assert result.entropies["scale"] != 1
     assert result.final_entropy == pytest.approx(held_out.entropy(tower.widths))
 
