@@ -125,7 +125,7 @@ def relative_seconds(tower: Tower, widths: Sequence[int], batch_size: int) -> fl
     shares = []
     with fitting(batch_size):
         run, device = _whole(tower, batch_size), next(tower.visual.parameters()).device
-        runs = min(_runs(run, device), 5)
+        runs = min(_runs(run, device), 20)
 
         def median() -> float:
             run()

@@ -12,7 +12,7 @@ from amp.errors import under
 from amp.models.latency import alike_blocks, block_seconds, relative_seconds, tower_seconds
 from amp.pruning.measure.journal import Journal
 from amp.pruning.size.grid import Grid, Widths
-from amp.pruning.size.relative import UNITS, RelativeSize, Saving, counted_size, out_of_reach
+from amp.pruning.size.relative import CLOSE, UNITS, RelativeSize, Saving, counted_size, out_of_reach
 from amp.pruning.size.units import stretched
 from amp.run.console import say
 from amp.run.world import world
@@ -78,6 +78,8 @@ def meet(
     size_of = size_of.corrected(alike, size_of.measure(alike))
     tried: list[tuple[float, Widths, Found]] = []
     for _ in range(ROUNDS):
+        if size_of(grid.least) / left - 1 > CLOSE:  # A target is refused by what was measured alone.
+            size_of = size_of.corrected(grid.least, size_of.measure(grid.least))
         widths, found = allocate(size_of)
         measured = size_of.measure(widths)
         tried.append((abs(measured / left - 1), widths, found))
