@@ -91,20 +91,24 @@ class PrunedModel:
         return f"{type(self.model).__name__}, pruned\n{self.report}"
 
     def resize(
-        self, params: float | None = None, flops: float | None = None, throughput: float | None = None
+        self,
+        params: float | None = None,
+        flops: float | None = None,
+        throughput: float | None = None,
+        latency: float | None = None,
     ) -> "PrunedModel":
         """The same model at another size, from the same scores: `pruned.resize(params=0.45)`.
 
         It is made of the dense model that was given, which must not have changed.
 
         Args:
-            params, flops, throughput: as of `amp.prune`; one of them.
+            params, flops, throughput, latency: as of `amp.prune`; one of them.
         Raises:
             UserError: none of them or several, or a size that is out of reach.
         """
-        sizes = {"params": params, "flops": flops, "throughput": throughput}
+        sizes = {"params": params, "flops": flops, "throughput": throughput, "latency": latency}
         if sum(size is not None for size in sizes.values()) != 1:
-            raise UserError("resize", "say one of params=0.45, flops=0.45 and throughput=2")
+            raise UserError("resize", "say one of params=0.45, flops=0.45, throughput=2 and latency=0.5")
         with computing():
             return self._work.sliced(self._work.asked.of_size(**sizes))
 
@@ -141,8 +145,7 @@ class _Work:
 
     def _slice(self, tower: Tower, config: PruneConfig) -> tuple[Pruned, dict[str, int]]:
         with networks_over(tower, self.scores, config, self.images.held_out, self.images.calibration) as networks:
-            asked = config.prune.target.asked
-            size_of = relative_size(asked[0], tower, networks.journal) if asked else None
+            size_of = relative_size(config.prune, tower, networks.journal)
             return prune_tower(networks, config.prune, size_of), networks.held_out.cost
 
 
@@ -154,6 +157,7 @@ def prune(
     *,
     flops: float | None = None,
     throughput: float | None = None,
+    latency: float | None = None,
     held_out: Any = None,
     **settings: Any,
 ) -> PrunedModel:
@@ -167,7 +171,8 @@ def prune(
             tensors (C, S, S) or (B, C, S, S). Labels beside them are left aside. 2,048 are a good number.
         params: what is to be left of the vision tower's parameters, 0.6 of them for example.
         flops: the same, of its FLOPs.
-        throughput: how many times as fast it is to be, measured here.
+        throughput: how many times as fast it is to be, in images a second, measured here.
+        latency: what is to be left of the seconds that one image takes, measured here.
         held_out: images that the entropies of the report, and of a search, are measured on; None: a part of `images`.
         settings: all that the YAML can say, by its groups (`prune={"compensation": "none"}`) or by a key alone
             (`criterion="entropy"`); docs/settings.md lists them. Of `model`: `{name, kwargs, transform}`, where the
@@ -175,7 +180,7 @@ def prune(
     Raises:
         UserError: a model that cannot be pruned, images that it does not take, a setting that is not allowed.
     """
-    sizes = {"params": params, "flops": flops, "throughput": throughput}
+    sizes = {"params": params, "flops": flops, "throughput": throughput, "latency": latency}
     asked = Asked.of(images, {**settings, **{key: size for key, size in sizes.items() if size is not None}})
     dense = unwrapped(object_of(model))
     with computing(), alone(device_of(dense)):

@@ -13,7 +13,7 @@ from amp.settings.reading.keywords import from_keywords, merged
 from amp.settings.reading.yaml_files import Raw, validate
 
 SOURCE = "amp.prune"
-SIZES = ("params", "flops", "throughput")
+SIZES = ("params", "flops", "throughput", "latency")
 AT_HAND = "images-in-memory"
 
 
@@ -36,7 +36,7 @@ class Asked:
         own: Any = raw.get("prune") or {}
         sized = any((own.get("target") or {}).get(key) is not None for key in SIZES)
         if not sized and own.get("widths") is None and own.get("allocation") != "search":
-            advice = "say params=0.6 for 60 % of the tower's parameters, flops=0.6, or throughput=1.5"
+            advice = "say params=0.6 for 60 % of the tower's parameters, flops=0.6, throughput=1.5 or latency=0.6"
             raise UserError(SOURCE, f"{advice}; or widths=[...]; or allocation='search' for the binary search")
         place = {"name": "imagefolder", "root": str(images) if is_path(images) else AT_HAND}
         return cls(merged({"data": place, "output": {"dir": "."}}, raw))

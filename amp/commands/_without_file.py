@@ -25,7 +25,7 @@ from amp.towers.library import library
 FEWEST = 8  # images, of which a fourth is held out: a batch of two
 FEW = 512
 RANDOM = "random"
-TARGETS = {"params": "parameters", "flops": "FLOPs", "throughput": "images a second"}
+TARGETS = {"params": "parameters", "flops": "FLOPs", "throughput": "images a second", "latency": "latency"}
 
 
 def score_named(named: Named, options: ScoreOptions) -> None:

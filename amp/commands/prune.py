@@ -68,9 +68,7 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
             if options.sweep:
                 write_sweep(run, networks, options.sweep)
                 return run.folder
-            asked = own.target.asked
-            size_of = relative_size(asked[0], tower, networks.journal) if asked else None
-            pruned = prune(networks, own, size_of)
+            pruned = prune(networks, own, relative_size(own, tower, networks.journal))
         cost = {**networks.held_out.cost, "seconds": round(time.monotonic() - started, 2)}
         write_pruning(run, tower, pruned, cost)
         return run.folder

@@ -116,13 +116,14 @@ def search_blocks(
     drift, bound = 0.0, settings.total_increase or math.inf
     blocks = searched_blocks(tower, settings)
     beside: list[Series] = []
+    multiple = settings.multiple_in(max(dense))
     bar = told or SearchProgress("search", len(blocks) * settings.search_steps).next()
     with ExitStack() as settled:
         for place, block in enumerate(blocks):
             bar.block(place + 1, len(blocks), place * settings.search_steps)
             high = min(entropy_increase, bound - drift)
             low = -min(entropy_increase, bound + drift) if settings.two_sided else -math.inf
-            limits = Limits(high, low, settings.search_steps, settings.width_multiple, settings.min_width)
+            limits = Limits(high, low, settings.search_steps, multiple, settings.min_width)
             judge = search_of(settings).judge(settings, num_batches, entropy_increase, block, len(dense))
             search = BlockSearch(networks, block, judge, limits, beside)
 

@@ -1,11 +1,12 @@
-"""What is to be doubted of widths that too few held-out batches decided, as warnings."""
+"""What is to be doubted of widths, as warnings: too few held-out batches decided, or hardware dislikes them."""
 
 import math
+from collections.abc import Sequence
 
 from amp.pruning.blocks import WidthsFound
 from amp.run.console import warn_here
 from amp.run.world import world
-from amp.settings.prune import PruneDataSettings
+from amp.settings.prune import ALIGNED, FINEST, PruneDataSettings, SearchSettings
 
 FEW_BATCHES = 8  # of fewer, the spread between batches itself is known to a quarter at best
 NARROW = 0.1  # of a block's neurons
@@ -45,3 +46,15 @@ def warn_of_doubt(found: WidthsFound, dense_widths: list[int], num_batches: int,
     if shares[block] < NARROW:
         says.append(f"block {block} keeps {found.widths[block]} of {dense_widths[block]} neurons")
     warn_here(f"data.num_val_samples: {'; '.join(says)}; do not trust these widths before more images confirm them")
+
+
+def warn_of_grid(widths: Sequence[int], dense_widths: Sequence[int], settings: SearchSettings) -> None:
+    """After a search on the published grid: that a GPU is slow at widths that are no multiples of 8."""
+    odd = [width for width, dense in zip(widths, dense_widths, strict=True) if width < dense and width % ALIGNED]
+    if odd and settings.width_multiple is None and max(dense_widths) >= FINEST * ALIGNED and world().is_main:
+        warn_here(
+            f"prune.width_multiple: widths of the published grid, such as {odd[0]}, are no multiples of {ALIGNED}; "
+            "an H200 ran an MLP of 2724 neurons at 0.36 of the speed that its FLOPs promise, of 2728 at 1.01, an H100 "
+            "a whole pruned ViT-g at 0.73 times the dense speed in place of 1.33 (docs/widths.md); "
+            f"prune.width_multiple: {ALIGNED} keeps to multiples"
+        )

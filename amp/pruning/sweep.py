@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 from amp.pruning.blocks import search_blocks, searched_blocks
+from amp.pruning.doubt import warn_of_grid
 from amp.pruning.measure.networks import NarrowedNetworks
 from amp.pruning.progress import SearchProgress
 from amp.pruning.refit import CALIBRATION
@@ -33,6 +34,7 @@ def write_sweep(run: Run[PruneConfig], networks: NarrowedNetworks, thresholds: S
         ends = {"dense_entropy": found.dense_entropy, "final_entropy": found.final_entropy}
         points.append({"entropy_increase": threshold, "widths": found.widths, **sizes(found.widths), **ends})
     bar.close()
+    warn_of_grid(found.widths, networks.tower.widths, own)
     seconds = time.monotonic() - started
     cost = {**networks.held_out.cost, "seconds": round(seconds, 2)}
     record = {"dense": sizes(networks.tower.widths), "points": points, "cost": cost}

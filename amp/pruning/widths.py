@@ -54,10 +54,9 @@ class Pruned:
 
 def check_widths(tower: Tower, settings: SearchSettings) -> None:
     """Raises UserError unless `prune.widths`, `prune.blocks` and `prune.width_multiple` fit the tower."""
-    if settings.width_multiple > max(tower.widths):
-        raise UserError(
-            "prune.width_multiple", f"{settings.width_multiple} is more than any block's {max(tower.widths)} neurons"
-        )
+    multiple, widest = settings.multiple_in(max(tower.widths)), max(tower.widths)
+    if multiple > widest:
+        raise UserError("prune.width_multiple", f"{multiple} is more than any block's {widest} neurons")
     for block in settings.blocks or ():
         if block >= len(tower.slots):
             raise UserError("prune.blocks", f"{block}: the tower has blocks 0 to {len(tower.slots) - 1}")
@@ -73,12 +72,9 @@ def check_widths(tower: Tower, settings: SearchSettings) -> None:
 
 def _check_grid(tower: Tower, settings: SearchSettings) -> None:
     """Raises UserError unless some block that may be pruned has a smaller width of the grid."""
-    searches = settings.allocation == "search"
     widest = max(tower.slots[block].hidden_width for block in searched_blocks(tower, settings))
-    for key in ("width_multiple", "min_width"):
-        value = getattr(settings, key)
-        if value > 1 and not searches:
-            raise UserError(f"prune.{key}", f"{value}: allocation: {settings.allocation} does not search; leave it out")
+    grid = {"width_multiple": settings.multiple_in(max(tower.widths)), "min_width": settings.min_width}
+    for key, value in grid.items():
         if value > 1 and value >= widest:
             raise UserError(f"prune.{key}", f"{value}: no block could be narrowed; the widest has {widest} neurons")
 

@@ -5,7 +5,7 @@ from pydantic import Field, model_validator
 from amp.settings.base import ASIDE, Count, Fraction, Seed, Settings, Some
 from amp.settings.distill import OptimSettings
 from amp.settings.model import ModelSettings
-from amp.settings.prune import PruneDataSettings, SearchSettings
+from amp.settings.prune import ALIGNED, PruneDataSettings, SearchSettings
 from amp.settings.run import OutputSettings, RunConfig
 from amp.settings.score import Criterion, ScoreSettings
 
@@ -18,6 +18,11 @@ class CompareRowSettings(SearchSettings):
         if self.widths is not None or self.target.asked:
             raise ValueError("widths and target: compare.sizes says how large the towers are")
         return self
+
+    @property
+    def multiple(self) -> int:
+        """As where there is a target."""
+        return self.width_multiple or ALIGNED
 
 
 class CompareSettings(Settings):

@@ -36,6 +36,10 @@ else:
 Width = Annotated[int, Field(ge=1, le=MOST_WIDTH)]
 Block = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 
+ALIGNED = 8  # neurons, of which hardware that multiplies matrices wants multiples
+FINEST = 64  # widths of a block that are to choose from at least: as many as the published search has
+PUBLISHED = ("plain", "exact")  # searches of the paper's own grid, where no size is asked for
+
 # The settings that keep most at a size of one's choice, for whoever names a model, images and a size and no more.
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
     "data": {"batch_size": 64, "num_samples": 2048, "num_val_samples": 512},
@@ -61,7 +65,10 @@ class TargetSettings(Settings):
     params: Fraction | None = Field(None, description="parameters of the pruned tower, of the dense one's")
     flops: Fraction | None = Field(None, description="FLOPs of the pruned tower, of the dense one's")
     throughput: Annotated[float, Field(gt=1, le=10_000)] | None = Field(
-        None, description="images a second, of the dense tower's"
+        None, description="images a second, times the dense tower's; measured on the device at hand, by batches of 64"
+    )
+    latency: Fraction | None = Field(
+        None, description="seconds of one image, of the dense tower's; measured on the device at hand"
     )
 
     @property
@@ -71,7 +78,7 @@ class TargetSettings(Settings):
 
     @property
     def left(self) -> float | None:
-        """What is to be left of the dense tower's size; of its seconds an image where a throughput is asked for."""
+        """What is to be left of the dense tower's size; of its seconds an image where a speed is asked for."""
         if self.asked is None:
             return None
         key, value = self.asked
@@ -110,7 +117,11 @@ class SearchSettings(Settings):
     )
     store_every: Count = Field(4, description="keep the inputs of every n-th block, recompute the others", **ASIDE)
     target: TargetSettings = TargetSettings()
-    width_multiple: Width = Field(1, description="widths are multiples of it, as hardware likes them")
+    width_multiple: Width | None = Field(
+        None,
+        description="widths are multiples of it, as hardware likes them. null: 8, or less in towers narrower than 512; "
+        "1 where search: exact or plain meets no target, and keeps the paper's own grid",
+    )
     min_width: Width = Field(1, description="no width is smaller")
     blocks: Some[Block] | None = Field(None, description="numbers of the blocks that may be pruned, from 0; null: all")
     two_sided: bool = Field(False, description="refuse also a probe whose entropy falls by more than entropy_increase")
@@ -123,6 +134,25 @@ class SearchSettings(Settings):
         1e-3, description="of ridge: added to the activations' covariance, as a share of its mean"
     )
     num_calibration_samples: Count = Field(2048, description="images of the training split that compensation sees")
+
+    @property
+    def multiple(self) -> int:
+        """`width_multiple`, or what it is where it is left open, in towers that are not narrow."""
+        if self.width_multiple is not None:
+            return self.width_multiple
+        published = self.allocation == "search" and self.search in PUBLISHED and not self.target.asked
+        return 1 if published or self.widths is not None else ALIGNED
+
+    def multiple_in(self, width: int) -> int:
+        """The same, in a tower whose widest block has `width` neurons."""
+        own = self.multiple
+        while self.width_multiple is None and own > 1 and width < FINEST * own:
+            own //= 2
+        return own
+
+    def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+        """As of all settings; an open `width_multiple` by what it is."""
+        return {**super().decisive(leave_out), "width_multiple": self.multiple}
 
     def check_calibration(self, key: str, batch_size: int) -> None:
         """Raises ValueError where the images that compensation sees, or that were asked for, fill no batch."""

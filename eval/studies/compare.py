@@ -21,7 +21,7 @@ from amp.pruning.measure.journal import Journal
 from amp.pruning.measure.networks import NarrowedNetworks, rank
 from amp.pruning.refit import open_compensation
 from amp.pruning.search import inputs_every
-from amp.pruning.size import params_of_widths
+from amp.pruning.size import RelativeSize, counted_size
 from amp.pruning.widths import choose_widths
 from amp.run.console import warn_here
 from amp.run.world import world
@@ -97,9 +97,10 @@ class Trial:
         settings = row.model_copy(update={"target": TargetSettings(params=size)})
         return choose_widths(self._candidates(row), settings, self.share)[0]
 
-    def share(self, widths: Sequence[int]) -> float:
-        """Of the tower's parameters left at these widths."""
-        return params_of_widths(self.dense, widths) / self.num_params
+    @cached_property
+    def share(self) -> RelativeSize:
+        """Widths -> what is left of the tower's parameters."""
+        return counted_size("params", self.dense)
 
     def prune(self, row: CompareRowSettings, widths: Sequence[int]) -> Tower:
         """A new tower at these widths, compensated as the row says."""

@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from operator import mul
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from amp.pruning.measure.networks import NarrowedNetworks, rank
 from amp.pruning.measure.store import InputStore
 from amp.pruning.refit import open_compensation
 from amp.pruning.search import inputs_every
-from amp.pruning.size import meet_size, params_of_widths, scaled
+from amp.pruning.size import meet_size, params_of_widths
 from amp.run.console import say
 from amp.run.world import world
 from amp.settings.prune import PruneConfig, SearchSettings
@@ -129,10 +128,13 @@ def scale_to(widths: Sequence[int], goal: Sequence[int], dense: Sequence[int], c
         costs: of one neuron of each block.
     """
 
-    def of_goal(tried: Sequence[int]) -> float:
+    def of_goal(tried: Sequence[float]) -> float:
         return sum(map(mul, tried, costs)) / sum(map(mul, goal, costs))
 
-    return meet_size(partial(scaled, widths, dense), of_goal, 1.0, high=float(max(dense)), close=0.0, steps=60).widths
+    def scaled(factor: float) -> list[int]:
+        return [min(whole, max(1, round(width * factor))) for width, whole in zip(widths, dense, strict=True)]
+
+    return [round(width) for width in meet_size(scaled, of_goal, 1.0, high=float(max(dense))).widths]
 
 
 def measure_searches(benchmark: SearchBenchmark, plan: Plan) -> list[Record]:

@@ -61,8 +61,8 @@ def test_few_batches_are_told_before_the_search(capsys: pytest.CaptureFixture[st
         ),
         ({"min_width": 256}, "prune.min_width: 256: no block could be narrowed"),
         (
-            {"min_width": 9, "allocation": "uniform", "target": {"params": 0.5}},
-            "prune.min_width: 9: allocation: uniform does not search; leave it out",
+            {"width_multiple": 256, "allocation": "uniform", "target": {"params": 0.5}},
+            "prune.width_multiple: 256: no block could be narrowed; the widest has 256 neurons",
         ),
     ],
 )

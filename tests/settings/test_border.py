@@ -112,7 +112,7 @@ def test_scalars_read_as_they_look(yaml: Path, text: str, value: object) -> None
         ("score.template='{c} {c.__class__}'", "may hold no braces but {c}"),
         (
             "prune.target=0.6",
-            "is a group of settings (params, flops, throughput); write for example --set prune.target.params=0.6",
+            "is a group of settings (params, flops, throughput, latency); write for example --set prune.target.",
         ),
         ("prune.target.params=60", "60 is no share: greater than 0 and less than 1; of 60 % write 0.6"),
         ("prune.target.flops=0", "0 is no share"),

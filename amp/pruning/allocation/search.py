@@ -3,12 +3,26 @@
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from amp.pruning.blocks import WidthsFound, search_blocks, searched_blocks
+from amp.pruning.doubt import warn_of_grid
 from amp.pruning.measure.networks import NarrowedNetworks
 from amp.pruning.progress import SearchProgress
 from amp.pruning.search import trial_of
-from amp.pruning.size import RelativeSize, Widths, meet_size, out_of_reach, scaled
+from amp.pruning.size import (
+    CLOSE,
+    UNITS,
+    Grid,
+    RelativeSize,
+    Widths,
+    check_reach,
+    meet,
+    out_of_reach,
+    say_if_far,
+    settle,
+    stretched,
+)
 from amp.run.console import say
 from amp.settings.prune import SearchSettings
 
@@ -16,35 +30,43 @@ from amp.settings.prune import SearchSettings
 SMALLEST, LARGEST, TRIALS, NEAR = 1e-7, 1e3, 12, 0.01
 ABOUT = 8  # searches that a size takes
 FACTORS = (0.5, 2.0)  # by which widths are multiplied where no threshold gives the size
-UNITS = {"params": "parameters", "flops": "FLOPs", "throughput": "seconds"}
 
 
 def allocate(
     networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize | None
 ) -> tuple[Widths, WidthsFound]:
     """The widths that a search finds under `settings.entropy_increase` or, if asked, for a size; and all it found."""
-    if settings.target.left is None:
+    target = settings.target.left
+    if target is None:
         found = search_blocks(networks, settings, settings.entropy_increase)
-    else:
-        assert size_of is not None
-        found = find_size(networks, settings, size_of, settings.target.left)
-    return found.widths, found
+        warn_of_grid(found.widths, networks.tower.widths, settings)
+        return found.widths, found
+    assert size_of is not None
+    searched: list[WidthsFound] = []
+
+    def of_size(size: RelativeSize) -> tuple[Widths, WidthsFound]:
+        if not searched:
+            searched.append(find_size(networks, settings, size, target))
+        met = _scaled(searched[0], networks, settings, size, target)
+        return met.widths, met
+
+    widths, found = meet(of_size, size_of, settings.target)
+    found.share = size_of.measure(widths)
+    return widths, found
 
 
 def find_size(
     networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize, target: float
 ) -> WidthsFound:
-    """The widths of the threshold whose network has the share `target` of the dense one's size, within 1 %.
+    """The widths of the threshold whose network has the share `target` of the dense one's size, or comes closest to it.
 
     Thresholds are tried on few batches; then the search that was asked for runs at the one found, and once or twice
-    more where its own size is off.
+    more where its own size is more than 1 % off.
 
     Raises:
-        UserError: no threshold gives that size, nor does a factor for the widths of the nearest one.
+        UserError: the size is out of reach.
     """
-    smallest = size_of(_times(0.0, networks.tower.widths, networks, settings))
-    if smallest / target - 1 > NEAR:
-        raise out_of_reach(settings.target, smallest, "the smallest network of these settings", networks.journal)
+    check_reach(Grid(networks.tower.widths, settings), size_of, settings.target, networks.journal)
     trial, few = trial_of(settings, networks.held_out.num_batches)
     unit = UNITS[settings.target.asked[0]] if settings.target.asked else "size"
     tried: dict[float, float] = {}
@@ -72,29 +94,29 @@ def find_size(
             break
     bar.close()
     assert best is not None
-    best[1].share = best[0]
-    return best[1] if abs(best[0] / target - 1) <= NEAR else _scale(best[1], networks, settings, size_of, target)
+    return best[1]
 
 
-def _scale(
+def _scaled(
     found: WidthsFound, networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize, target: float
 ) -> WidthsFound:
-    """The widths found, all times the one factor that meets the size. Raises UserError where none does."""
-    met = meet_size(
-        lambda factor: _times(factor, found.widths, networks, settings), size_of, target, *FACTORS, close=NEAR / 2
-    )
-    if abs(met.size / target - 1) > NEAR:
+    """The widths found where they meet the size, else all of them times the one factor that does.
+
+    The scores say which of them are rounded down.
+
+    Raises:
+        UserError: no factor meets the size.
+    """
+    if abs(size_of(found.widths) / target - 1) <= CLOSE:
+        return found
+    grid = Grid(networks.tower.widths, settings)
+    met = stretched(grid, found.widths, size_of, target, *FACTORS)
+    if abs(met.size / target - 1) > CLOSE:
         raise out_of_reach(settings.target, met.size, "the closest network of these settings", networks.journal)
-    found.widths, found.scale, found.share = met.widths, met.at, met.size
-    say(f"the widths of {found.entropy_increase:.3g} nats, times {met.at:.3f}: {met.size:.3f} of the size")
-    return found
-
-
-def _times(factor: float, widths: Widths, networks: NarrowedNetworks, settings: SearchSettings) -> Widths:
-    """Widths times one factor, as far as the settings allow; those of blocks that are not searched stay dense."""
-    dense, blocks = networks.tower.widths, set(searched_blocks(networks.tower, settings))
-    all_blocks = scaled(widths, dense, factor, settings.width_multiple, settings.min_width)
-    return [all_blocks[block] if block in blocks else whole for block, whole in enumerate(dense)]
+    widths = settle(grid, networks.scores, size_of, target, *grid.around(met.widths))
+    say(f"the widths of {found.entropy_increase:.3g} nats, times {met.at:.3f}: {size_of(widths):.4f} of the size")
+    say_if_far(size_of(widths), target, grid)
+    return replace(found, widths=widths, scale=met.at)
 
 
 def next_threshold(shares: Mapping[float, float], target: float, factor: float = 8.0) -> float:

@@ -3,8 +3,6 @@
 H hidden width, L blocks.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import pytest
@@ -13,20 +11,12 @@ from conftest import refusal
 from helpers.scripted_entropy import ScriptedEntropy, networks_of
 from torch import Tensor
 
-from amp.models.sizes import neuron_params
-from amp.pruning.allocation._by_share import widths_of_size
-from amp.pruning.allocation.global_ import global_widths
-from amp.pruning.allocation.uniform import uniform_widths
-from amp.pruning.size import Widths
-from amp.pruning.widths import prune
-from amp.settings.prune import SearchSettings, TargetSettings
+from amp.pruning.size import CLOSE, RelativeSize, counted_size
+from amp.pruning.widths import choose_widths, prune
+from amp.settings.prune import SearchSettings
 from amp.towers import Tower
 
-
-def share_of(tower: Tower) -> Callable[[Sequence[int]], float]:
-    """Widths -> what the tower has of its parameters."""
-    dense, one = sum(p.numel() for p in tower.visual.parameters()), neuron_params(tower.slots[0])
-    return lambda widths: 1 - sum(256 - width for width in widths) * one / dense
+ALLOCATIONS = ("uniform", "global")
 
 
 def random_scores(tower: Tower) -> list[Tensor]:
@@ -34,31 +24,45 @@ def random_scores(tower: Tower) -> list[Tensor]:
     return [torch.rand(width, generator=generator) * (1 + block) for block, width in enumerate(tower.widths)]
 
 
-def both(tower: Tower) -> list[Callable[[float], Widths]]:
-    return [partial(uniform_widths, tower.slots), partial(global_widths, tower.slots, random_scores(tower))]
+@pytest.fixture
+def size(tower: Tower) -> RelativeSize:
+    return counted_size("params", tower)
 
 
-@pytest.mark.slow
+def widths_of(tower: Tower, size: RelativeSize, allocation: str, target: float, **others: Any) -> list[int]:
+    settings = SearchSettings.model_validate({"allocation": allocation, "target": {"params": target}, **others})
+    held_out = ScriptedEntropy(tower, pytest.fail)
+    return choose_widths(networks_of(tower, random_scores(tower), held_out), settings, size)[0]
+
+
 @pytest.mark.parametrize("target", [0.99, 0.8, 0.5, 0.4])
-def test_both_meet_the_size(tower: Tower, target: float) -> None:
-    for widths_of in both(tower):
-        assert share_of(tower)(
-            widths_of_size(widths_of, share_of(tower), TargetSettings(params=target))
-        ) == pytest.approx(target, rel=0.01)
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_both_meet_the_size_in_multiples(tower: Tower, size: RelativeSize, allocation: str, target: float) -> None:
+    widths = widths_of(tower, size, allocation, target)
+    assert abs(size(widths) / target - 1) <= CLOSE
+    assert all(width % 4 == 0 for width in widths)
+    assert all(width % 8 == 0 for width in widths_of(tower, size, allocation, target, width_multiple=8))
+    one = widths_of(tower, size, allocation, target, width_multiple=1)
+    assert abs(size(one) / target - 1) <= abs(size(widths) / target - 1) + 1e-9
+    if allocation == "uniform":
+        assert max(widths) - min(widths) <= 4
+        assert len(set(one)) == 1
 
 
-def test_what_is_kept_is_a_share_of_the_neurons(tower: Tower) -> None:
-    for widths_of in both(tower):
-        assert widths_of(1.0) == [256] * 5
-        assert widths_of(0.0) == [1] * 5
-        assert sum(widths_of(0.3)) == pytest.approx(0.3 * 5 * 256, abs=2.5)
-    assert len(set(uniform_widths(tower.slots, 0.3))) == 1
+def test_uniform_keeps_one_width_where_that_meets_the_size(
+    tower: Tower, size: RelativeSize, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for width in (64, 128, 200):
+        assert widths_of(tower, size, "uniform", size([width] * 5) * 1.002) == [width] * 5
+    assert not capsys.readouterr().out
+    between = size([64, 64, 72, 72, 72])
+    assert sorted(widths_of(tower, size, "uniform", between, width_multiple=8)) == [64, 64, 72, 72, 72]
+    assert "prune.width_multiple: 1 gives one width" in capsys.readouterr().out
 
 
-def test_one_threshold_parts_the_kept_from_the_rest(tower: Tower) -> None:
-    scores = random_scores(tower)
-    widths = global_widths(tower.slots, scores, 0.4)
-    ranked = [score_H.sort(descending=True).values for score_H in scores]
+def test_one_threshold_parts_the_kept_from_the_rest(tower: Tower, size: RelativeSize) -> None:
+    widths = widths_of(tower, size, "global", 0.55, width_multiple=1)
+    ranked = [score_H.sort(descending=True).values for score_H in random_scores(tower)]
     # Where one neuron is left it stays whatever its score.
     lowest_kept = min(values[width - 1] for values, width in zip(ranked, widths, strict=True) if width > 1)
     highest_gone = max(values[width] for values, width in zip(ranked, widths, strict=True) if width < 256)
@@ -66,37 +70,32 @@ def test_one_threshold_parts_the_kept_from_the_rest(tower: Tower) -> None:
     assert widths == sorted(widths), "later blocks have the higher scores here"
 
 
-def test_every_block_keeps_a_neuron(tower: Tower) -> None:
+def test_every_block_keeps_a_unit(tower: Tower, size: RelativeSize) -> None:
     scores = [torch.rand(256) * 1e-6, *(1 + torch.rand(256) for _ in range(4))]
-    assert global_widths(tower.slots, scores, 0.5)[0] == 1
+    settings = SearchSettings.model_validate({"allocation": "global", "target": {"params": 0.6}, "min_width": 13})
+    networks = networks_of(tower, scores, ScriptedEntropy(tower, pytest.fail))
+    assert choose_widths(networks, settings, size)[0][0] == 16
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", [TargetSettings(params=0.6), TargetSettings(throughput=1.6)])
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_a_pruning_without_search_keeps_the_top_neurons_of_its_widths(
-    tower: Tower, target: TargetSettings, allocation: str
+    tower: Tower, size: RelativeSize, allocation: str
 ) -> None:
-    scores, share = random_scores(tower), share_of(tower)
     held_out = ScriptedEntropy(tower, lambda widths: float(sum(widths)))
-    settings = SearchSettings.model_validate({"allocation": allocation, "target": target})
-    widths_of = both(tower)[allocation == "global"]
-    expected = widths_of_size(widths_of, share, target)
-    result = prune(networks_of(tower, scores, held_out), settings, share)
+    settings = SearchSettings.model_validate({"allocation": allocation, "target": {"params": 0.6}})
+    expected = widths_of(tower, size, allocation, 0.6)
+    result = prune(networks_of(tower, random_scores(tower), held_out), settings, size)
     assert tower.widths == expected
     assert [len(kept) for kept in result.kept] == expected
     assert held_out.asked == [[256] * 5, expected], "the dense network and the pruned one, no probe"
     assert result.entropies == {"dense_entropy": 1280.0, "final_entropy": float(sum(expected)), "probes": []}
 
 
-def test_a_size_below_the_rest_of_the_tower_is_refused(tower: Tower) -> None:
-    for widths_of in both(tower):
-        says = refusal(
-            lambda widths_of=widths_of: widths_of_size(widths_of, share_of(tower), TargetSettings(flops=0.1))
-        )
-        start = "prune.target.flops: 0.1: out of reach; the smallest network, of one neuron in each MLP, has 0.3"
-        assert says.startswith(start)
-        assert says.endswith(" of the dense size")
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_a_size_below_the_rest_of_the_tower_is_refused(tower: Tower, size: RelativeSize, allocation: str) -> None:
+    says = refusal(lambda: widths_of(tower, size, allocation, 0.1))
+    assert says.startswith("prune.target.params: 0.1: out of reach; the smallest network of these settings has 0.3")
+    assert says.endswith(" of the dense parameters")
 
 
 @pytest.mark.parametrize("setting", [{"widths": (1,)}, {"two_sided": True}, {"total_increase": 1.0}, {"blocks": (0,)}])

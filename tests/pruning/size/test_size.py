@@ -10,8 +10,7 @@ import torch
 from helpers.mlp_layouts import ALL, H, make_block
 
 from amp.models.sizes import count_params, neuron_params
-from amp.pruning.measure.journal import Journal
-from amp.pruning.size import meet_size, params_of_widths, relative_size, scaled
+from amp.pruning.size import counted_size, meet_size, params_of_widths
 from amp.towers import Tower
 
 
@@ -26,15 +25,15 @@ def test_neuron_params_are_what_a_slice_takes_away(name: str) -> None:
 def test_parameters_are_those_of_the_sliced_tower(tower: Tower) -> None:
     widths = [200, 100, 50, 7, 256]
     counted = params_of_widths(tower, widths)
-    share = relative_size("params", tower, Journal())(widths)
+    share = counted_size("params", tower)(widths)
     dense = count_params(tower)
     for slot, width in zip(tower.slots, widths, strict=True):
         slot.keep(torch.arange(width))
     assert counted == count_params(tower)
-    assert share == counted / dense
+    assert share == pytest.approx(counted / dense, abs=1e-12)
 
 
-def of_eight(widths: Sequence[int]) -> float:
+def of_eight(widths: Sequence[float]) -> float:
     return sum(widths) / 8
 
 
@@ -54,8 +53,3 @@ def test_where_the_least_member_is_too_large_no_other_is_tried() -> None:
 
     assert meet_size(family, of_eight, 0.1).widths == [1, 1]
     assert tried == [0.0]
-
-
-def test_scaled_widths_keep_to_their_grid_and_to_the_dense_width() -> None:
-    assert scaled([8, 20, 32], [32, 32, 32], 1.4, multiple=4) == [12, 28, 32]
-    assert scaled([8, 20, 32], [32, 32, 32], 0.1, multiple=4, least=8) == [8, 8, 8]
