@@ -4,16 +4,16 @@ Nothing is copied but the MLPs that are narrow for the moment. B images of a bat
 """
 
 import statistics
-import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from amp.errors import UserError
+from amp.models.throughput import fitting, images_for, seconds_of
 from amp.run.console import progress
 from amp.towers import Tower
 
@@ -37,16 +37,6 @@ class AlikeBlocks:
     blocks: list[int]
     inputs: tuple[Any, ...] = field(repr=False)
     named: Mapping[str, Any] = field(repr=False)
-
-
-def stopwatch(run: Run, device: torch.device, runs: int = 1) -> float:
-    """Seconds of one of `runs` in a row, from an idle device until it is done."""
-    _wait(device)
-    started = time.perf_counter()
-    for _ in range(runs):
-        run()
-    _wait(device)
-    return (time.perf_counter() - started) / runs
 
 
 @torch.inference_mode()
@@ -98,7 +88,7 @@ def block_seconds(tower: Tower, kind: AlikeBlocks, widths: Sequence[int], batch_
             width = widths[place % len(widths)]
             with slot.narrowed(torch.arange(width)):
                 run()
-                seconds[width].append(stopwatch(run, device, runs))
+                seconds[width].append(seconds_of(run, device, runs))
     return {width: statistics.median(measured) for width, measured in seconds.items()}
 
 
@@ -112,7 +102,7 @@ def tower_seconds(tower: Tower, batch_size: int) -> float:
     with fitting(batch_size):
         run, device = _whole(tower, batch_size), next(tower.visual.parameters()).device
         _runs(run, device)  # Warms up.
-        return statistics.median(stopwatch(run, device) for _ in range(TOWER_ROUNDS))
+        return statistics.median(seconds_of(run, device) for _ in range(TOWER_ROUNDS))
 
 
 @torch.inference_mode()
@@ -129,7 +119,7 @@ def relative_seconds(tower: Tower, widths: Sequence[int], batch_size: int) -> fl
 
         def median() -> float:
             run()
-            return statistics.median(stopwatch(run, device) for _ in range(runs))
+            return statistics.median(seconds_of(run, device) for _ in range(runs))
 
         for _ in progress(range(TOWER_ROUNDS), "timing dense and pruned", "round"):
             dense = median()
@@ -140,28 +130,12 @@ def relative_seconds(tower: Tower, widths: Sequence[int], batch_size: int) -> fl
     return statistics.median(shares)
 
 
-@contextmanager
-def fitting(batch_size: int) -> Iterator[None]:
-    """Around what a batch may be too large for. Raises UserError under `batch_size`."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError("batch_size", f"{batch_size} images do not fit the device's memory") from None
-
-
 def _whole(tower: Tower, batch_size: int) -> Run:
-    device, size = next(tower.visual.parameters()).device, tower.image_size
-    images_BCSS = torch.randn(batch_size, 3, size, size, device=device).to(tower.dtype)
-    return lambda: tower.visual(images_BCSS)
+    return partial(tower.visual, images_for(tower, batch_size))
 
 
 def _runs(run: Run, device: torch.device) -> int:
     """How many runs make a spell, after those that warm up."""
     for _ in range(2):
         run()
-    return max(1, min(MOST_RUNS, round(SPELL / max(stopwatch(run, device), 1e-9))))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return max(1, min(MOST_RUNS, round(SPELL / max(seconds_of(run, device), 1e-9))))

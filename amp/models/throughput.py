@@ -1,4 +1,4 @@
-"""Images a second of a vision tower, measured on random weights and random images.
+"""Seconds of what runs on a device, and a vision tower of random weights and images to run there.
 
 B images of a batch, S side in pixels.
 """
@@ -8,15 +8,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from amp.errors import UserError
-from amp.run.console import progress
 from amp.towers import Tower, rebuild_dense
 from amp.towers.weights import fill_randomly
 
@@ -45,31 +44,13 @@ def describe_device(device: torch.device) -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-@torch.inference_mode()
-def measure_throughput(
-    towers: Mapping[str, Tower], batch_size: int, num_rounds: int, num_warm_up: int = 3
-) -> dict[str, dict[str, float]]:
-    """Images a second of each tower over the rounds: `{name: {median, lower_quartile, upper_quartile}}`.
-
-    Args:
-        towers: on one device, in the precision that is to be measured.
-        batch_size: images in one batch.
-        num_rounds: measured ones, at least 2.
-        num_warm_up: rounds before them.
-    Raises:
-        UserError: under `batch_size`; the batch does not fit the device's memory.
-    """
-    device = next(next(iter(towers.values())).visual.parameters()).device
-    rates: dict[str, list[float]] = {name: [] for name in towers}
+@contextmanager
+def fitting(batch_size: int) -> Iterator[None]:
+    """Around what a batch may be too large for. Raises UserError under `batch_size`."""
     try:
-        runs = {name: partial(tower.visual, images_for(tower, batch_size)) for name, tower in towers.items()}
-        rounds = rounds_of(runs, device, num_warm_up + num_rounds)
-        for number, seconds in enumerate(progress(rounds, "throughput", "round", num_warm_up + num_rounds)):
-            for name in towers if number >= num_warm_up else ():
-                rates[name].append(batch_size / seconds[name])
+        yield
     except torch.OutOfMemoryError:
         raise UserError("batch_size", f"{batch_size} images do not fit the device's memory") from None
-    return {name: quartiles(of_tower) for name, of_tower in rates.items()}
 
 
 def images_for(tower: Tower, batch_size: int) -> Tensor:

@@ -31,5 +31,5 @@ def test_a_batch_that_does_not_fit_is_told(tower: Tower, monkeypatch: pytest.Mon
     def full(*inputs: object) -> float:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(latency, "stopwatch", full)
+    monkeypatch.setattr(latency, "seconds_of", full)
     assert refusal(lambda: tower_seconds(tower, 64)) == "batch_size: 64 images do not fit the device's memory"

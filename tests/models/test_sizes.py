@@ -1,14 +1,12 @@
 """Sizes: the paper's towers, and the arithmetic of a slice. Speed: rounds in turn, and their spread."""
 
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 
-from amp.errors import UserError
-from amp.models import throughput
 from amp.models.sizes import count_by_width, count_flops, count_mlp_params, count_params, measure_widths
-from amp.models.throughput import measure_throughput, rebuild
+from amp.models.throughput import quartiles, rebuild, rounds_of
 from amp.settings.model import ModelSettings
 from amp.towers import Tower, build_tower
 
@@ -74,26 +72,11 @@ def test_rebuilding_gives_the_shapes_of_the_trained_one(tower: Tower, kept: list
     assert {key: value.shape for key, value in rebuilt.model.state_dict().items()} == shapes
 
 
-def test_rounds_go_through_the_towers_in_turn(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
-    towers, order = {"a": tower, "b": build_tower(ModelSettings(name="ViT-B-32"), "meta")}, []
-    seconds = {"a": iter([9.0, 1.0, 2.0, 4.0]), "b": iter([9.0, 4.0, 4.0, 4.0])}
-
-    def seconds_of(run: Any, *how: Any, **more: Any) -> float:
-        name = next(name for name, tower in towers.items() if tower.visual is run.func)
-        order.append(name)
-        return next(seconds[name])
-
-    monkeypatch.setattr(throughput, "seconds_of", seconds_of)
-    rates = measure_throughput(towers, batch_size=8, num_rounds=3, num_warm_up=1)
-    assert order == ["a", "b"] * 4
-    assert rates["a"] == {"median": 4.0, "lower_quartile": 3.0, "upper_quartile": 6.0}
-    assert rates["b"] == {"median": 2.0, "lower_quartile": 2.0, "upper_quartile": 2.0}
-
-
-def test_a_batch_too_large_is_the_users_mistake(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
-    def seconds_of(*how: Any, **more: Any) -> float:
-        raise torch.OutOfMemoryError("of many lines")
-
-    monkeypatch.setattr(throughput, "seconds_of", seconds_of)
-    with pytest.raises(UserError, match=r"^batch_size: 8 images do not fit"):
-        measure_throughput({"dense": tower}, batch_size=8, num_rounds=2)
+def test_rounds_run_each_in_turn() -> None:
+    order: list[str] = []
+    runs = {name: partial(order.append, name) for name in "ab"}
+    seconds = iter(range(100))
+    rounds = list(rounds_of(runs, torch.device("cpu"), most=3, clock=lambda: float(next(seconds))))
+    assert order == ["a", "b"] * 3
+    assert rounds == [{"a": 1.0, "b": 1.0}] * 3
+    assert quartiles([1.0, 2.0, 4.0]) == {"median": 2.0, "lower_quartile": 1.5, "upper_quartile": 3.0}

@@ -37,11 +37,12 @@ def clock(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Answers by the tower's widths of the moment, and remembers them; blocks are known by what runs them."""
     asked: list[list[int]] = []
 
-    def stopwatch(run: Callable[[], object], device: torch.device, runs: int = 1) -> float:
+    def seconds_of(run: Callable[[], object], device: torch.device, runs: int = 1) -> float:
         asked.append(tower.widths)
-        return of_blocks(tower.widths[0]) if run.__qualname__.startswith("block_seconds") else of_tower(tower.widths)
+        of_a_block = getattr(run, "__qualname__", "").startswith("block_seconds")
+        return of_blocks(tower.widths[0]) if of_a_block else of_tower(tower.widths)
 
-    monkeypatch.setattr(latency, "stopwatch", stopwatch)
+    monkeypatch.setattr(latency, "seconds_of", seconds_of)
     monkeypatch.setattr(latency, "SPELL", 1e-9)
     return asked
 
