@@ -28,6 +28,8 @@ def sums_over_tokens(activation_BTH: Tensor, gradient_BTH: Tensor) -> Tensor:
     if fused is not None:
         return fused(a_BTH, g_BTH)
     sums_BH = torch.empty(len(a_BTH), a_BTH.shape[2], device=a_BTH.device)
+    if a_BTH.is_meta:
+        return sums_BH
     at_once = max(1, (CORE_CACHE if a_BTH.is_cpu else GPU_CACHE) // (4 * a_BTH[0].numel()))
     for a_CTH, g_CTH, sums_CH in zip(*(t.split(at_once) for t in (a_BTH, g_BTH, sums_BH)), strict=True):
         torch.sum(a_CTH.float() * g_CTH.float(), dim=1, out=sums_CH)

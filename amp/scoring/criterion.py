@@ -20,8 +20,9 @@ from amp.settings.score import ScoreSettings
 from amp.towers import Tower
 from amp.towers.mlps.slots import MlpSlot
 
-# The most bytes that each kind of pass over images takes beside the weights, of a tower on the meta device and B.
-Passes = Mapping[str, Callable[[Tower, int], int]]
+# The most bytes that each kind of pass over images takes beside the weights, of a tower on the meta device, B and the
+# images of a micro-batch.
+Passes = Mapping[str, Callable[[Tower, int, int], int]]
 
 
 @dataclass(frozen=True)

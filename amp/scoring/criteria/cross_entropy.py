@@ -14,12 +14,12 @@ from amp.data.batches import Batches
 from amp.errors import UserError
 from amp.run.world import world
 from amp.scoring.criterion import Scoring
-from amp.scoring.memory import backward_bytes
+from amp.scoring.memory import taylor_bytes
 from amp.scoring.taylor import TaylorScorer, signed_or_absolute
 from amp.settings.score import ScoreSettings
 from amp.towers import Tower
 
-PASSES = {"activations": backward_bytes}
+PASSES = {"activations": taylor_bytes}
 ZERO_SHOT_SCALE = 100.0  # of CLIP's cosine similarities, as in clip_benchmark
 
 

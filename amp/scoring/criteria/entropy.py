@@ -9,11 +9,11 @@ from torch import Tensor
 
 from amp.run.world import world
 from amp.scoring.criterion import Scoring
-from amp.scoring.memory import backward_bytes
+from amp.scoring.memory import taylor_bytes
 from amp.scoring.taylor import TaylorScorer, signed_or_absolute
 from amp.statistics.entropy import information_entropy
 
-PASSES = {"activations": backward_bytes}
+PASSES = {"activations": taylor_bytes}
 
 
 def score(scoring: Scoring) -> list[Tensor]:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from amp.run.world import world
 from amp.scoring.criterion import Scoring
-from amp.scoring.memory import backward_bytes
+from amp.scoring.memory import taylor_bytes
 from amp.scoring.taylor import TaylorScorer
 
-PASSES = {"activations": backward_bytes}
+PASSES = {"activations": taylor_bytes}
 
 
 def sampled_surprisal(feature_BD: Tensor, anchor_AD: Tensor, inverse_temperature: float, noise_BA: Tensor) -> Tensor:

@@ -38,11 +38,11 @@ STEP = 1 - 2.0**-21  # from one score to the next at least, so that their order 
 SAME, SAME_GAIN = 1e-5, 1e-2
 
 
-def moment_bytes(tower: Tower, batch_size: int) -> int:
+def moment_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
     """The most that the second part takes: a forward pass, and the moments of the blocks that are scored together."""
     widths = [slot.hidden_width for slot in tower.slots]
     moments = max(group_bytes([widths[block] for block in group]) for group in groups(widths))
-    return moments + forward_bytes(tower, batch_size)
+    return moments + forward_bytes(tower, batch_size, micro_batch)
 
 
 PASSES = {"activations": backward_bytes, "moments": moment_bytes}
