@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +71,20 @@ def read_batches(
     finally:
         del batches
         atexit.unregister(end)
+
+
+def on_device(batches: Iterable[Tensor], device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The batches there, in this dtype; a GPU copies each while it still works on the one before."""
+    if device.type != "cuda":
+        yield from (batch.to(device, dtype) for batch in batches)
+        return
+    aside, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    for batch in batches:
+        with torch.cuda.stream(aside):
+            moved = batch.to(device, dtype, non_blocking=True)
+        computing.wait_stream(aside)
+        moved.record_stream(computing)
+        yield moved
 
 
 def outlive_signals(worker: int) -> None:

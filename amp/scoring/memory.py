@@ -17,7 +17,10 @@ def taylor_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
         with TaylorScorer(tower.slots) as scorer:
             scorer.embed(tower.feature, images_BCSS, tower.blocks.values(), micro_batch).sum().backward()
 
-    return peak_bytes(tower, batch_size, run)
+    if batch_size <= 3 * micro_batch:
+        return peak_bytes(tower, batch_size, run)
+    two, three = (peak_bytes(tower, parts * micro_batch, run) for parts in (2, 3))
+    return three + (three - two) * (batch_size - 3 * micro_batch) // micro_batch  # each further part keeps as much
 
 
 def backward_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
