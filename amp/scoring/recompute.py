@@ -52,7 +52,7 @@ class Recomputing:
         try:
             for block in forwards:
                 # No module of ours draws random numbers: towers are in eval mode.
-                block.forward = partial(  # type: ignore[method-assign]
+                block.forward = partial(
                     checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, context_fn=self._contexts
                 )
             yield
@@ -61,7 +61,7 @@ class Recomputing:
             for block, own in forwards.items():
                 block.__dict__.pop("forward", None)
                 if own is not None:
-                    block.forward = own  # type: ignore[method-assign]
+                    block.forward = own
 
     def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         first, second = create_selective_checkpoint_contexts(_policy)

@@ -12,7 +12,6 @@ from amp.scoring.criterion import score
 from amp.settings.score import ScoreSettings
 from amp.statistics.entropy import information_entropy
 from amp.towers import Tower
-
 from studies.step import in_turns
 
 SCORING = ("forward and backward",)
