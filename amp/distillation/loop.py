@@ -10,8 +10,8 @@ from typing import Protocol
 from torch import Tensor
 
 from amp.data.layouts import Source
+from amp.data.speed import LoopSpeed, in_words
 from amp.distillation.keeping import Keeper
-from amp.distillation.speed import LoopSpeed, in_words
 from amp.distillation.trainer import NotFiniteError, Trainer
 from amp.distillation.validation import Validation
 from amp.errors import StoppedError

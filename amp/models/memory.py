@@ -1,16 +1,18 @@
 """What a tower takes in memory, counted on meta tensors before anything is loaded, and how a plan of it reads."""
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from amp.towers import Tower
-from amp.towers.mlps.inputs import input_bytes
 
 GB = 1e9
 
@@ -22,12 +24,10 @@ class PeakMemory(TorchDispatchMode):
 
     Attributes:
         peak: the most so far.
-        num_tokens: T; (T, T) matrices do not count, since attention on a GPU keeps none.
     """
 
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.num_tokens = num_tokens
         self.peak = self._now = 0
         self._alive: weakref.WeakValueDictionary[int, torch.UntypedStorage] = weakref.WeakValueDictionary()
 
@@ -35,7 +35,7 @@ class PeakMemory(TorchDispatchMode):
         before = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         output = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(output):
-            if isinstance(leaf, Tensor) and leaf.shape[-2:] != (self.num_tokens, self.num_tokens):
+            if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
                 if id(storage) not in before and id(storage) not in self._alive:
                     self._alive[id(storage)] = storage
@@ -46,6 +46,23 @@ class PeakMemory(TorchDispatchMode):
 
     def _freed(self, size: int) -> None:
         self._now -= size
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Within it torch's attention on meta tensors leaves what a GPU's kernel does: its output and a number a row.
+
+    By itself it is the written-out one there, with (T, T) matrices and copies in fp32.
+    """
+    written_out = F.scaled_dot_product_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not query.is_meta or query.ndim != 4 or query.shape[:2] != key.shape[:2]:
+            return written_out(query, key, value, *args, **kwargs)
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+
+    with patch.object(F, "scaled_dot_product_attention", attend):
+        yield
 
 
 def with_total(**parts: Bytes) -> dict[str, Bytes]:
@@ -70,8 +87,7 @@ def peak_bytes(tower: Tower, batch_size: int, run: Callable[[Tensor], object]) -
         tower: on the meta device, in the dtype that it will have.
     """
     images_BCSS = torch.empty(batch_size, 3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta")
-    num_tokens = input_bytes(tower) // max(1, tower.slots[0].out_projection.out_features) // images_BCSS.element_size()
-    with PeakMemory(num_tokens) as memory:
+    with fused_attention(), PeakMemory() as memory:
         run(images_BCSS)
     return memory.peak + images_BCSS.nbytes
 

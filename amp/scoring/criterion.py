@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from amp.data.batches import Batches
+from amp.data.speed import LoopSpeed, in_words
 from amp.errors import UserError
 from amp.registry import CRITERIA
 from amp.run.console import progress, say
@@ -20,8 +21,12 @@ from amp.statistics.saved_sums import HasSums, SavedSums
 from amp.towers import Tower
 from amp.towers.mlps.slots import MlpSlot
 
-# The most bytes that each kind of pass over images takes beside the weights, of a tower on the meta device and B.
-Passes = Mapping[str, Callable[[Tower, int], int]]
+# The most bytes that each kind of pass over images takes beside the weights, of a tower on the meta device, B and the
+# images of a micro-batch.
+Passes = Mapping[str, Callable[[Tower, int, int], int]]
+
+
+SPEED_EVERY = 8  # batches; one may be waited for longer than another, as workers end theirs together
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,16 @@ class Scoring:
         if self.saved is not None:
             self.saved.restore(scorer)
         remaining = images.epoch(0, start) if isinstance(images, Batches) else images[start:]
-        for images_BCSS in progress(remaining, "score", "batch", total=len(images), initial=start):
-            yield images_BCSS.to(world().device, self.tower.dtype, non_blocking=True)
+        moved = (world().take(batch_BCSS).to(self.tower.dtype) for batch_BCSS in remaining)
+        size = images.settings.batch_size if isinstance(images, Batches) else sum(map(len, images[:1])) * world().size
+        speed = LoopSpeed(size, world().device)
+        bar = progress(speed.watch(moved), "score", "batch", total=len(images), initial=start)
+        for done, images_BCSS in enumerate(bar, start + 1):
+            yield images_BCSS
             if self.saved is not None:
                 self.saved.step(scorer)
+            if done % SPEED_EVERY == 0 or done == len(images):
+                bar.set_postfix_str(in_words(speed.read(len(images) - done)), refresh=False)
 
     def finished(self, name: str, work: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
         """What one of several passes gives, on the device: as an earlier run kept it, or done now and kept.

@@ -10,22 +10,34 @@ from amp.settings.prune import PruneConfig
 from amp.towers import Tower, build_tower
 
 
-def backward_bytes(tower: Tower, batch_size: int) -> int:
-    """The most that a forward and a backward pass to the activations take at once, beside the weights."""
+def taylor_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
+    """The most that a step of a `TaylorScorer` takes at once, beside the weights."""
 
     def run(images_BCSS: Tensor) -> None:
-        with TaylorScorer(tower.slots):
-            tower.feature(images_BCSS).sum().backward()
+        with TaylorScorer(tower.slots) as scorer:
+            scorer.embed(tower.feature, images_BCSS, tower.blocks.values(), micro_batch).sum().backward()
 
-    return peak_bytes(tower, batch_size, run)
+    if batch_size <= 3 * micro_batch:
+        return peak_bytes(tower, batch_size, run)
+    two, three = (peak_bytes(tower, parts * micro_batch, run) for parts in (2, 3))
+    return three + (three - two) * (batch_size - 3 * micro_batch) // micro_batch  # each further part keeps as much
 
 
-def forward_bytes(tower: Tower, batch_size: int) -> int:
+def backward_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
+    """The most that a forward and a backward pass of a micro-batch to the activations take at once, beside the
+    weights, and the batch's images."""
+    one = torch.empty(3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta")
+    return taylor_bytes(tower, micro_batch, micro_batch) + (batch_size - micro_batch) * one.nbytes
+
+
+def forward_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
     """The most that a forward pass without a graph takes at once, beside the weights."""
     return peak_bytes(tower, batch_size, torch.inference_mode()(tower.feature))
 
 
-def plan_scoring(tower: Tower, batch_size: int, criterion: str = "entropy") -> dict[str, int]:
+def plan_scoring(
+    tower: Tower, batch_size: int, criterion: str = "entropy", micro_batch: int | None = None
+) -> dict[str, int]:
     """Bytes on the device while neurons are scored: `{weights, total}`, and what each of the criterion's passes takes.
 
     The passes come one after another. The criterion's own (B, B) matrices are left out.
@@ -33,16 +45,17 @@ def plan_scoring(tower: Tower, batch_size: int, criterion: str = "entropy") -> d
     Args:
         tower: on the meta device.
         batch_size: B.
+        micro_batch: as in the settings.
     """
-    weights = weight_bytes(tower)
-    passes = {name: most(tower, batch_size) for name, most in load_criterion(criterion).PASSES.items()}
+    weights, part = weight_bytes(tower), min(batch_size, micro_batch or batch_size)
+    passes = {name: most(tower, batch_size, part) for name, most in load_criterion(criterion).PASSES.items()}
     return {"weights": weights, **passes, "total": weights + max(passes.values(), default=0)}
 
 
 def describe_plan(config: PruneConfig, gpu_gb: float) -> str:
     """The plan on one process as lines, and whether it fits a GPU. Raises UserError where the model is unknown."""
-    tower, local = build_tower(config.model, "meta"), config.data.batch_size
-    local = min(local, config.score.micro_batch or local)
-    plan = plan_scoring(tower, local, config.score.criterion)
-    title = f"scoring of {config.model.name} in {config.model.precision} on one process, {local} images at a time"
+    tower, size, score = build_tower(config.model, "meta"), config.data.batch_size, config.score
+    plan = plan_scoring(tower, size, score.criterion, score.micro_batch)
+    parts = f", score.micro_batch {score.micro_batch}" if score.micro_batch else ""
+    title = f"scoring of {config.model.name} in {config.model.precision} on one process, {size} images a batch{parts}"
     return describe_memory([title], plan, gpu_gb, "score.micro_batch, or model.precision: bf16")

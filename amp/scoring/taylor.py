@@ -1,17 +1,19 @@
 """First-order Taylor scores in one backward pass (AMP, arXiv 2603.08100, section 2).
 
-B images, T tokens, H hidden width.
+B images, C channels, S side in pixels, T tokens, H hidden width, D width of the feature.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from amp.errors import UserError
 from amp.run.world import world
+from amp.scoring.contraction import sums_over_tokens
 from amp.scoring.criterion import checked
+from amp.scoring.recompute import Recomputing, parts_of
 from amp.statistics.hooks import MlpHooks
 from amp.towers.mlps.slots import MlpSlot
 
@@ -42,38 +44,51 @@ class TaylorScorer(MlpHooks):
         self.sums.append(torch.zeros((), dtype=torch.int64))
         self._forwards = [0] * len(slots)
         self._backwards = [0] * len(slots)
-        self._paused = False
+        self._parts = 1
+        self._recomputing = Recomputing()
+        self._recomputed: dict[int, Tensor] = {}
 
     @property
     def num_images(self) -> int:
         """Of this process, so far."""
         return int(self.sums[-1])
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Within the block, what runs is not scored."""
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
+    def embed(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        images_BCSS: Tensor,
+        blocks: Collection[nn.Module],
+        micro_batch: int | None,
+    ) -> Tensor:
+        """(B, D) what `encode` makes of a batch that one `step` follows, with the graph of a part of it kept whole.
+
+        Args:
+            blocks: which are computed once more in the backward pass for all images but `micro_batch`.
+            micro_batch: images of one part; None keeps the graph of all.
+        """
+        *others, last_BCSS = parts_of(images_BCSS, micro_batch)
+        self._parts = 1 + len(others)
+        with self._recomputing.of(blocks):
+            features = [encode(part_BCSS) for part_BCSS in others]
+        return torch.cat([*features, encode(last_BCSS)]) if others else encode(last_BCSS)
 
     def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         def before_out_projection(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            if self._paused:
-                return inputs
             activation_BTH = inputs[0] if inputs[0].requires_grad else inputs[0].detach().requires_grad_()
-            self._forwards[index] += 1
-            held = activation_BTH.detach()
-            activation_BTH.register_hook(lambda gradient: self._add(index, held, gradient))
+            if self._recomputing.under_way:
+                self._recomputed[index] = activation_BTH.detach()
+            else:
+                self._forwards[index] += 1
+                held = [] if self._recomputing.later else [activation_BTH.detach()]
+                activation_BTH.register_hook(lambda gradient: self._add(index, held, gradient))
             return (activation_BTH, *inputs[1:])
 
         return before_out_projection
 
-    def _add(self, index: int, activation_BTH: Tensor, gradient_BTH: Tensor) -> None:
+    def _add(self, index: int, held: list[Tensor], gradient_BTH: Tensor) -> None:
         self._backwards[index] += 1
-        products_BH = (activation_BTH.float() * gradient_BTH.float()).flatten(1, -2).sum(dim=1)
-        self.sums[index] += self._fold(products_BH).sum(dim=0)
+        activation_BTH = held.pop() if held else self._recomputed.pop(index)
+        self.sums[index] += self._fold(sums_over_tokens(activation_BTH, gradient_BTH)).sum(dim=0)
 
     def step(self, loss: Tensor, num_images: int) -> None:
         """Backward of one batch's scalar loss; `num_images` of it went through this process's forward.
@@ -82,22 +97,30 @@ class TaylorScorer(MlpHooks):
             UserError: the loss is not finite.
             RuntimeError: an out-projection did not run exactly once, or no gradient reached it exactly once.
         """
-        if not torch.isfinite(loss):
-            raise UserError(
-                "score.criterion",
-                f"it is {loss.item()} on a batch of images; try model.precision: fp32",
-                rank_local=True,
-            )
+        told = loss.detach().to("cpu", non_blocking=True)
+        arrived = torch.cuda.current_stream(loss.device).record_event() if loss.is_cuda else None
         if loss.requires_grad:
             loss.backward()
+        if arrived is not None:
+            arrived.synchronize()  # A GPU has the backward pass to do meanwhile.
+        if not math.isfinite(told.item()):
+            first, last = self.num_images + 1, self.num_images + num_images
+            raise UserError(
+                "score.criterion",
+                f"it is {told.item()} on a batch of images, this process's {first} to {last}; "
+                "try model.precision: fp32",
+                rank_local=True,
+            )
+        once = self._parts
         for slot, forwards, backwards in zip(self._slots, self._forwards, self._backwards, strict=True):
-            if (forwards, backwards) != (1, 1):
+            if (forwards, backwards) != (once, once):
                 raise RuntimeError(
                     f"block {slot.name}: its MLP ran {forwards} times and got {backwards} gradients in one step, "
-                    "expected 1 and 1; activation checkpointing or an unused block?"
+                    f"expected {once} and {once}; activation checkpointing or an unused block?"
                 )
         self._forwards = [0] * len(self._slots)
         self._backwards = [0] * len(self._slots)
+        self._parts = 1
         self.sums[-1] += num_images
 
     def scores(self) -> list[Tensor]:

@@ -27,7 +27,7 @@ class ScoreSettings(Settings):
     seed: Seed = Field(0, description="seed of the criteria 'random', 'kl' and 'reconstruction'")
     micro_batch: Count | None = Field(
         None,
-        description="images in one backward pass of a process, for less memory and one more forward; null: all",
+        description="images of a process whose graph is kept; of the others, blocks are computed again; null: all",
         **ASIDE,
     )
     save_every: Count = Field(50, description="batches after which a killed run can go on", **ASIDE)

@@ -48,8 +48,11 @@ def test_activation_checkpointing_is_refused() -> None:
 @pytest.mark.parametrize("loss", [torch.nan, torch.inf])
 def test_a_criterion_that_is_not_finite_is_refused(loss: float) -> None:
     toy = Toy(0, 1, 2)
-    with TaylorScorer(toy.slots) as scorer, pytest.raises(UserError, match=r"it is (nan|inf) on a batch"):
-        scorer.step(toy(toy_input()).square().sum() * loss, 4)
+    with TaylorScorer(toy.slots) as scorer:
+        scorer.step(toy(toy_input()).square().sum(), 4)
+        told = r"it is (nan|inf) on a batch of images, this process's 5 to 8;"
+        with pytest.raises(UserError, match=told):
+            scorer.step(toy(toy_input()).square().sum() * loss, 4)
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:

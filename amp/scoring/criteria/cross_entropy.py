@@ -14,12 +14,12 @@ from amp.data.batches import Batches
 from amp.errors import UserError
 from amp.run.world import world
 from amp.scoring.criterion import Scoring
-from amp.scoring.memory import backward_bytes
+from amp.scoring.memory import taylor_bytes
 from amp.scoring.taylor import TaylorScorer, signed_or_absolute
 from amp.settings.score import ScoreSettings
 from amp.towers import Tower
 
-PASSES = {"activations": backward_bytes}
+PASSES = {"activations": taylor_bytes}
 ZERO_SHOT_SCALE = 100.0  # of CLIP's cosine similarities, as in clip_benchmark
 
 
@@ -63,7 +63,10 @@ def score_classification(scoring: Scoring, classifier_EC: Tensor, labels: Sequen
         for images_BCSS in scoring.steps(scorer):
             first, last = scorer.num_images, scorer.num_images + len(images_BCSS)
             label_B = None if labels is None else torch.tensor(labels[first:last], device=world().device)
-            loss = zero_shot_cross_entropy(tower.encode_image(images_BCSS), classifier_EC, label_B)
+            embedding_BE = scorer.embed(
+                tower.encode_image, images_BCSS, tower.blocks.values(), scoring.settings.micro_batch
+            )
+            loss = zero_shot_cross_entropy(embedding_BE, classifier_EC, label_B)
             scorer.step(loss / (len(images_BCSS) * world().size), len(images_BCSS))
         return scorer.scores()
 

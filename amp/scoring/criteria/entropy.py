@@ -5,16 +5,15 @@ The entropy itself is `amp.statistics.entropy.information_entropy`: the search m
 B images of this process's share, C channels, S side in pixels, D width.
 """
 
-import torch
 from torch import Tensor
 
 from amp.run.world import world
 from amp.scoring.criterion import Scoring
-from amp.scoring.memory import backward_bytes
+from amp.scoring.memory import taylor_bytes
 from amp.scoring.taylor import TaylorScorer, signed_or_absolute
 from amp.statistics.entropy import information_entropy
 
-PASSES = {"activations": backward_bytes}
+PASSES = {"activations": taylor_bytes}
 
 
 def score(scoring: Scoring) -> list[Tensor]:
@@ -26,24 +25,7 @@ def score(scoring: Scoring) -> list[Tensor]:
     tower, settings = scoring.tower, scoring.settings
     with TaylorScorer(tower.slots, signed_or_absolute(settings.absolute)) as scorer:
         for images_BCSS in scoring.steps(scorer):
-            if settings.micro_batch is None or settings.micro_batch >= len(images_BCSS):
-                feature_BD = world().gather(tower.feature(images_BCSS))
-                scorer.step(information_entropy(feature_BD, settings.inverse_temperature), len(images_BCSS))
-            else:
-                _step_in_parts(scoring, scorer, images_BCSS.split(settings.micro_batch))
+            feature_BD = scorer.embed(tower.feature, images_BCSS, tower.blocks.values(), settings.micro_batch)
+            loss = information_entropy(world().gather(feature_BD), settings.inverse_temperature)
+            scorer.step(loss, len(images_BCSS))
         return scorer.scores()
-
-
-def _step_in_parts(scoring: Scoring, scorer: TaylorScorer, parts: tuple[Tensor, ...]) -> None:
-    """One backward pass a part of the batch, each handed its part of the entropy's gradient at the features of all.
-
-    That gradient comes from a forward pass over the whole batch without a graph.
-    """
-    feature, inverse_temperature = scoring.tower.feature, scoring.settings.inverse_temperature
-    with scorer.paused(), torch.no_grad():
-        feature_BD = torch.cat([feature(part_BCSS) for part_BCSS in parts])
-    loss = information_entropy(world().gather(feature_BD.requires_grad_()), inverse_temperature)
-    (gradient_BD,) = torch.autograd.grad(loss, feature_BD)
-    gradients = gradient_BD.split([len(part_BCSS) for part_BCSS in parts])
-    for part_BCSS, part_BD in zip(parts, gradients, strict=True):
-        scorer.step((feature(part_BCSS) * part_BD).sum(), len(part_BCSS))

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from amp.run.world import world
 from amp.scoring.criterion import Scoring
-from amp.scoring.memory import backward_bytes
+from amp.scoring.memory import taylor_bytes
 from amp.scoring.taylor import TaylorScorer
 
-PASSES = {"activations": backward_bytes}
+PASSES = {"activations": taylor_bytes}
 
 
 def sampled_surprisal(feature_BD: Tensor, anchor_AD: Tensor, inverse_temperature: float, noise_BA: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def score(scoring: Scoring) -> list[Tensor]:
             skipped = 0
             noise_AA = noise_AA.clamp(min=torch.finfo(torch.float32).tiny)
             noise_BA = noise_AA[world().share(size)].to(world().device)
-            feature_BD = tower.feature(images_BCSS)
+            feature_BD = scorer.embed(tower.feature, images_BCSS, tower.blocks.values(), scoring.settings.micro_batch)
             anchor_AD = world().gather(feature_BD.detach())
             scorer.step(sampled_surprisal(feature_BD, anchor_AD, scale, noise_BA), local)
         return scorer.scores()

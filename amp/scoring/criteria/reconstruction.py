@@ -34,18 +34,18 @@ from amp.towers import Tower
 from amp.towers.mlps.slots import MlpSlot
 
 
-def first_pass_bytes(tower: Tower, batch_size: int) -> int:
+def first_pass_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
     """The most that the backward pass takes, with the moments of the first blocks."""
     widths = [slot.hidden_width for slot in tower.slots]
     (first, *_) = groups(widths)
-    return sum(moment_bytes(widths[block]) for block in first) + backward_bytes(tower, batch_size)
+    return sum(moment_bytes(widths[block]) for block in first) + backward_bytes(tower, batch_size, micro_batch)
 
 
-def other_passes_bytes(tower: Tower, batch_size: int) -> int:
+def other_passes_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
     """The most that moments take with what is made of them; or with a forward pass, where there are further blocks."""
     widths = [slot.hidden_width for slot in tower.slots]
     found = [[widths[block] for block in group] for group in groups(widths)]
-    passes = [sum(map(moment_bytes, group)) + forward_bytes(tower, batch_size) for group in found[1:]]
+    passes = [sum(map(moment_bytes, group)) + forward_bytes(tower, batch_size, micro_batch) for group in found[1:]]
     picks = [sum(map(moment_bytes, group)) + most_at_once(group) * work_bytes(max(group)) for group in found]
     return max([*passes, *picks])
 

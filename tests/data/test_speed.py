@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from amp.distillation.speed import LoopSpeed, in_words
+from amp.data.speed import LoopSpeed, in_words
 
 
 def test_speed_waiting_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,13 @@ from typing import TypeVar
 import torch
 
 Item = TypeVar("Item")
+_Moment = float | torch.cuda.Event
 
 
 class LoopSpeed:
     """Speed, waiting for data and memory of a loop over batches.
+
+    A GPU waits while it has nothing to do, however long the process that feeds it does.
 
     Args:
         batch_size: images of a step, over all processes.
@@ -23,27 +26,36 @@ class LoopSpeed:
         self._start()
 
     def _start(self) -> None:
-        self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+        self._since, self._steps = time.perf_counter(), 0
+        self._waits: list[tuple[_Moment, _Moment]] = []
 
     def watch(self, batches: Iterable[Item]) -> Iterator[Item]:
         """The batches, with the time until each is there noted."""
         iterator = iter(batches)
         while True:
-            asked = time.perf_counter()
+            asked = self._now()
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
-            self._waited += time.perf_counter() - asked
+            self._waits.append((asked, self._now()))
             self._steps += 1
             yield batch
+
+    def _now(self) -> "_Moment":
+        """The end of the work that the device has been given so far."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
 
     def read(self, steps_left: int) -> dict[str, float]:
         """Since the last call: `{images_per_second, data_wait_share, memory_gb, hours_left}`; memory is the peak."""
         seconds = time.perf_counter() - self._since
         values = {
             "images_per_second": self.batch_size * self._steps / seconds,
-            "data_wait_share": self._waited / seconds,
+            "data_wait_share": sum(_seconds(*wait) for wait in self._waits) / seconds,
             "memory_gb": self._peak_bytes() / 1e9,
             "hours_left": steps_left * seconds / max(1, self._steps) / 3600,
         }
@@ -54,6 +66,13 @@ class LoopSpeed:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _seconds(asked: _Moment, there: _Moment) -> float:
+    if isinstance(asked, float) or isinstance(there, float):
+        return float(there) - float(asked)  # type: ignore[arg-type]
+    there.synchronize()
+    return asked.elapsed_time(there) / 1e3
 
 
 def in_words(speed: dict[str, float]) -> str:
