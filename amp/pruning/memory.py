@@ -6,23 +6,35 @@ from torch import Tensor
 from amp.data.listing import list_images
 from amp.errors import UserError
 from amp.models.memory import describe_memory, peak_bytes, weight_bytes, with_total
+from amp.pruning.refit import refits_whole
 from amp.pruning.search import inputs_every
 from amp.settings.prune import PruneConfig
 from amp.statistics.moments import group_bytes, groups
 from amp.towers import Tower, build_tower
 from amp.towers.mlps.inputs import input_bytes
 
+STREAMS = 4  # hidden states of a refit of the whole: dense ones before, in and after a block, and the pruned network's
 GUESSED_IMAGES = 5000  # held-out ones, where the folder is not here yet: COCO's
 
 
 def plan_search(
-    tower: Tower, batch_size: int, num_batches: int, store: str, every: int | None, num_calibration: int = 0
+    tower: Tower,
+    batch_size: int,
+    num_batches: int,
+    store: str,
+    every: int | None,
+    num_calibration: int = 0,
+    whole: bool = False,
 ) -> dict[str, int]:
     """Bytes while widths are searched: on the device `{weights, narrowed, activations, stored, total}`, and elsewhere.
 
     `narrowed`: the copies that narrow blocks keep while their whole ones wait, at most. `stored`: images and blocks'
     inputs, where `store` is the device; else they count as `stored_elsewhere`. `compensation`: moments, and tokens of
     MLPs with a hidden norm, of the blocks that are prepared together, where there are calibration images.
+
+    Args:
+        whole: the sliced network is refitted as a whole, which keeps what blocks are handed of all calibration images,
+            four times, after the search.
     """
 
     @torch.inference_mode()
@@ -34,6 +46,7 @@ def plan_search(
     inputs = 0 if every is None else levels * input_bytes(tower)
     stored = num_batches * batch_size * (3 * size * size * one + inputs)
     narrowed = sum(p.numel() * p.element_size() for slot in tower.slots for m in slot.modules for p in m.parameters())
+    stored = max(stored, STREAMS * num_calibration * input_bytes(tower) * whole)
     on_device = stored if store == "device" else 0
     activations = peak_bytes(tower, batch_size, run)
     plan = with_total(weights=weight_bytes(tower), narrowed=narrowed, activations=activations, stored=on_device)
@@ -70,7 +83,9 @@ def describe_plan(config: PruneConfig, gpu_gb: float) -> str:
             num_images = GUESSED_IMAGES
             title.append(f"{config.data.root} is not here: {num_images} held-out images are assumed")
     calibration = 0 if own.compensation == "none" else own.num_calibration_samples
-    plan = plan_search(tower, batch_size, num_images // batch_size, own.store, inputs_every(own), calibration)
+    plan = plan_search(
+        tower, batch_size, num_images // batch_size, own.store, inputs_every(own), calibration, refits_whole(own)
+    )
     advice = "more processes, or model.precision: bf16"
     if plan["stored"]:
         advice = "prune.store: host or disk, or a larger prune.store_every"

@@ -96,7 +96,7 @@ def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: Relativ
     sizes = {key: {end: of_end[key] for end, of_end in ends.items()} for key in ("params", "flops")}
     kept, errors = networks.keep(widths)
     # No probe saw widths that are given, nor a compensation or a scale that comes after the search.
-    unseen = found is None or found.scale != 1 or (errors and not networks.in_search)
+    unseen = found is None or found.scale != 1 or not networks.seen_as_kept
     final = found.final_entropy if found and not unseen else networks.mean()
     return Pruned(kept, dense_widths, sizes, dense, final, networks.held_out.num_batches, found, errors)
 

@@ -44,7 +44,7 @@ PUBLISHED = ("plain", "exact")  # searches of the paper's own grid, where no siz
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
     "data": {"batch_size": 64, "num_samples": 2048, "num_val_samples": 512},
     "score": {"criterion": "reconstruction"},
-    "prune": {"allocation": "global", "compensation": "ridge"},
+    "prune": {"allocation": "global", "compensation": "sequential"},
 }
 
 
@@ -127,11 +127,13 @@ class SearchSettings(Settings):
     two_sided: bool = Field(False, description="refuse also a probe whose entropy falls by more than entropy_increase")
     total_increase: Positive | None = Field(None, description="entropy all blocks together may add, in nats; null: any")
     compensation: Compensation = Field(
-        "none", description="refit of each out-projection, so that kept neurons stand in for removed ones"
+        "none",
+        description="refit of out-projections, so that kept neurons stand in for removed ones. mean, ridge: each MLP "
+        "by itself; sequential: block after block on what the pruned ones hand on, attention's too",
     )
     compensate_in_search: bool = Field(True, description="judge each probe with its compensation")
     damping: NonNegative = Field(
-        1e-3, description="of ridge: added to the activations' covariance, as a share of its mean"
+        1e-3, description="of ridge and sequential: added to the activations' covariance, as a share of its mean"
     )
     num_calibration_samples: Count = Field(2048, description="images of the training split that compensation sees")
 

@@ -62,7 +62,7 @@ class NarrowedNetworks:
     ) -> None:
         check_scores(tower.slots, scores)
         self.tower, self.held_out = tower, held_out
-        self._compensation, self.in_search = compensation, in_search
+        self._compensation, self._in_search = compensation, in_search
         self.scores, self.journal = scores, journal
         self._seen: dict[tuple[int, ...], int] = {}
 
@@ -70,7 +70,7 @@ class NarrowedNetworks:
     def narrowed(self, block: int, width: int) -> Iterator[None]:
         """Within the block of code, one with only its top `width` neurons: for a probe, and for a settled block."""
         slot = self.tower.slots[block]
-        compensator = self._compensation.of(block) if self._compensation and self.in_search else None
+        compensator = self._compensation.of(block) if self._compensation and self._in_search else None
         with slot.narrowed(top_neurons(self.scores[block], width)):
             if compensator is not None:
                 compensator.apply(slot, width)
@@ -92,6 +92,11 @@ class NarrowedNetworks:
         self._seen[network] = max(count, missing.start)
         return self.journal[network][:count]
 
+    @property
+    def seen_as_kept(self) -> bool:
+        """Whether a network is measured with the compensation that it is kept with."""
+        return self._compensation is None or (self._in_search and not self._compensation.sees_whole)
+
     def mean(self) -> float:
         """Entropy of the tower as it is, over all batches."""
         values = self.held_out.measure(0, range(self.held_out.num_batches))
@@ -105,19 +110,20 @@ class NarrowedNetworks:
 def keep_neurons(
     tower: Tower, scores: Sequence[Tensor], widths: Sequence[int], compensation: Compensation | None
 ) -> tuple[list[list[int]], list[dict[str, float]]]:
-    """Slices a dense tower for good, last block first.
+    """Slices a dense tower for good, last block first, or as its compensation does.
 
     Returns:
         the kept neurons of every block, and with compensation the errors of every block's output.
     """
-    kept, errors = [], []
+    kept_K = [top_neurons(score_H, width) for score_H, width in zip(scores, widths, strict=True)]
+    if compensation is not None and compensation.sees_whole:
+        return [indices.tolist() for indices in kept_K], compensation.refit_whole(tower, kept_K)
+    errors = []
     for block in reversed(range(len(widths))):
         slot, width = tower.slots[block], widths[block]
         compensator = compensation.of(block) if compensation else None
-        indices_K = top_neurons(scores[block], width)
-        slot.keep(indices_K)
+        slot.keep(kept_K[block])
         if compensator is not None:
             errors.append(compensator.errors(width))
             compensator.apply(slot, width)
-        kept.append([int(index) for index in indices_K])
-    return kept[::-1], errors[::-1]
+    return [indices.tolist() for indices in kept_K], errors[::-1]

@@ -81,7 +81,7 @@ def networks_over(
     if own.widths is None and own.allocation == "search":
         warn_of_few(measured.num_batches, config.data)
     orders = [rank(score_H) for score_H in scores]
-    compensation = open_compensation(tower, orders, own, calibration, saved)
+    compensation = open_compensation(tower, orders, own, calibration, saved, store and store.beside())
     try:
         yield NarrowedNetworks(tower, scores, measured, journal or Journal(), compensation, own.compensate_in_search)
     finally:

@@ -27,6 +27,12 @@ class InputStore:
         self._held: dict[tuple[int, int], Tensor | Path] = {}
         self.clear()
 
+    def beside(self) -> "InputStore":
+        """Another one, in the same place."""
+        return InputStore(
+            self._place, self._device, self._folder and self._folder.with_name(f"{self._folder.name}.beside")
+        )
+
     def __contains__(self, key: tuple[int, int]) -> bool:
         return key in self._held
 

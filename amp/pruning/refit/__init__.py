@@ -5,9 +5,13 @@ a constant stand in for the removed ones. A file's name is a word of `prune.comp
 
     plain(settings, slot, order_H, moments) -> Compensator           of an MLP as most have it
     normed(settings, slot, inputs_ND) -> NormedCompensator           of an MLP with a hidden norm
+
+and, where the sliced network is refitted as a whole and a search alone sees each block by itself,
+
+    refit_whole(tower, kept, batches, settings, store, saved)        slices and refits the tower; the blocks' errors
 """
 
-from amp.pruning.refit._compensation import CALIBRATION, Compensation, calibration_sums, open_compensation
+from amp.pruning.refit._compensation import CALIBRATION, Compensation, calibration_sums, open_compensation, refits_whole
 from amp.pruning.refit._compensator import Compensator, NormedCompensator
 
 __all__ = [
@@ -17,4 +21,5 @@ __all__ = [
     "NormedCompensator",
     "calibration_sums",
     "open_compensation",
+    "refits_whole",
 ]

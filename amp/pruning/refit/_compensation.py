@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from amp.data.batches import Batches
+from amp.pruning.measure.store import InputStore
 from amp.pruning.refit._compensator import Compensator, NormedCompensator
 from amp.registry import COMPENSATIONS
 from amp.run.console import progress, say
@@ -31,6 +32,7 @@ class Compensation:
         gigabytes: for the moments of several blocks at once; one block's are always taken.
         saved: of a name like no other's: the sums of an earlier, killed run to go on from, and the place of this one's;
             None keeps nothing.
+        store: of what enters blocks, for a refit of the whole; None: in host memory.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class Compensation:
         settings: SearchSettings,
         gigabytes: float = GIGABYTES,
         saved: Callable[[str], SavedSums] | None = None,
+        store: InputStore | None = None,
     ) -> None:
+        self._store = store or InputStore("host", world().device)
         self._slots, self._orders, self._run, self._batches = slots, orders, run, batches
         self._settings, self._gigabytes, self._saved = settings, gigabytes, saved
         self._group = range(0)
@@ -56,6 +60,23 @@ class Compensation:
                 self._collect(last_group([slot.hidden_width for slot in self._slots[: block + 1]], self._gigabytes))
             self._made = block, self._make(block)
         return self._made[1]
+
+    @property
+    def sees_whole(self) -> bool:
+        """As of `refits_whole`."""
+        return refits_whole(self._settings)
+
+    def refit_whole(self, tower: Tower, kept: Sequence[Tensor]) -> list[dict[str, float]]:
+        """Slices a dense tower for good and refits it; the errors of every block's output.
+
+        Args:
+            kept: neurons of every block, ascending.
+        """
+        method = COMPENSATIONS.load(self._settings.compensation)
+        errors: list[dict[str, float]] = method.refit_whole(
+            tower, kept, self._batches, self._settings, self._store, self._saved
+        )
+        return errors
 
     def _make(self, block: int) -> Compensator | NormedCompensator:
         method, slot = COMPENSATIONS.load(self._settings.compensation), self._slots[block]
@@ -93,6 +114,11 @@ class Compensation:
         self._group = group
 
 
+def refits_whole(settings: SearchSettings) -> bool:
+    """Whether the sliced network is refitted as a whole, in the place of each block by itself."""
+    return settings.compensation != "none" and hasattr(COMPENSATIONS.load(settings.compensation), "refit_whole")
+
+
 def calibration_sums(run: Run[PruneConfig]) -> Callable[[str], SavedSums]:
     """Where a run keeps the sums of its calibration: the file of each group of blocks, by the group's name."""
     own = run.path(CALIBRATION)
@@ -110,13 +136,14 @@ def open_compensation(
     settings: SearchSettings,
     images: Callable[[], Batches | Sequence[Tensor]],
     saved: Callable[[str], SavedSums] | None = None,
+    store: InputStore | None = None,
 ) -> Compensation | None:
     """What refits the out-projections of a dense tower as `settings` say; None where they say not to.
 
     Args:
         orders: (H,) a block: neurons by rank, first to be kept first.
         images: -> calibration batches (B, C, S, S), this process's share; asked for where they are needed.
-        saved: as of `Compensation`.
+        saved, store: as of `Compensation`.
     """
     if settings.compensation == "none":
         return None
@@ -124,4 +151,4 @@ def open_compensation(
     def run(images_BCHW: Tensor) -> None:
         tower.feature(images_BCHW.to(world().device, tower.dtype))
 
-    return Compensation(tower.slots, orders, run, images(), settings, saved=saved)
+    return Compensation(tower.slots, orders, run, images(), settings, saved=saved, store=store)

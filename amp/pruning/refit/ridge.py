@@ -9,8 +9,8 @@ MLP's output, N tokens.
 import torch
 from torch import Tensor
 
-from amp.errors import UserError
 from amp.pruning.refit._compensator import Compensator, NormedCompensator
+from amp.pruning.refit._least_squares import factor
 from amp.settings.prune import SearchSettings
 from amp.statistics.moments import Moments
 from amp.towers.mlps.slots import MlpSlot
@@ -27,7 +27,7 @@ class Ridge(Compensator):
 
     def __init__(self, slot: MlpSlot, order_H: Tensor, moments: Moments, damping: float) -> None:
         super().__init__(slot, order_H, moments)
-        self._factor_HH = _factor(self.covariance_HH, damping, slot.name)
+        self._factor_HH = factor(self.covariance_HH, damping, slot.name)
 
     def refit(self, width: int) -> tuple[Tensor, Tensor]:
         """As of `Compensator`."""
@@ -51,7 +51,7 @@ class NormedRidge(NormedCompensator):
         has_bias = out.bias is not None
         mean_K = activations_NK.mean(0) * has_bias
         centred_NK = activations_NK - mean_K
-        factor_KK = _factor(centred_NK.T @ centred_NK / len(centred_NK), self._damping, self._slot.name)
+        factor_KK = factor(centred_NK.T @ centred_NK / len(centred_NK), self._damping, self._slot.name)
         moved_KD = torch.cholesky_solve(centred_NK.T @ missing_ND / len(centred_NK), factor_KK)
         return out.weight.double() + moved_KD.T, missing_ND.mean(0) - mean_K @ moved_KD
 
@@ -64,16 +64,3 @@ def plain(settings: SearchSettings, slot: MlpSlot, order_H: Tensor, moments: Mom
 def normed(settings: SearchSettings, slot: MlpSlot, inputs_ND: Tensor) -> NormedCompensator:
     """Of an MLP with a hidden norm."""
     return NormedRidge(slot, inputs_ND, settings.damping)
-
-
-def _factor(covariance_HH: Tensor, damping: float, name: str) -> Tensor:
-    diagonal_H = covariance_HH.diagonal()
-    damped_HH = covariance_HH + damping * diagonal_H.mean() * torch.eye(len(diagonal_H)).to(covariance_HH)
-    factor_HH, failed = torch.linalg.cholesky_ex(damped_HH)
-    if int(failed):
-        raise UserError(
-            "prune.damping",
-            f"{damping}: the activations of block {name} are linearly dependent, or some never vary; "
-            "a damping above 0, such as 1e-4, is needed",
-        )
-    return factor_HH

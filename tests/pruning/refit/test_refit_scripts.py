@@ -23,34 +23,44 @@ def _words(yaml: Path, *settings: str) -> list[object]:
     return ["--config_file", yaml, *(word for setting in settings for word in ("--set", setting))]
 
 
-@pytest.mark.parametrize("in_search", ["true", "false"])
+@pytest.mark.parametrize(("method", "in_search"), [("ridge", "true"), ("ridge", "false"), ("sequential", "true")])
 def test_the_saved_network_is_the_one_that_was_judged(
-    scored: Path, prune_yaml: Path, call: Callable[..., Any], batches: Callable[[str], list[Tensor]], in_search: str
+    scored: Path,
+    prune_yaml: Path,
+    call: Callable[..., Any],
+    batches: Callable[[str], list[Tensor]],
+    method: str,
+    in_search: str,
 ) -> None:
-    code, out, err = call("main_prune.py", *_words(prune_yaml, *RIDGE, f"prune.compensate_in_search={in_search}"))
+    own = (*RIDGE, f"prune.compensation={method}", f"prune.compensate_in_search={in_search}")
+    code, out, err = call("main_prune.py", *_words(prune_yaml, *own))
     assert code == 0, err
     assert "compensation: error of the MLPs' outputs" in out
     record = json.loads((scored / "prune.json").read_text())
     assert min(record["widths"]) < 256
     for error, width in zip(record["compensation"], record["widths"], strict=True):
         assert error["with"] <= error["without"] + 1e-9
-        assert (error["without"] > 0) == (width < 256)
+        assert method == "sequential" or (error["without"] > 0) == (width < 256)
     entropy = HeldOutEntropy(load_tower(scored / "pruned"), batches("val"), 15.0)()
     assert record["final_entropy"] == pytest.approx(entropy, abs=1e-5)
 
 
+@pytest.mark.parametrize("method", ["ridge", "sequential"])
 def test_two_processes_write_the_same_weights(
-    scored: Path, prune_yaml: Path, call: Callable[..., Any], launch: Callable[..., Any]
+    scored: Path, prune_yaml: Path, call: Callable[..., Any], launch: Callable[..., Any], method: str
 ) -> None:
-    code, _, err = call("main_prune.py", *_words(prune_yaml, *RIDGE, WIDTHS))
+    own = _words(prune_yaml, *RIDGE, f"prune.compensation={method}", WIDTHS)
+    code, _, err = call("main_prune.py", *own)
     assert code == 0, err
     weights = [load_file(scored / "pruned" / "model.safetensors")]
     _set_aside(scored, "one")
-    done = launch(2, "main_prune.py", *_words(prune_yaml, *RIDGE, WIDTHS))
+    done = launch(2, "main_prune.py", *own)
     assert done.returncode == 0, done.stderr
     weights.append(load_file(scored / "pruned" / "model.safetensors"))
+    # Sums of a batch are of fp32; a sequential refit fits each block to what the ones before it have made of that.
+    bound = {"rtol": 1e-5, "atol": 1e-5 if method == "ridge" else 2e-4}
     for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(weights[1][name], tensor, **bound)
 
 
 def _set_aside(folder: Path, name: str) -> None:
