@@ -13,6 +13,7 @@ B images, T tokens, D width of the tower, E width of what enters an out-projecti
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -145,7 +146,7 @@ class _Refit:
     def _fit_attention(self, block: int, branch: Branch) -> None:
         call, sums = self._calls[block], self._sums(block, branch)
         for _, dense_BTD, own_BTD, mid_BTD in self._images(block % 2, OWN, MID):
-            entering_BTE = branch.entering(lambda x_BTD=own_BTD: call(x_BTD))
+            entering_BTE = branch.entering(partial(call, own_BTD))
             added_BTD = _output(branch, entering_BTE)
             wanted_BTD = mid_BTD.float() - dense_BTD.float()
             missing_BTD = wanted_BTD + DRIFT * (dense_BTD.float() - own_BTD.float()) - added_BTD
@@ -192,5 +193,5 @@ def _output(branch: Branch, entering_BTE: Tensor) -> Tensor:
     return branch.gain_D.to(output_BTD) * output_BTD
 
 
-def _changed(old: nn.Parameter, change: Tensor) -> nn.Parameter:
+def _changed(old: Tensor, change: Tensor) -> nn.Parameter:
     return nn.Parameter((old.double() + change).to(old.dtype), requires_grad=old.requires_grad)
