@@ -18,7 +18,7 @@ from amp.export import compile_blocks
 from amp.models.native import settle
 from amp.pruning import Pruned, networks_over, relative_size
 from amp.pruning import prune as prune_tower
-from amp.pruning.report import describe_errors, describe_sizes, draw_pruning
+from amp.pruning.report import describe_errors, describe_features, describe_sizes, draw_pruning
 from amp.run.console import say
 from amp.run.identity import versions
 from amp.run.world import alone
@@ -35,7 +35,8 @@ class Report:
 
     Attributes:
         record: as in `prune.json`: `widths`, `dense_widths`, `params` and `flops` `{dense, pruned}`, `dense_entropy`
-            and `final_entropy` in nats, `probes` of a search, `compensation` (errors of every block's output), `cost`.
+            and `final_entropy` in nats, `probes` of a search, `compensation` (errors of every block's output),
+            `feature_cosine` (of held-out images' features to the dense ones), `cost`.
     """
 
     record: Mapping[str, Any]
@@ -56,6 +57,7 @@ class Report:
             lines.append(describe_errors(own["compensation"]))
         lines.append(f"widths {own['widths']}, of {sorted(set(own['dense_widths']))} neurons")
         lines.append(f"entropy {own['dense_entropy']:.4f} -> {own['final_entropy']:.4f} nats on held-out images")
+        lines.append(describe_features(own["feature_cosine"]))
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 
 from amp.commands._duration import estimate_seconds
-from amp.commands.prune import prune_model
+from amp.commands.prune import prune_models
 from amp.commands.score import score_model
 from amp.data.batches import Batches
 from amp.data.listing import list_images
@@ -55,9 +55,7 @@ def prune_named(named: Named, options: PruneOptions) -> None:
         with start():
             say(describe(config, options.sizes))
             score_model(config, lambda tower, batches: say(describe_time(config, tower, batches)))
-            for own in [config.of_params(size) for size in options.sizes] or [config]:
-                folder = prune_model(own, options)
-            say(what_next(folder))
+            say(what_next(prune_models(config, options)))
 
 
 def fitted(named: Named) -> PruneConfig:

@@ -27,8 +27,17 @@ def main() -> None:
     from amp.run.world import start
 
     with start():
-        for own in [config.of_params(size) for size in options.sizes] or [config]:
-            prune_model(own, options)
+        prune_models(config, options)
+
+
+def prune_models(config: PruneConfig, options: PruneOptions) -> Path:
+    """One pruning, or one for each of `--sizes`; gives the folder of the last one."""
+    from amp.pruning import write_sizes
+
+    folders = [prune_model(own, options) for own in [config.of_params(size) for size in options.sizes] or [config]]
+    if options.sizes:
+        write_sizes(Path(config.output.dir), folders)
+    return folders[-1]
 
 
 def prune_model(config: PruneConfig, options: PruneOptions) -> Path:

@@ -13,7 +13,7 @@ from amp.pruning.measure.open import networks_over, open_networks
 from amp.pruning.refit_pruned import refit_pruned
 from amp.pruning.report import write_pruning
 from amp.pruning.size import relative_size
-from amp.pruning.sweep import write_sweep
+from amp.pruning.sweep import write_sizes, write_sweep
 from amp.pruning.widths import Pruned, check_widths, choose_widths, prune
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "refit_pruned",
     "relative_size",
     "write_pruning",
+    "write_sizes",
     "write_sweep",
 ]

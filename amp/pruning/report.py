@@ -46,6 +46,7 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
     if pruned.found and pruned.final_entropy < pruned.dense_entropy:
         say("note: the entropy fell, which the signed criterion allows; compare the features before you trust it")
     say(f"widths {tower.widths}; entropy {pruned.dense_entropy:.4f} -> {pruned.final_entropy:.4f} nats")
+    say(describe_features(pruned.feature_cosine))
     say(f"wrote {run.folder}/prune.json, prune.png and pruned/ in {cost['seconds']:.0f} s")
 
 
@@ -53,6 +54,11 @@ def describe_errors(errors: Sequence[Mapping[str, float]]) -> str:
     """One line: what compensation did to the MLPs' outputs, all blocks alike."""
     means = [sum(error[key] for error in errors) / len(errors) for key in ("without", "with")]
     return f"compensation: error of the MLPs' outputs {means[0]:.1%} -> {means[1]:.1%} of their variance"
+
+
+def describe_features(cosine: float) -> str:
+    """One line: how much of the dense network's features is left."""
+    return f"features of held-out images: cosine {cosine:.4f} to the dense network's, on average"
 
 
 def describe_sizes(params: Mapping[str, int], flops: Mapping[str, int]) -> str:
@@ -145,6 +151,43 @@ def plot_sweep(record: Mapping[str, Any], path: Path) -> None:
         colour = colours(0.92 * place / max(1, len(points) - 1))
         axes[1].plot(point["widths"], marker=".", color=colour, label=f"{point['entropy_increase']:g}")
     axes[1].set(xlabel="block (first to last)", ylabel="hidden neurons", title="Width of each block's MLP")
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1].legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def sizes_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Several prunings of one model, by their prune.json."""
+    rows = [
+        [
+            *(word for key in ("params", "flops") for word in _size(own[key])),
+            f"{own['feature_cosine']:.4f}",
+            f"{own['final_entropy'] - own['dense_entropy']:+.4f}",
+        ]
+        for own in records
+    ]
+    return table(["parameters", "share", "FLOPs", "share", "cosine to dense", "entropy above dense"], rows)
+
+
+def _size(size: Mapping[str, int]) -> tuple[str, str]:
+    return human(size["pruned"]), f"{size['pruned'] / size['dense']:.1%}"
+
+
+def plot_sizes(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """`prune_sizes.png`: what is left of the features against the share of the parameters, and widths per block."""
+    figure, axes = panels(2, 11.2, 4)
+    shares = [own["params"]["pruned"] / own["params"]["dense"] for own in records]
+    axes[0].plot(shares, [own["feature_cosine"] for own in records], marker="o", color=BLUE)
+    axes[0].set(xlabel="parameters, of the dense tower's", ylabel="mean cosine to the dense features")
+    axes[0].set_title("Features of held-out images at each size")
+    colours = colormaps["viridis"]
+    for place, (share, own) in enumerate(zip(shares, records, strict=True)):
+        colour = colours(0.92 * place / max(1, len(records) - 1))
+        axes[1].plot(own["widths"], marker=".", color=colour, label=f"{share:.0%} of the parameters")
+    axes[1].set(
+        xlabel="block (first to last)", ylabel="hidden neurons", title="Width of each block's MLP", ylim=(0, None)
+    )
+    axes[1].set_ylim(bottom=0)
     axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].legend(frameon=False, fontsize=8)
     save_figure(figure, path)

@@ -1,18 +1,20 @@
-"""Size and entropy at several thresholds of the entropy, in one search each that share what they measure."""
+"""Several networks of one model beside each other: of several thresholds of the entropy, or of several sizes."""
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from amp.pruning.blocks import search_blocks, searched_blocks
 from amp.pruning.doubt import warn_of_grid
 from amp.pruning.measure.networks import NarrowedNetworks
 from amp.pruning.progress import SearchProgress
 from amp.pruning.refit import CALIBRATION
-from amp.pruning.report import plot_sweep, sweep_table
+from amp.pruning.report import plot_sizes, plot_sweep, sizes_table, sweep_table
 from amp.pruning.size import sizes_of
 from amp.run.console import say
 from amp.run.files import atomic
 from amp.run.run import Run
+from amp.run.sealed import read_json
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
 from amp.statistics.saved_sums import forget_sums
@@ -47,3 +49,21 @@ def write_sweep(run: Run[PruneConfig], networks: NarrowedNetworks, thresholds: S
     say(sweep_table(record))
     say(f"wrote {run.folder}/prune_sweep.json, .md and .png in {seconds:.0f} s")
     say("to write one of them out: the same command with --set prune.entropy_increase=NATS, without --sweep")
+
+
+def write_sizes(home: Path, folders: Sequence[Path]) -> None:
+    """Writes prune_sizes.md and .png: sizes, features and entropies of prunings that are done.
+
+    Args:
+        folders: of the prunings, largest size first.
+    """
+
+    def write() -> None:
+        records = [read_json(folder / "prune.json") for folder in folders]
+        plot_sizes(records, home / "prune_sizes.png")
+        with atomic(home / "prune_sizes.md") as partial:
+            partial.write_text(sizes_table(records) + "\n", encoding="utf-8")
+        say(sizes_table(records))
+        say(f"wrote {home}/prune_sizes.md and .png")
+
+    world().from_main(write)

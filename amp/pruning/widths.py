@@ -1,13 +1,18 @@
 """The tower sliced to widths that are given, allocated to a size, or searched."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from amp.errors import UserError
 from amp.pruning.blocks import WidthsFound, searched_blocks
 from amp.pruning.measure.networks import NarrowedNetworks
 from amp.pruning.size import RelativeSize, Widths, sizes_of
 from amp.registry import ALLOCATIONS
+from amp.run.world import world
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
 
@@ -19,6 +24,7 @@ class Pruned:
     Attributes:
         sizes: `{params: {dense, pruned}, flops: {dense, pruned}}` of the vision tower.
         errors: of every block's output, where compensation refitted it.
+        feature_cosine: of the pruned and the dense tower's features of a held-out image, on average.
     """
 
     kept: list[list[int]]
@@ -27,6 +33,7 @@ class Pruned:
     dense_entropy: float
     final_entropy: float
     num_batches: int
+    feature_cosine: float
     found: WidthsFound | None = None
     errors: list[dict[str, float]] = field(default_factory=list)
 
@@ -39,6 +46,7 @@ class Pruned:
     def record(self) -> dict[str, Any]:
         """What `prune.json` says of the result."""
         own = {"widths": self.widths, "dense_widths": self.dense_widths, **self.entropies, **self.sizes}
+        own["feature_cosine"] = self.feature_cosine
         return {**own, "compensation": self.errors} if self.errors else own
 
     @property
@@ -94,11 +102,21 @@ def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: Relativ
     of_widths = sizes_of(networks.tower)
     ends = {"dense": of_widths(dense_widths), "pruned": of_widths(widths)}
     sizes = {key: {end: of_end[key] for end, of_end in ends.items()} for key in ("params", "flops")}
+    features = networks.held_out.features()
     kept, errors = networks.keep(widths)
     # No probe saw widths that are given, nor a compensation or a scale that comes after the search.
     unseen = found is None or found.scale != 1 or not networks.seen_as_kept
     final = found.final_entropy if found and not unseen else networks.mean()
-    return Pruned(kept, dense_widths, sizes, dense, final, networks.held_out.num_batches, found, errors)
+    cosine = mean_cosine(features, networks.held_out.features())
+    return Pruned(kept, dense_widths, sizes, dense, final, networks.held_out.num_batches, cosine, found, errors)
+
+
+def mean_cosine(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """Of the same images, over all processes; (B, D) of unit length."""
+    cosines = torch.cat([(one_BD * other_BD).sum(1) for one_BD, other_BD in zip(ones, others, strict=True)])
+    own = torch.stack([cosines.double().sum(), torch.tensor(float(len(cosines)), dtype=torch.float64)])
+    total, count = world().sum(own.to(world().device)).tolist()
+    return round(total / count, 6)
 
 
 def choose_widths(

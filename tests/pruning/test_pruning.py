@@ -198,7 +198,7 @@ def test_the_search_costs_one_pass_for_the_dense_network_and_one_a_probe(
     found = search(tower, scores, held_out)
     assert len(found.found.probes) == 30
     assert held_out.cost == {"block_forwards": 31 * 2 * 5, "images": 31 * 64}
-    assert len(calls) == 31 * 2 * 5
+    assert len(calls) == (31 + 2) * 2 * 5  # and the features of the dense and of the pruned network
 
 
 def test_an_entropy_that_is_not_a_number_is_no_silent_success(tower: Tower, scores: list[Tensor]) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from amp.data.batches import Batches
@@ -60,6 +61,14 @@ class HeldOutEntropy:
                 "model.precision", "the entropy of the held-out images is not finite; fp32 has the widest range"
             )
         return entropies
+
+    @torch.inference_mode()
+    def features(self) -> list[Tensor]:
+        """(B, D) fp32 on the CPU for each batch: this process's images, of unit length, by the tower as it is.
+
+        They decide on nothing, and are not counted as a search's cost.
+        """
+        return self._replay.map(0, range(self.num_batches), lambda own_BD: F.normalize(own_BD.float(), dim=-1).cpu())
 
     @property
     def stored_bytes(self) -> int:

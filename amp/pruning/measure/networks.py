@@ -26,6 +26,8 @@ class Entropy(Protocol):
 
     def charge(self, block: int, batches: range) -> None: ...
 
+    def features(self) -> list[Tensor]: ...
+
 
 def rank(score_H: Tensor) -> Tensor:
     """Indices (H,) by score, highest first; ties go to the lower index."""
