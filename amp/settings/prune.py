@@ -135,6 +135,10 @@ class SearchSettings(Settings):
     damping: NonNegative = Field(
         1e-3, description="of ridge and sequential: added to the activations' covariance, as a share of its mean"
     )
+    refit_steps: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        150,
+        description="of sequential: steps of gradient descent on each block's MLP, whose in-projections adapt too",
+    )
     num_calibration_samples: Count = Field(2048, description="images of the training split that compensation sees")
 
     @property

@@ -11,7 +11,7 @@ B images, T tokens, D width of the tower, E width of what enters an out-projecti
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -154,6 +154,9 @@ def find_branches(call: BlockCall, slot: MlpSlot, x_BTD: Tensor) -> tuple[Branch
     x_BTD = x_BTD.double()
     out = twin.get_submodule(paths[id(slot.out_projection)])
     assert isinstance(out, nn.Linear)
+    first = twin.get_submodule(paths[id(slot.in_projections[0])])
+    assert isinstance(first, nn.Linear)
+    twin_slot = replace(slot, in_projections=(first,), out_projection=out)
     mlp_gain_D = _gain(lambda: probe(x_BTD), out)
     if mlp_gain_D is None:
         return None, None
@@ -164,7 +167,7 @@ def find_branches(call: BlockCall, slot: MlpSlot, x_BTD: Tensor) -> tuple[Branch
             continue
         twin_linear = twin.get_submodule(path)
         assert isinstance(twin_linear, nn.Linear)
-        gain_D = _gain(lambda: _before_mlp(probe, x_BTD, out, mlp_gain_D), twin_linear)
+        gain_D = _gain(lambda: run_mlp(probe, x_BTD, Branch(out, mlp_gain_D), twin_slot).mid_BTD, twin_linear)
         if gain_D is None:
             continue
         parent = call.block.get_submodule(path.rpartition(".")[0])
@@ -178,30 +181,32 @@ class MlpRun:
     """What one run of a block shows of its MLP.
 
     Attributes:
-        entering_BTE: what enters the out-projection.
+        tokens_BTD: what enters the MLP.
+        entering_BTE: what enters its out-projection.
         mid_BTD, out_BTD: hidden states before and after the branch.
     """
 
+    tokens_BTD: Tensor
     entering_BTE: Tensor
     mid_BTD: Tensor
     out_BTD: Tensor
 
 
-def run_mlp(call: BlockCall, x_BTD: Tensor, mlp: Branch) -> MlpRun:
+def run_mlp(call: BlockCall, x_BTD: Tensor, mlp: Branch, slot: MlpSlot) -> MlpRun:
     """Runs a block on hidden states (B, T, D)."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    handle = mlp.linear.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
-    try:
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def see(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[module] = inputs[0], output
+
+    with ExitStack() as hooks:
+        for linear in (slot.in_projections[0], mlp.linear):
+            hooks.callback(linear.register_forward_hook(see).remove)
         out_BTD = call(x_BTD)
-    finally:
-        handle.remove()
-    ((entering, output),) = seen
+    tokens, _ = seen[slot.in_projections[0]]
+    entering, output = seen[mlp.linear]
     added_BTD = (mlp.gain_D * output).view_as(out_BTD)
-    return MlpRun(entering, (out_BTD - added_BTD).to(out_BTD.dtype), out_BTD)
-
-
-def _before_mlp(probe: BlockCall, x_BTD: Tensor, out: nn.Linear, gain_D: Tensor) -> Tensor:
-    return run_mlp(probe, x_BTD, Branch(out, gain_D)).mid_BTD
+    return MlpRun(tokens, entering, (out_BTD - added_BTD).to(out_BTD.dtype), out_BTD)
 
 
 def _gain(run: Callable[[], Tensor], linear: nn.Linear) -> Tensor | None:

@@ -33,7 +33,7 @@ def first_block(tower: Tower) -> tuple[Branch, Branch, Tensor, Tensor, Tensor]:
     assert attention is not None
     assert mlp is not None
     with torch.no_grad():
-        run = run_mlp(call, x, mlp)
+        run = run_mlp(call, x, mlp, tower.slots[0])
         entering = attention.entering(lambda: call(x))
         added = attention.gain_D.float() * nn.functional.linear(
             entering, attention.linear.weight, attention.linear.bias

@@ -23,6 +23,7 @@ from amp.data.batches import Batches
 from amp.errors import UserError
 from amp.pruning.measure.store import InputStore
 from amp.pruning.refit._least_squares import LeastSquares
+from amp.pruning.refit._tuning import MlpTokens
 from amp.pruning.refit.ridge import normed, plain
 from amp.run.console import progress
 from amp.run.world import world
@@ -36,7 +37,7 @@ __all__ = ["normed", "plain", "refit_whole"]
 DRIFT = 0.7  # of what the hidden states are short of, the share that a branch is asked to make up for
 READ_WEIGHT = 16.0  # of a token that the feature reads
 OWN, MID = 2, 3  # in the store: hidden states of the pruned network; the dense ones between a block's branches
-PASSES = 4  # over the images, for each block
+PASSES = 5  # over the images, for each block; 4 where nothing is tuned
 PROBED_IMAGES = 2
 
 
@@ -119,28 +120,27 @@ class _Refit:
         """Runs a block of the dense network: what it hands on takes the place of what entered the one before."""
         call, (_, mlp) = self._calls[block], self._branches[block]
         for number, x_BTD in self._images(block % 2):
-            run = run_mlp(call, x_BTD, mlp)
+            run = run_mlp(call, x_BTD, mlp, self._tower.slots[block])
             self._store.put((MID, number), run.mid_BTD)
             self._store.put((1 - block % 2, number), run.out_BTD)
 
     def fit(self, block: int, saved: SavedSums | None) -> list[Tensor]:
         """Refits both branches of a sliced block, or takes over what an earlier run has found; the errors come last."""
-        attention, mlp = self._branches[block]
-        linears = [branch.linear for branch in (attention, mlp) if branch is not None]
+        (attention, mlp), slot = self._branches[block], self._tower.slots[block]
+        linears = [*([attention.linear] if attention else []), *slot.modules]
 
         def work() -> list[Tensor]:
             if attention is not None:
                 self._fit_attention(block, attention)
             errors = self._fit_mlp(block, mlp)
-            own = [p.detach() for linear in linears for p in (linear.weight, linear.bias) if p is not None]
+            own = [p.detach() for linear in linears for p in linear.parameters(recurse=False)]
             return [*own, torch.tensor([errors["without"], errors["with"]], dtype=torch.float64)]
 
         found = work() if saved is None else saved.kept("weights", work)
         values = iter(found)
         for linear in linears:
-            for own in (linear.weight, linear.bias):
-                if own is not None:
-                    own.copy_(next(values).to(own))
+            for own in linear.parameters(recurse=False):
+                own.copy_(next(values).to(own))
         return found
 
     def _fit_attention(self, block: int, branch: Branch) -> None:
@@ -154,13 +154,24 @@ class _Refit:
         self._apply(branch, sums)
 
     def _fit_mlp(self, block: int, branch: Branch) -> dict[str, float]:
+        """In closed form; with steps of gradient descent on its in-projections too, and in closed form again."""
+        steps, slot = self._settings.refit_steps, self._tower.slots[block]
+        tokens = MlpTokens(self._read, seed=block) if steps else None
+        errors = self._solve_mlp(block, branch, tokens)
+        if tokens is not None and tokens.tune(slot, branch.gain_D.float(), steps):
+            errors["with"] = self._solve_mlp(block, branch, None)["with"]
+        return errors
+
+    def _solve_mlp(self, block: int, branch: Branch, tokens: MlpTokens | None) -> dict[str, float]:
         call, sums = self._calls[block], self._sums(block, branch)
         for _, out_BTD, own_BTD, mid_BTD in self._images(1 - block % 2, OWN, MID):
-            run = run_mlp(call, own_BTD, branch)
+            run = run_mlp(call, own_BTD, branch, self._tower.slots[block])
             wanted_BTD = out_BTD.float() - mid_BTD.float()
             drift_BTD = mid_BTD.float() - run.mid_BTD.float()
             missing_BTD = wanted_BTD + DRIFT * drift_BTD + run.mid_BTD.float() - run.out_BTD.float()
             sums.add(run.entering_BTE.view(*out_BTD.shape[:2], -1), missing_BTD, wanted_BTD)
+            if tokens is not None:
+                tokens.add(run.tokens_BTD.view(out_BTD.shape), wanted_BTD + DRIFT * drift_BTD)
         return self._apply(branch, sums)
 
     def hand_on(self, block: int) -> None:

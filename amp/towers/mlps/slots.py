@@ -6,9 +6,10 @@ Neuron j of an MLP is row j (packed gate: also row j + H) of every in-projection
 norm, and column j of the out-projection. The out-projection's bias has width D and stays.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,6 +51,32 @@ class MlpSlot:
     def layout(self) -> str:
         gate = "packed gate" if self.packed else "split gate" if len(self.in_projections) == 2 else "plain"
         return gate + (" + norm" if self.norm is not None else "")
+
+    def run(self, tokens_ND: Tensor) -> Tensor:
+        """(N, D) what the out-projection gives for tokens that enter the MLP, with its graph."""
+        before = [child for child in self.module.children() if self.in_projections[0] in list(child.modules())]
+        if before and not isinstance(before[0], nn.Linear) and self.out_projection not in list(before[0].modules()):
+            output_1ND: Tensor = self.out_projection(before[0](tokens_ND[None]))  # one MLP over two children of a block
+            return output_1ND[0]
+        seen: list[Tensor] = []
+        handle = self.out_projection.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        try:
+            self.module(tokens_ND[None])
+        finally:
+            handle.remove()
+        return seen[0][0]
+
+    def twin(self, dtype: torch.dtype) -> "MlpSlot":
+        """A copy of the MLP in another dtype."""
+        paths = {id(module): path for path, module in self.module.named_modules()}
+        module = copy.deepcopy(self.module).to(dtype)
+
+        def own(of: Any) -> Any:
+            return module.get_submodule(paths[id(of)])
+
+        norm = None if self.norm is None else own(self.norm)
+        ins = tuple(own(linear) for linear in self.in_projections)
+        return replace(self, in_projections=ins, norm=norm, out_projection=own(self.out_projection), module=module)
 
     @torch.no_grad()
     def keep(self, indices_K: Tensor) -> None:

@@ -40,7 +40,7 @@ def images(count: int, seed: int = 0) -> list[Tensor]:
 
 
 def refit(tower: Tower, kept: Sequence[Tensor], batches: Sequence[Tensor], damping: float = 1e-3, **saved: Any) -> Any:
-    settings = SearchSettings(compensation="sequential", damping=damping)
+    settings = SearchSettings(compensation="sequential", damping=damping, refit_steps=20)
     return refit_whole(tower, kept, batches, settings, InputStore("host", world().device), saved.get("saved"))
 
 

@@ -1,0 +1,137 @@
+"""Some steps of gradient descent on one sliced MLP, on tokens that were seen to enter it: in-projections move too.
+
+N tokens, D width of the tower.
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from amp.run.world import world
+from amp.towers.mlps.slots import MlpSlot
+
+OTHERS = 32  # tokens of an image that are kept, beside those that the feature reads
+READ_ROWS, OTHER_ROWS = 256, 768  # tokens of a step, over all processes
+READ_WEIGHT = 32.0  # of a token that the feature reads
+RATE, WARM_UP, BETAS = 0.02, 10, (0.9, 0.99)  # the rate of a weight is a share of the mean size of its matrix
+LEFT_OUT = 8  # every so many-th image is left out, and says whether the steps have helped
+
+
+@dataclass
+class Rows:
+    """Tokens that enter an MLP, and what its branch is to add to the hidden states for them; of images kept apart."""
+
+    entering_ND: list[Tensor] = field(default_factory=list)
+    wanted_ND: list[Tensor] = field(default_factory=list)
+    image_N: list[Tensor] = field(default_factory=list)
+
+    def add(self, entering_BTD: Tensor, wanted_BTD: Tensor, first_image: int) -> None:
+        """Some tokens of some images, the first of which has the number `first_image`."""
+        images, tokens, width = entering_BTD.shape
+        self.entering_ND.append(entering_BTD.reshape(-1, width).float())
+        self.wanted_ND.append(wanted_BTD.reshape(-1, width).float())
+        self.image_N.append(torch.arange(first_image, first_image + images).repeat_interleave(tokens))
+
+    def parts(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(entering, wanted) of the images that are learned from, and of those that are left out."""
+        entering_ND, wanted_ND = torch.cat(self.entering_ND), torch.cat(self.wanted_ND)
+        out_N = (torch.cat(self.image_N) % LEFT_OUT == LEFT_OUT - 1).to(entering_ND.device)
+        return (entering_ND[~out_N], wanted_ND[~out_N]), (entering_ND[out_N], wanted_ND[out_N])
+
+
+class MlpTokens:
+    """What is kept of the tokens that enter one MLP.
+
+    Args:
+        read: tokens that the feature reads, by their places in an image; all of them are kept.
+        seed: of the others, which are drawn.
+    """
+
+    def __init__(self, read: tuple[int, ...], seed: int) -> None:
+        self._read = list(read)
+        self._generator = torch.Generator().manual_seed(seed)
+        self.read, self.others = Rows(), Rows()
+        self._num_images = self._num_others = 0
+
+    def add(self, entering_BTD: Tensor, wanted_BTD: Tensor) -> None:
+        """Of some images, (B, T, D)."""
+        images, tokens, _ = entering_BTD.shape
+        others = [place for place in range(tokens) if place not in self._read]
+        self._num_others = len(others)
+        drawn = torch.randperm(len(others), generator=self._generator)[:OTHERS].tolist()
+        if self._read:
+            self.read.add(entering_BTD[:, self._read], wanted_BTD[:, self._read], self._num_images)
+        places = [others[place] for place in drawn]
+        self.others.add(entering_BTD[:, places], wanted_BTD[:, places], self._num_images)
+        self._num_images += images
+
+    def tune(self, slot: MlpSlot, gain_D: Tensor, steps: int) -> bool:
+        """Changes the MLP's weights where that brings its branch closer to what is wanted on the images left out.
+
+        Args:
+            gain_D: by which the block multiplies the MLP's output.
+        """
+        sorts = [(self.others, float(self._num_others), OTHER_ROWS)]
+        sorts += [(self.read, READ_WEIGHT * len(self._read), READ_ROWS)] if self._read else []
+        data = [(rows.parts(), weight, count // world().size) for rows, weight, count in sorts]
+        if any(len(part[0]) == 0 for parts, *_ in data for part in parts):
+            return False
+        twin = slot.twin(torch.float32)
+        before = self._error(twin, gain_D, data)
+        _descend(twin, gain_D, data, steps, self._generator)
+        if not self._error(twin, gain_D, data) < before:
+            return False
+        with torch.no_grad():
+            for module, learned in zip(slot.modules, twin.modules, strict=True):
+                module.load_state_dict(copy.copy(learned.state_dict()))
+        return True
+
+    @staticmethod
+    @torch.no_grad()
+    def _error(twin: MlpSlot, gain_D: Tensor, data: "_Data") -> float:
+        """On the images left out."""
+        total = torch.stack(
+            [
+                weight * (gain_D * twin.run(entering_ND) - wanted_ND).square().sum() / len(entering_ND)
+                for (_, (entering_ND, wanted_ND)), weight, _ in data
+            ]
+        )
+        return float(world().sum(total.sum()))
+
+
+_Part = tuple[Tensor, Tensor]
+_Data = list[tuple[tuple[_Part, _Part], float, int]]
+
+
+def _descend(twin: MlpSlot, gain_D: Tensor, data: _Data, steps: int, generator: torch.Generator) -> None:
+    """Adam on the tokens of the images that are learned from."""
+    twin.module.requires_grad_(False)
+    groups = []
+    for module in twin.modules:
+        weight = module.get_parameter("weight")
+        size = float(weight.detach().square().mean().sqrt())
+        groups.append({"params": [p.requires_grad_() for p in module.parameters(recurse=False)], "lr": RATE * size})
+    optimizer = torch.optim.Adam(groups, betas=BETAS)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 - step / steps)
+    )
+    whole = sum(weight for _, weight, _ in data)
+    with torch.enable_grad():
+        for _ in range(steps):
+            drawn = [
+                (torch.randint(len(entering_ND), (count,), generator=generator).to(entering_ND.device), weight / count)
+                for ((entering_ND, _), _), weight, count in data
+            ]
+            entering_ND = torch.cat([part[0][0][rows] for (part, *_), (rows, _) in zip(data, drawn, strict=True)])
+            wanted_ND = torch.cat([part[0][1][rows] for (part, *_), (rows, _) in zip(data, drawn, strict=True)])
+            weights_N = torch.cat([entering_ND.new_full((len(rows),), weight / whole) for rows, weight in drawn])
+            errors_N = (gain_D * twin.run(entering_ND) - wanted_ND).square().sum(1)
+            optimizer.zero_grad()
+            (errors_N @ weights_N).backward()
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = world().sum(parameter.grad) / world().size
+            optimizer.step()
+            schedule.step()
