@@ -33,20 +33,7 @@ class Moments:
     covariance_HH: Tensor
 
 
-class _TokenHooks(MlpHooks):
-    """Sees what enters a Linear of some MLPs token by token."""
-
-    def __init__(self, slots: Sequence[MlpSlot]) -> None:
-        super().__init__(slots)
-
-    def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, inputs: self._see(index, inputs[0].detach().flatten(0, -2))
-
-    def _see(self, index: int, tokens_NH: Tensor) -> None:
-        raise NotImplementedError
-
-
-class MomentCollector(_TokenHooks):
+class MomentCollector(MlpHooks):
     """Sums first and second moments of the activations of some blocks; its hooks live inside a `with`.
 
     A sum of a^T a is symmetric: it is kept as stripes of columns, each from its diagonal down, in half the memory.
@@ -54,10 +41,12 @@ class MomentCollector(_TokenHooks):
 
     Attributes:
         sums: over this process's tokens so far, for each block its stripes, fp64, the sum of a (H,), fp64, and the
-            number of tokens, on the CPU.
+            number of tokens, and as how many they count, on the CPU.
 
     Args:
         asks, num_images: the settings that want the moments and that say of how many images; for messages.
+        read, weight: tokens, by their places in an image, each of which counts as so many; a square, so that nothing
+            is rounded.
     """
 
     def __init__(
@@ -65,14 +54,21 @@ class MomentCollector(_TokenHooks):
         slots: Sequence[MlpSlot],
         asks: str = "prune.compensation",
         num_images: str = "prune.num_calibration_samples",
+        read: Sequence[int] = (),
+        weight: int = 1,
     ) -> None:
         super().__init__(slots)
         self._asks, self._num_images = asks, num_images
+        self._weight = weight
+        self._read = [torch.tensor(list(read), device=slot.out_projection.weight.device).long() for slot in slots]
         self._own = [_Sums(slot.hidden_width, slot.out_projection.weight.device) for slot in slots]
-        self.sums = [total for own in self._own for total in (*own.stripes, own.total_H, own.num_tokens)]
+        self.sums = [total for own in self._own for total in (*own.stripes, own.total_H, own.num_tokens, own.count)]
 
-    def _see(self, index: int, tokens_NH: Tensor) -> None:
-        self._own[index].add(tokens_NH)
+    def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._own[index].add(inputs[0].detach(), self._read[index], self._weight)
+
+        return see
 
     def of(self, index: int) -> Moments:
         """Of one of `slots`, the same on every process.
@@ -81,8 +77,9 @@ class MomentCollector(_TokenHooks):
             UserError: an activation that is not finite, or fewer tokens than the block is wide.
         """
         slot, own = self._slots[index], self._own[index]
-        num_tokens = int(world().sum(own.num_tokens.to(own.total_H.device)).item())
-        mean_H = world().sum(own.total_H) / num_tokens
+        counts = torch.stack([own.num_tokens, own.count]).to(own.total_H.device)
+        num_tokens, count = map(int, world().sum(counts).tolist())
+        mean_H = world().sum(own.total_H) / count
         covariance_HH = mean_H.new_empty(len(mean_H), len(mean_H))
         for start, stripe_XY in zip(_starts(slot.hidden_width), own.stripes, strict=True):
             end = start + stripe_XY.shape[1]
@@ -91,7 +88,7 @@ class MomentCollector(_TokenHooks):
         if not bool(covariance_HH.isfinite().all()):
             raise UserError(self._asks, f"block {slot.name}: an activation is not finite; try model.precision: fp32")
         _check_enough(num_tokens, slot, self._num_images)
-        covariance_HH.div_(num_tokens).addr_(mean_H, mean_H, alpha=-1)
+        covariance_HH.div_(count).addr_(mean_H, mean_H, alpha=-1)
         return Moments(num_tokens, mean_H, covariance_HH)
 
 
@@ -106,15 +103,21 @@ class _Sums:
             for start, end in zip(self._starts, ends, strict=True)
         ]
         self.total_H = torch.zeros(width, dtype=torch.float64, device=device)
-        self.num_tokens = torch.zeros((), dtype=torch.int64)
+        self.num_tokens, self.count = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64)
 
-    def add(self, a_NH: Tensor) -> None:
-        """Activations of some tokens."""
-        a_NH = a_NH if _multiplies(a_NH) else a_NH.float()
+    def add(self, a_BTH: Tensor, read: Tensor, weight: int) -> None:
+        """Activations of some tokens; those at the places `read` of an image count `weight` times."""
+        a_BTH = a_BTH if _multiplies(a_BTH) else a_BTH.float()
+        self.total_H += a_BTH.flatten(0, -2).sum(0, dtype=torch.float32)
+        self.num_tokens += a_BTH[..., 0].numel()
+        self.count += a_BTH[..., 0].numel()
+        if len(read) and a_BTH.ndim == 3:
+            self.total_H += (weight - 1) * a_BTH[:, read].flatten(0, 1).sum(0, dtype=torch.float32)
+            self.count += (weight - 1) * len(read) * len(a_BTH)
+            a_BTH = a_BTH.index_copy(1, read, a_BTH[:, read] * weight**0.5)
+        a_NH = a_BTH.flatten(0, -2)
         for start, stripe_XY in zip(self._starts, self.stripes, strict=True):
             stripe_XY += product(a_NH[:, start:], a_NH[:, start : start + stripe_XY.shape[1]])
-        self.total_H += a_NH.sum(0, dtype=torch.float32)
-        self.num_tokens += len(a_NH)
 
 
 def product(a_NX: Tensor, b_NY: Tensor) -> Tensor:
@@ -134,7 +137,7 @@ def _starts(width: int) -> range:
     return range(0, width, max(NARROWEST, -(-width // STRIPES)))
 
 
-class TokenCollector(_TokenHooks):
+class TokenCollector(MlpHooks):
     """Keeps some of the tokens that enter some MLPs, evenly from all batches; its hooks live inside a `with`.
 
     As many as four times the hidden width, over all processes.
@@ -147,8 +150,9 @@ class TokenCollector(_TokenHooks):
     def _module(self, slot: MlpSlot) -> nn.Linear:
         return slot.in_projections[0]
 
-    def _see(self, index: int, tokens_NH: Tensor) -> None:
-        self._kept[self._slots[index].name].append(tokens_NH)
+    def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        kept = self._kept[self._slots[index].name]
+        return lambda module, inputs: kept.append(inputs[0].detach().flatten(0, -2))
 
     def of(self, slot: MlpSlot) -> Tensor:
         """(N, D), the same on every process.

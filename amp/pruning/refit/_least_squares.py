@@ -22,7 +22,8 @@ class LeastSquares:
     """
 
     def __init__(self, entering: int, output: int, device: torch.device, name: str, read: Sequence[int], weight: float):
-        self._name, self._read, self._weight = name, list(read), weight
+        self._name, self._weight = name, weight
+        self._read = torch.tensor(list(read), device=device).long()
 
         def zeros(*size: int) -> Tensor:
             return torch.zeros(size, dtype=torch.float64, device=device)
@@ -37,8 +38,8 @@ class LeastSquares:
         Args:
             missing_BTD: of the output, fp32. whole_BTD: the output that is wanted, fp32, for the errors.
         """
-        rows = [(1.0, slice(None))] + ([(self._weight - 1, self._read)] if self._read else [])
-        for weight, places in rows:
+        rows: list[tuple[float, slice | Tensor]] = [(1.0, slice(None)), (self._weight - 1, self._read)]
+        for weight, places in rows[: 1 + bool(len(self._read))]:
             a_NE, y_ND, w_ND = (t[:, places].flatten(0, 1) for t in (entering_BTE, missing_BTD, whole_BTD))
             self._count += weight * len(a_NE)
             self._total_E += weight * a_NE.sum(0, dtype=torch.float32)

@@ -7,7 +7,8 @@ covariance C of the activations a, the out-projection W and a set K of kept neur
 
     tr(G W (C - C_:K C_KK^-1 C_K:) W^T)
 
-Neurons are picked one at a time, each the one that lowers it most, as `_picks.py` says. No labels are used.
+Neurons are picked one at a time, each the one that lowers it most, as `_picks.py` says. No labels are used. A token
+that the feature reads, such as a class token, counts 64 times in C: errors there move the feature most.
 
 N tokens, D width of the MLP's output, H hidden neurons, L blocks, E width of the feature.
 """
@@ -50,6 +51,7 @@ def other_passes_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
     return max([*passes, *picks])
 
 
+READ_WEIGHT = 64  # of a token that the feature reads
 ASKS = "score.criterion", "data.num_samples"  # the settings that want moments, and that say of how many images
 PASSES = {"activations": first_pass_bytes, "moments": other_passes_bytes}
 
@@ -87,7 +89,10 @@ def most_at_once(widths: Sequence[int], gigabytes: float = GIGABYTES) -> int:
 def _first_pass(scoring: Scoring, blocks: range, gigabytes: float) -> list[Tensor]:
     """The sensitivities of all blocks, and the scores of the first ones."""
     slots = scoring.tower.slots[blocks.start : blocks.stop]
-    with MomentCollector(slots, *ASKS) as moments, SensitivityCollector(scoring.tower.slots) as collector:
+    with (
+        MomentCollector(slots, *ASKS, scoring.tower.read_tokens, READ_WEIGHT) as moments,
+        SensitivityCollector(scoring.tower.slots) as collector,
+    ):
         both = _Both([*collector.sums, *moments.sums])
         _sense(scoring, collector, both)
         _settle(scoring, both)
@@ -98,7 +103,7 @@ def _first_pass(scoring: Scoring, blocks: range, gigabytes: float) -> list[Tenso
 def _pass(scoring: Scoring, blocks: range, sensitivities: Sequence[Tensor], gigabytes: float) -> list[Tensor]:
     """The scores of some blocks."""
     slots = scoring.tower.slots[blocks.start : blocks.stop]
-    with torch.no_grad(), MomentCollector(slots, *ASKS) as moments:
+    with torch.no_grad(), MomentCollector(slots, *ASKS, scoring.tower.read_tokens, READ_WEIGHT) as moments:
         for images_BCSS in scoring.steps(moments):
             scoring.tower.feature(images_BCSS)
         _settle(scoring, moments)

@@ -207,3 +207,16 @@ def test_too_few_tokens_are_refused(tower: Tower) -> None:
     toy_tower = replace(tower, slots=toy.slots, feature=lambda x_BTD: toy(x_BTD)[:, 0])
     says = refusal(lambda: reconstruction_scores(Scoring(toy_tower, [few], RECONSTRUCTION)))
     assert says.startswith("data.num_samples: ")
+
+
+def test_tokens_that_the_feature_reads_count_as_many() -> None:
+    _, slot = make_block("timm-mlp")
+    a_BTH = torch.randn(6, 5, slot.hidden_width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), MomentCollector([slot], read=(0,), weight=4) as collector:
+        for part in a_BTH.chunk(2):
+            slot.out_projection(part)
+    repeated_NH = torch.cat([a_BTH.flatten(0, 1), *[a_BTH[:, 0]] * 3]).double()
+    moments = collector.of(0)
+    assert moments.num_tokens == 30
+    torch.testing.assert_close(moments.mean_H, repeated_NH.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(moments.covariance_HH, torch.cov(repeated_NH.T, correction=0), rtol=1e-4, atol=1e-5)
