@@ -13,9 +13,11 @@ SCENES = 12_800  # held-out scenes that are painted where there are none
 def main() -> None:
     config, plan = read_options(__doc__)
 
-    from studies.scoring_cost import time_reconstruction, time_scoring
+    from studies.scoring_cost import time_reconstruction
+    from studies.scoring_step import SCORING, time_scoring
     from studies.search_cost import SearchBenchmark, measure_searches
     from studies.search_cost_table import as_json, summarise, summary_table
+    from studies.step import describe_times
 
     from amp.data.batches import Batches
     from amp.data.listing import list_images
@@ -32,8 +34,8 @@ def main() -> None:
         by_entropy = config.score.model_copy(update={"criterion": "entropy", "micro_batch": None})
         scores = score(tower, train, by_entropy)
         images_BCSS = next(iter(train)).to(world.device, tower.dtype)
-        scoring = time_scoring(tower, images_BCSS, config.score.inverse_temperature)
-        say(f"a scoring pass takes {scoring['ratio']:.3f} of forward and backward to the activations alone")
+        scoring = time_scoring(tower, by_entropy, config.data.batch_size, 20)
+        say("of a scoring by entropy:\n" + describe_times(scoring, SCORING))
         parts = time_reconstruction(tower, images_BCSS)
         say("of a reconstruction: " + ", ".join(f"{name} {took:.3g} s" for name, took in parts.items()))
         runs = measure_searches(SearchBenchmark(config, tower, scores), plan)

@@ -259,8 +259,11 @@ def at_once(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts processes is slow, and begins first: two workers end at the same time."""
+    """What starts processes is slow, and begins first: two workers end at the same time. Tests of a GPU need one."""
+    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(no_gpu)
         if not {"launch", "torchrun", "at_once"}.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

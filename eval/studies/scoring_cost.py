@@ -1,4 +1,4 @@
-"""What a scoring pass takes beside the forward and backward passes in it, and what the parts of a scoring take.
+"""What the parts of a scoring by reconstruction take.
 
 B images, C channels, S side in pixels, N tokens, H hidden neurons, D width of the tower.
 """
@@ -13,41 +13,10 @@ from torch import Tensor
 from amp.run.world import world
 from amp.scoring.criteria._picks import forward_gains
 from amp.scoring.criteria.reconstruction import SensitivityCollector
-from amp.scoring.taylor import TaylorScorer
-from amp.statistics.entropy import information_entropy
 from amp.statistics.moments import MomentCollector
 from amp.towers import Tower
 
-ROUNDS, WARM_UP = 20, 2
-PARTS_ROUNDS = 5
-
-
-def time_scoring(tower: Tower, images_BCSS: Tensor, inverse_temperature: float) -> dict[str, float]:
-    """Median seconds of a scoring pass, and of forward and backward to the activations alone, in turns."""
-
-    def backward() -> None:
-        information_entropy(tower.feature(images_BCSS), inverse_temperature).backward()
-
-    def bare() -> None:
-        first = tower.slots[0].out_projection
-        handle = first.register_forward_pre_hook(lambda _, inputs: (inputs[0].detach().requires_grad_(),))
-        backward()
-        handle.remove()
-
-    with TaylorScorer(tower.slots) as scorer:
-        pass
-
-    def scoring() -> None:
-        with scorer:
-            loss = information_entropy(tower.feature(images_BCSS), inverse_temperature)
-            scorer.step(loss, len(images_BCSS))
-
-    seconds: dict[str, list[float]] = {"scoring": [], "backward": []}
-    for _ in range(ROUNDS):
-        for name, run in (("scoring", scoring), ("backward", bare)):
-            seconds[name].append(_time(run, torch.cuda.synchronize if world().device.type == "cuda" else None))
-    medians = {name: statistics.median(of_name[WARM_UP:]) for name, of_name in seconds.items()}
-    return {**medians, "ratio": medians["scoring"] / medians["backward"]}
+ROUNDS = 5
 
 
 def _time(run: Callable[[], None], wait: Callable[[], None] | None) -> float:
@@ -91,7 +60,7 @@ def time_reconstruction(tower: Tower, images_BCSS: Tensor) -> dict[str, float]:
     parts = {"forward": forward, "sensitivities": sensitivities, "with moments": with_moments}
     wait = torch.cuda.synchronize if world().device.type == "cuda" else None
     seconds: dict[str, list[float]] = {name: [] for name in (*parts, "picks of a block")}
-    for _ in range(PARTS_ROUNDS):
+    for _ in range(ROUNDS):
         for name, run in parts.items():
             seconds[name].append(_time(run, wait))
         seconds["picks of a block"].append(_time(picks, wait))

@@ -86,7 +86,7 @@ def test_mistakes_of_zero_shot_answer_at_once(at_once: Any, words: list[Any], sa
         (KNN, [*MODEL, "--dataset_root", "nowhere", "--num_workers", "x"], "--num_workers: invalid int value: 'x'"),
         (EFFICIENCY, [], "required: --model"),
         (EFFICIENCY, [*TINY, "--batch_size", 0], "--batch_size: 0 is less than 1"),
-        (EFFICIENCY, [*TINY, "--num_rounds", 1], "--num_rounds: 1 is less than 2"),
+        (EFFICIENCY, [*TINY, "--num_rounds", 2], "--num_rounds: 2 is less than 3"),
         (EFFICIENCY, [*TINY, "--img_size", 0], "--img_size: 0 is less than 1"),
         (EFFICIENCY, [*TINY, "--json", "tests"], "--json: tests: is a folder"),
         (EFFICIENCY, [*TINY, "--json", "README.md/a.json"], "--json: README.md: "),

@@ -123,5 +123,5 @@ def test_the_searches_are_measured_side_by_side(prune_yaml: Path, tmp_path: Path
     assert exact["fresh"]["difference"] == 0
     assert ridge["fresh"]["entropy"] != exact["fresh"]["entropy"]
     assert found["summary"]["racing fast"]["forwards_share"]["worst"] == fast["forwards_share"]
-    for word in ("a scoring pass takes", "racing strict", "block forwards", "over 1 runs"):
+    for word in ("a step takes", "racing strict", "block forwards", "over 1 runs"):
         assert word in console

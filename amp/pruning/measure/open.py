@@ -77,7 +77,7 @@ def networks_over(
     own = config.prune
     measured = HeldOutEntropy(tower, held_out, config.score.inverse_temperature, store, inputs_every(own))
     gigabytes = measured.stored_bytes / 1e9
-    say(f"{measured.num_batches} held-out batches; up to {gigabytes:.3g} GB of inputs kept: {own.store}")
+    say(f"held-out batches: {measured.num_batches}; up to {gigabytes:.3g} GB of inputs kept: {own.store}")
     if own.widths is None and own.allocation == "search":
         warn_of_few(measured.num_batches, config.data)
     orders = [rank(score_H) for score_H in scores]
