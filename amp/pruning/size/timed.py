@@ -81,11 +81,13 @@ def meet(
         if size_of(grid.least) / left - 1 > CLOSE:  # A target is refused by what was measured alone.
             size_of = size_of.corrected(grid.least, size_of.measure(grid.least))
         widths, found = allocate(size_of)
+        if widths in [earlier for _, earlier, _ in tried]:
+            break
         measured = size_of.measure(widths)
         tried.append((abs(measured / left - 1), widths, found))
         speed = f", {1 / measured:.2f} times the dense speed" if target.asked[0] == "throughput" else ""
         say(f"measured: {measured:.3f} of the dense {UNITS[target.asked[0]]}{speed}; predicted: {size_of(widths):.3f}")
-        if tried[-1][0] <= NEAR or widths in [earlier for _, earlier, _ in tried[:-1]]:
+        if tried[-1][0] <= NEAR:
             break
         if widths == grid.least and measured > left:
             if tried[-1][0] > PROMISED:
