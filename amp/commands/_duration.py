@@ -13,6 +13,7 @@ from torch import Tensor
 
 from amp.data.batches import Batches
 from amp.data.pixels import BrokenImageError, read_rgb
+from amp.pruning.refit import refits_whole
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
 from amp.statistics.moments import MomentCollector, groups
@@ -21,6 +22,7 @@ from amp.towers import Tower
 BACKWARD = 3.0  # a forward and a backward pass, of a forward pass
 READ = 16  # images, to time the reading
 TOGETHER = 4  # blocks that are picked from at once, to time the picks
+WHOLE, TOKENS = 3.5, 1024  # forward passes of a refit of the whole, and tokens of one of its steps
 PRODUCTS = 4  # of the covariance with a matrix of the tower's width, in the refit of a block
 
 
@@ -46,7 +48,7 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
     parts = groups(widths)
     with torch.no_grad():
         forward = _seconds(lambda: tower.feature(images_BCSS))
-        with MomentCollector([tower.slots[block] for block in parts[0]]):
+        with MomentCollector([tower.slots[block] for block in parts[0]]) as seen_tokens:
             with_moments = _seconds(lambda: tower.feature(images_BCSS))
         seen = sum(widths[block] ** 2 for block in parts[0]) / sum(width**2 for width in widths)
         moments = max(0.0, with_moments - forward) / seen
@@ -55,8 +57,11 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
     of_scoring = len(batches) * of_batch + picks * sum(width**3 for width in widths) / max(widths) ** 3
     of_entropy = 2 * ((config.data.num_val_samples or 0) // config.data.batch_size) * read_and(forward)
     refits = 0.0
-    if own.compensation != "none":
-        calibration = min(own.num_calibration_samples, len(batches.paths)) // config.data.batch_size
+    calibration = min(own.num_calibration_samples, len(batches.paths)) // config.data.batch_size
+    if refits_whole(own):
+        steps = own.refit_steps * TOKENS * BACKWARD / (seen_tokens.num_tokens / 2) * forward
+        refits = calibration * (read_and(WHOLE * forward) + 2 * moments) + steps
+    elif own.compensation != "none":
         refits = calibration * (len(parts) * read_and(forward) + moments) + PRODUCTS * product * len(widths)
     return of_scoring + of_entropy + refits
 

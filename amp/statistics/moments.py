@@ -70,6 +70,11 @@ class MomentCollector(MlpHooks):
 
         return see
 
+    @property
+    def num_tokens(self) -> int:
+        """Of this process, so far, of the first of `slots`."""
+        return int(self._own[0].num_tokens)
+
     def of(self, index: int) -> Moments:
         """Of one of `slots`, the same on every process.
 

@@ -41,7 +41,17 @@ def _config(*words: str) -> PruneConfig:
 
 @pytest.mark.slow
 def test_one_command_scores_prunes_and_says_what_is_next(golden_images: Path, tmp_path: Path, call: Call) -> None:
-    words = [*TINY, "--images", golden_images, "--output", tmp_path / "out", "--set", "data.num_workers=0"]
+    words = [
+        *TINY,
+        "--images",
+        golden_images,
+        "--output",
+        tmp_path / "out",
+        "--set",
+        "data.num_workers=0",
+        "--set",
+        "prune.refit_steps=0",
+    ]
     code, said, err = call("main_prune.py", *words, "--params", "0.7")
     assert code == 0, err
     for part in ("64 rank the neurons, by reconstruction", "it will take about", f"--model {tmp_path}/out/pruned"):
@@ -163,7 +173,17 @@ def test_bad_input_is_told_in_the_words_of_the_options(case: str, photos: str, t
 
 def test_the_duration_grows_with_the_images(tmp_path: Path) -> None:
     tower_of: dict[int, float | None] = {}
-    words = [*TINY, "--images", str(_many(tmp_path, 260)), "--params", "0.6", "--set", "data.num_workers=0"]
+    words = [
+        *TINY,
+        "--images",
+        str(_many(tmp_path, 260)),
+        "--params",
+        "0.6",
+        "--set",
+        "data.num_workers=0",
+        "--set",
+        "prune.refit_steps=0",
+    ]
     for count in (64, 192):
         config = _config(*words, "--set", f"data.num_samples={count}")
         tower = build_tower(config.model)
