@@ -37,7 +37,7 @@ cat > "$out/prune.yaml" <<YAML
 model: {frame: $frame, name: $model, precision: $precision}
 data: {name: imagefolder, root: $out/images, batch_size: $batch, num_workers: 8, num_samples: $images, num_val_samples: 256}
 score: {criterion: reconstruction}
-prune: {allocation: global, compensation: ridge, num_calibration_samples: $images, target: {params: 0.6}}
+prune: {allocation: global, compensation: sequential, num_calibration_samples: $images, target: {params: 0.6}}
 output: {dir: $out/pruning}
 YAML
 cat > "$out/distil.yaml" <<YAML

@@ -45,14 +45,15 @@ def test_all_gpus_of_the_machine(prune_yaml: Path, tmp_path: Path, torchrun: Cal
     assert (tmp_path / "out" / "scores.safetensors").exists()
 
 
+@pytest.mark.parametrize("compensation", ["ridge", "sequential"])
 @pytest.mark.parametrize("store", ["device", "host", "disk"])
 def test_racing_and_compensation_on_cuda(
-    store: str, prune_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+    store: str, compensation: str, prune_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
     words = [
         "search=racing",
         "two_sided=true",
-        "compensation=ridge",
+        f"compensation={compensation}",
         "num_calibration_samples=64",
         "target.params=0.7",
         f"store={store}",
