@@ -99,6 +99,8 @@ def test_settings_are_the_recommended_ones_where_there_are_images_enough(tmp_pat
     assert (few.data.batch_size, few.data.num_samples, few.data.num_val_samples, few.output.dir) == (8, 30, 10, "x")
     mine = _config(*TINY, "--images", str(tmp_path / "few"), "--params", "0.6", "--set", "data.batch_size=10")
     assert mine.data.batch_size == 10
+    fast = _config(*TINY, "--images", str(tmp_path / "few"), "--set", "prune.target.throughput=1.5")
+    assert (fast.prune.target.throughput, fast.prune.allocation) == (1.5, RECOMMENDED["prune"]["allocation"])
 
 
 def _many(folder: Path, count: int) -> Path:

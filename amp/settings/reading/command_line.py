@@ -141,7 +141,7 @@ def _named_of(args: argparse.Namespace, overrides: Sequence[str]) -> Named | Non
     settings["output"] = {"dir": args.output or f"out/{Path(name).resolve().name.removesuffix('.json')}"}
     if args.params is not None:
         settings["prune"]["target"] = {"params": args.params}
-    elif not vars(args).get("sizes"):
+    elif not vars(args).get("sizes") and not any(word.startswith("prune.target.") for word in overrides):
         del settings["prune"]
     return Named(settings, tuple(overrides))
 
@@ -211,7 +211,7 @@ def parse_prune(description: str, argv: Sequence[str] | None = None) -> tuple[Pr
     add("--compensate_only", action="store_true", help=refit)
     config, named, args = _parse_named(description, argv, [parser])
     if named and "prune" not in named.settings:
-        raise UserError("--params", f"missing; {NAMED['--params'][1]}")
+        raise UserError("--params", f"missing; {NAMED['--params'][1]}, or --set prune.target.throughput=1.5")
     if args.sizes and args.params is not None:
         raise UserError("--params", "goes without --sizes, which name the sizes themselves")
     sweep, sizes = tuple(sorted(set(args.sweep))), tuple(sorted(set(args.sizes), reverse=True))
