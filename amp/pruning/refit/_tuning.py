@@ -3,7 +3,6 @@
 N tokens, D width of the tower.
 """
 
-import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +12,7 @@ from amp.run.world import world
 from amp.towers.mlps.slots import MlpSlot
 
 OTHERS = 32  # tokens of an image that are kept, beside those that the feature reads
-READ_ROWS, OTHER_ROWS = 256, 768  # tokens of a step, over all processes
+READ_ROWS, OTHER_ROWS = 256, 768  # tokens of a step
 READ_WEIGHT = 32.0  # of a token that the feature reads
 RATE, WARM_UP, BETAS = 0.02, 10, (0.9, 0.99)  # the rate of a weight is a share of the mean size of its matrix
 LEFT_OUT = 8  # every so many-th image is left out, and says whether the steps have helped
@@ -27,12 +26,17 @@ class Rows:
     wanted_ND: list[Tensor] = field(default_factory=list)
     image_N: list[Tensor] = field(default_factory=list)
 
-    def add(self, entering_BTD: Tensor, wanted_BTD: Tensor, first_image: int) -> None:
-        """Some tokens of some images, the first of which has the number `first_image`."""
-        images, tokens, width = entering_BTD.shape
-        self.entering_ND.append(entering_BTD.reshape(-1, width).float())
-        self.wanted_ND.append(wanted_BTD.reshape(-1, width).float())
+    def add(self, entering_BTD: Tensor, wanted_BTD: Tensor, first_image: int) -> int:
+        """Some tokens of a batch's images, the first of which has the number `first_image`; how many images they are.
+
+        Those of all processes are kept on each, which then takes the same steps.
+        """
+        whole_BTD, whole_wanted_BTD = (world().gather(own_BTD.float()) for own_BTD in (entering_BTD, wanted_BTD))
+        images, tokens, width = whole_BTD.shape
+        self.entering_ND.append(whole_BTD.reshape(-1, width))
+        self.wanted_ND.append(whole_wanted_BTD.reshape(-1, width))
         self.image_N.append(torch.arange(first_image, first_image + images).repeat_interleave(tokens))
+        return images
 
     def parts(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(entering, wanted) of the images that are learned from, and of those that are left out."""
@@ -57,15 +61,13 @@ class MlpTokens:
 
     def add(self, entering_BTD: Tensor, wanted_BTD: Tensor) -> None:
         """Of some images, (B, T, D)."""
-        images, tokens, _ = entering_BTD.shape
-        others = [place for place in range(tokens) if place not in self._read]
+        others = [place for place in range(entering_BTD.shape[1]) if place not in self._read]
         self._num_others = len(others)
         drawn = torch.randperm(len(others), generator=self._generator)[:OTHERS].tolist()
         if self._read:
             self.read.add(entering_BTD[:, self._read], wanted_BTD[:, self._read], self._num_images)
         places = [others[place] for place in drawn]
-        self.others.add(entering_BTD[:, places], wanted_BTD[:, places], self._num_images)
-        self._num_images += images
+        self._num_images += self.others.add(entering_BTD[:, places], wanted_BTD[:, places], self._num_images)
 
     def tune(self, slot: MlpSlot, gain_D: Tensor, steps: int) -> bool:
         """Changes the MLP's weights where that brings its branch closer to what is wanted on the images left out.
@@ -75,7 +77,7 @@ class MlpTokens:
         """
         sorts = [(self.others, float(self._num_others), OTHER_ROWS)]
         sorts += [(self.read, READ_WEIGHT * len(self._read), READ_ROWS)] if self._read else []
-        data = [(rows.parts(), weight, count // world().size) for rows, weight, count in sorts]
+        data = [(rows.parts(), weight, count) for rows, weight, count in sorts]
         if any(len(part[0]) == 0 for parts, *_ in data for part in parts):
             return False
         twin = slot.twin(torch.float32)
@@ -83,9 +85,10 @@ class MlpTokens:
         _descend(twin, gain_D, data, steps, self._generator)
         if not self._error(twin, gain_D, data) < before:
             return False
-        with torch.no_grad():
-            for module, learned in zip(slot.modules, twin.modules, strict=True):
-                module.load_state_dict(copy.copy(learned.state_dict()))
+        # Of one process for all, so that rounding can never part their ways.
+        states = world().broadcast([{key: t.cpu() for key, t in own.state_dict().items()} for own in twin.modules])
+        for module, state in zip(slot.modules, states, strict=True):
+            module.load_state_dict(state)
         return True
 
     @staticmethod
@@ -98,7 +101,7 @@ class MlpTokens:
                 for (_, (entering_ND, wanted_ND)), weight, _ in data
             ]
         )
-        return float(world().sum(total.sum()))
+        return float(total.sum())
 
 
 _Part = tuple[Tensor, Tensor]
@@ -130,8 +133,5 @@ def _descend(twin: MlpSlot, gain_D: Tensor, data: _Data, steps: int, generator: 
             errors_N = (gain_D * twin.run(entering_ND) - wanted_ND).square().sum(1)
             optimizer.zero_grad()
             (errors_N @ weights_N).backward()
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = world().sum(parameter.grad) / world().size
             optimizer.step()
             schedule.step()
