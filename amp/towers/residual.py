@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,19 +34,29 @@ class BlockCall:
     """A block, and what it is handed beside its hidden states, which is the same for all images of a tower.
 
     Args:
-        rest, named: of the call; the first of them are hidden states.
+        rest, named: all others of the call's arguments.
+        name: by which the hidden states go; None: they come first.
     """
 
     block: nn.Module
     rest: tuple[Any, ...]
     named: Mapping[str, Any]
+    name: str | None = None
+
+    @classmethod
+    def of(cls, block: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Self:
+        """As a hook sees it; the hidden states are not kept."""
+        if inputs:
+            return cls(block, inputs[1:], named)
+        first, *others = named
+        return cls(block, (), {key: named[key] for key in others}, first)
 
     def __call__(self, x_BTD: Tensor) -> Tensor:
         """Hidden states (B, T, D) -> those that the block hands on."""
-        if self.rest:
-            output = self.block(x_BTD, *self.rest[1:], **self.named)
+        if self.name is None:
+            output = self.block(x_BTD, *self.rest, **self.named)
         else:
-            output = self.block(**{**self.named, next(iter(self.named)): x_BTD})
+            output = self.block(**{self.name: x_BTD}, **self.named)
         return output[0] if isinstance(output, tuple) else output
 
 
@@ -91,14 +101,18 @@ class Branch:
 
 
 @torch.no_grad()
-def block_calls(tower: Tower, images_BCSS: Tensor) -> tuple[list[BlockCall], list[Tensor]]:
-    """The tower's blocks as they are called for these images, and the hidden states that enter each.
+def block_calls(
+    tower: Tower, images_BCSS: Tensor, entering: Callable[[Tensor], object] = lambda x_BTD: None
+) -> list[BlockCall]:
+    """The tower's blocks as they are called for these images.
+
+    Args:
+        entering: is told the hidden states (B, T, D) that enter each.
 
     Raises:
         UserError: a block is not handed what the one before it hands on.
     """
     calls: list[BlockCall] = []
-    entering: list[Tensor] = []
     handed: list[Tensor] = []
 
     def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -107,18 +121,18 @@ def block_calls(tower: Tower, images_BCSS: Tensor) -> tuple[list[BlockCall], lis
             name = type(tower.visual).__name__
             text = f"the blocks of a {name} are no chain, so that it cannot be refitted as a whole; ridge refits each"
             raise UserError("prune.compensation", text)
-        calls.append(BlockCall(module, inputs, named))
-        entering.append(first_BTD)
+        calls.append(BlockCall.of(module, inputs, named))
+        entering(first_BTD)
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
-        handed.append(output[0] if isinstance(output, tuple) else output)
+        handed[:] = [output[0] if isinstance(output, tuple) else output]
 
     with ExitStack() as hooks:
         for block in tower.blocks.values():
             hooks.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(block.register_forward_hook(after).remove)
         tower.feature(images_BCSS)
-    return calls, entering
+    return calls
 
 
 @torch.no_grad()
@@ -150,7 +164,7 @@ def find_branches(call: BlockCall, slot: MlpSlot, x_BTD: Tensor) -> tuple[Branch
     """
     paths = {id(module): path for path, module in call.block.named_modules()}
     twin = copy.deepcopy(call.block).double()
-    probe = BlockCall(twin, *_in_fp64((call.rest, call.named)))
+    probe = BlockCall(twin, _in_fp64(call.rest), _in_fp64(call.named), call.name)
     x_BTD = x_BTD.double()
     out = twin.get_submodule(paths[id(slot.out_projection)])
     assert isinstance(out, nn.Linear)

@@ -28,7 +28,8 @@ def build(name: str, precision: str = "fp32") -> Tower:
 def first_block(tower: Tower) -> tuple[Branch, Branch, Tensor, Tensor, Tensor]:
     """Both branches; hidden states before, between and after them, of two images."""
     images = torch.randn(2, 3, tower.image_size, tower.image_size, generator=torch.manual_seed(0)).to(tower.dtype)
-    (call, *_), (x, *_) = block_calls(tower, images)
+    hidden: list[Tensor] = []
+    (call, *_), x = block_calls(tower, images, hidden.append), hidden[0]
     attention, mlp = find_branches(call, tower.slots[0], x)
     assert attention is not None
     assert mlp is not None
@@ -70,7 +71,7 @@ def test_a_probe_leaves_the_block_as_it_was() -> None:
 
 def test_what_a_norm_takes_in_again_is_no_branch() -> None:
     tower = build("plain")
-    call = block_calls(tower, torch.randn(2, 3, 32, 32))[0][0]
+    call = block_calls(tower, torch.randn(2, 3, 32, 32))[0]
     block = call.block
     assert isinstance(block, nn.Module)
     block.ls2 = nn.LayerNorm(24)  # as of blocks that normalise what a branch gives

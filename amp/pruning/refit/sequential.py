@@ -86,17 +86,17 @@ class _Refit:
         for number, images_BCSS in enumerate(batches):
             images_BCSS = world().take(images_BCSS).to(tower.dtype)
             if number == 0:
-                self._calls, entering = block_calls(tower, images_BCSS)
+                self._calls = block_calls(tower, images_BCSS)
                 self._branches = self._find_branches(images_BCSS[:PROBED_IMAGES])
-                batch_first = entering[0].shape[0] == len(images_BCSS)
-                self._read = tower.read_tokens if batch_first else ()
             x_BTD = entering_blocks(tower, images_BCSS)
+            self._read = tower.read_tokens if len(x_BTD) == len(images_BCSS) else ()
             for place in (0, OWN):
                 store.put((place, number), x_BTD)
 
     def _find_branches(self, few_BCSS: Tensor) -> list[tuple[Branch | None, Branch]]:
         found = []
-        calls, entering = block_calls(self._tower, few_BCSS)
+        entering: list[Tensor] = []
+        calls = block_calls(self._tower, few_BCSS, entering.append)
         for slot, call, x_BTD in zip(self._tower.slots, calls, entering, strict=True):
             attention, mlp = find_branches(call, slot, x_BTD)
             if mlp is None:
