@@ -157,8 +157,9 @@ class SearchSettings(Settings):
         return own
 
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-        """As of all settings; an open `width_multiple` by what it is."""
-        return {**super().decisive(leave_out), "width_multiple": self.multiple}
+        """As of all settings; an open `width_multiple` by what it is, and no steps of a refit that has none."""
+        own = {**super().decisive(leave_out), "width_multiple": self.multiple}
+        return own if self.compensation == "sequential" else {k: v for k, v in own.items() if k != "refit_steps"}
 
     def check_calibration(self, key: str, batch_size: int) -> None:
         """Raises ValueError where the images that compensation sees, or that were asked for, fill no batch."""
