@@ -3,6 +3,7 @@
 N tokens, D width of the tower.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,11 +39,27 @@ class Rows:
         self.image_N.append(torch.arange(first_image, first_image + images).repeat_interleave(tokens))
         return images
 
-    def parts(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(entering, wanted) of the images that are learned from, and of those that are left out."""
+    def split(self, weight: float, count: int) -> "_Sort":
+        """Into those of the images that are learned from, and of those that are left out."""
         entering_ND, wanted_ND = torch.cat(self.entering_ND), torch.cat(self.wanted_ND)
         out_N = (torch.cat(self.image_N) % LEFT_OUT == LEFT_OUT - 1).to(entering_ND.device)
-        return (entering_ND[~out_N], wanted_ND[~out_N]), (entering_ND[out_N], wanted_ND[out_N])
+        learned, left_out = ((entering_ND[own_N], wanted_ND[own_N]) for own_N in (~out_N, out_N))
+        return _Sort(learned, left_out, weight, count)
+
+
+@dataclass(frozen=True)
+class _Sort:
+    """Tokens of one sort, each part (entering, wanted).
+
+    Attributes:
+        learned, left_out: of the images that are learned from, and of the others.
+        weight: of all tokens of the sort in an image. count: tokens of a step.
+    """
+
+    learned: tuple[Tensor, Tensor]
+    left_out: tuple[Tensor, Tensor]
+    weight: float
+    count: int
 
 
 class MlpTokens:
@@ -75,15 +92,14 @@ class MlpTokens:
         Args:
             gain_D: by which the block multiplies the MLP's output.
         """
-        sorts = [(self.others, float(self._num_others), OTHER_ROWS)]
-        sorts += [(self.read, READ_WEIGHT * len(self._read), READ_ROWS)] if self._read else []
-        data = [(rows.parts(), weight, count) for rows, weight, count in sorts]
-        if any(len(part[0]) == 0 for parts, *_ in data for part in parts):
+        sorts = [self.others.split(float(self._num_others), OTHER_ROWS)]
+        sorts += [self.read.split(READ_WEIGHT * len(self._read), READ_ROWS)] if self._read else []
+        if any(len(entering_ND) == 0 for own in sorts for entering_ND, _ in (own.learned, own.left_out)):
             return False
         twin = slot.twin(torch.float32)
-        before = self._error(twin, gain_D, data)
-        _descend(twin, gain_D, data, steps, self._generator)
-        if not self._error(twin, gain_D, data) < before:
+        before = _error_left_out(twin, gain_D, sorts)
+        _descend(twin, gain_D, sorts, steps, self._generator)
+        if not _error_left_out(twin, gain_D, sorts) < before:
             return False
         # Of one process for all, so that rounding can never part their ways.
         states = world().broadcast([{key: t.cpu() for key, t in own.state_dict().items()} for own in twin.modules])
@@ -91,24 +107,19 @@ class MlpTokens:
             module.load_state_dict(state)
         return True
 
-    @staticmethod
-    @torch.no_grad()
-    def _error(twin: MlpSlot, gain_D: Tensor, data: "_Data") -> float:
-        """On the images left out."""
-        total = torch.stack(
-            [
-                weight * (gain_D * twin.run(entering_ND) - wanted_ND).square().sum() / len(entering_ND)
-                for (_, (entering_ND, wanted_ND)), weight, _ in data
-            ]
-        )
-        return float(total.sum())
+
+def _errors(twin: MlpSlot, gain_D: Tensor, entering_ND: Tensor, wanted_ND: Tensor) -> Tensor:
+    """(N,) squared, of what the branch adds to the hidden states."""
+    return (gain_D * twin.run(entering_ND) - wanted_ND).square().sum(1)
 
 
-_Part = tuple[Tensor, Tensor]
-_Data = list[tuple[tuple[_Part, _Part], float, int]]
+@torch.no_grad()
+def _error_left_out(twin: MlpSlot, gain_D: Tensor, sorts: Sequence[_Sort]) -> float:
+    """On the images left out."""
+    return float(sum(own.weight * _errors(twin, gain_D, *own.left_out).mean() for own in sorts))
 
 
-def _descend(twin: MlpSlot, gain_D: Tensor, data: _Data, steps: int, generator: torch.Generator) -> None:
+def _descend(twin: MlpSlot, gain_D: Tensor, sorts: Sequence[_Sort], steps: int, generator: torch.Generator) -> None:
     """Adam on the tokens of the images that are learned from."""
     twin.module.requires_grad_(False)
     groups = []
@@ -120,18 +131,16 @@ def _descend(twin: MlpSlot, gain_D: Tensor, data: _Data, steps: int, generator: 
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 - step / steps)
     )
-    whole = sum(weight for _, weight, _ in data)
+    whole = sum(own.weight for own in sorts)
+    weights_N = torch.cat([gain_D.new_full((own.count,), own.weight / own.count / whole) for own in sorts])
     with torch.enable_grad():
         for _ in range(steps):
-            drawn = [
-                (torch.randint(len(entering_ND), (count,), generator=generator).to(entering_ND.device), weight / count)
-                for ((entering_ND, _), _), weight, count in data
-            ]
-            entering_ND = torch.cat([part[0][0][rows] for (part, *_), (rows, _) in zip(data, drawn, strict=True)])
-            wanted_ND = torch.cat([part[0][1][rows] for (part, *_), (rows, _) in zip(data, drawn, strict=True)])
-            weights_N = torch.cat([entering_ND.new_full((len(rows),), weight / whole) for rows, weight in drawn])
-            errors_N = (gain_D * twin.run(entering_ND) - wanted_ND).square().sum(1)
+            drawn = []
+            for own in sorts:
+                rows_N = torch.randint(len(own.learned[0]), (own.count,), generator=generator).to(gain_D.device)
+                drawn.append([tokens_ND[rows_N] for tokens_ND in own.learned])
+            entering_ND, wanted_ND = map(torch.cat, zip(*drawn, strict=True))
             optimizer.zero_grad()
-            (errors_N @ weights_N).backward()
+            (_errors(twin, gain_D, entering_ND, wanted_ND) @ weights_N).backward()
             optimizer.step()
             schedule.step()

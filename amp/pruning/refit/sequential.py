@@ -54,7 +54,7 @@ def refit_whole(
     Args:
         kept: neurons of every block, ascending.
         batches: calibration images (B, C, S, S), this process's share.
-        store: of the hidden states of all images: three times what a block hands on.
+        store: of the hidden states of all images: four times what a block hands on.
         saved: where the weights of blocks that are done are kept, by a name; None: nowhere.
     Returns:
         the error of every block's MLP before and after its refit, as of `Compensator.errors`.
@@ -167,11 +167,11 @@ class _Refit:
         for _, out_BTD, own_BTD, mid_BTD in self._images(1 - block % 2, OWN, MID):
             run = run_mlp(call, own_BTD, branch, self._tower.slots[block])
             wanted_BTD = out_BTD.float() - mid_BTD.float()
-            drift_BTD = mid_BTD.float() - run.mid_BTD.float()
-            missing_BTD = wanted_BTD + DRIFT * drift_BTD + run.mid_BTD.float() - run.out_BTD.float()
+            asked_BTD = wanted_BTD + DRIFT * (mid_BTD.float() - run.mid_BTD.float())
+            missing_BTD = asked_BTD + run.mid_BTD.float() - run.out_BTD.float()
             sums.add(run.entering_BTE.view(*out_BTD.shape[:2], -1), missing_BTD, wanted_BTD)
             if tokens is not None:
-                tokens.add(run.tokens_BTD.view(out_BTD.shape), wanted_BTD + DRIFT * drift_BTD)
+                tokens.add(run.tokens_BTD.view(out_BTD.shape), asked_BTD)
         return self._apply(branch, sums)
 
     def hand_on(self, block: int) -> None:
