@@ -44,8 +44,8 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
     def read_and(computing: float) -> float:
         return max(reading, computing) if config.data.num_workers else reading + computing
 
-    widths = [slot.hidden_width for slot in tower.slots]
-    parts = groups(widths)
+    widths = tower.widths
+    parts = groups(widths, sums=2 if tower.read_tokens else 1)
     with torch.no_grad():
         forward = _seconds(lambda: tower.feature(images_BCSS))
         with MomentCollector([tower.slots[block] for block in parts[0]]) as seen_tokens:

@@ -72,6 +72,10 @@ class Scoring:
             if done % SPEED_EVERY == 0 or done == len(images):
                 bar.set_postfix_str(in_words(speed.read(len(images) - done)), refresh=False)
 
+    def parts(self, images_BCSS: Tensor) -> Iterator[Tensor]:
+        """A batch's images, as many at once as `score.micro_batch` allows."""
+        return iter(images_BCSS.split(self.settings.micro_batch or len(images_BCSS)))
+
     def finished(self, name: str, work: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
         """What one of several passes gives, on the device: as an earlier run kept it, or done now and kept.
 
