@@ -1,13 +1,15 @@
 """How far the feature moves with errors of each MLP's output, to first order; apart for the tokens that it reads.
 
-The gradients of tokens whose errors reach the feature through attention alone tell too little of it: such errors act
-together, where gradients take them for independent. Beside what the feature of ViTs does when an MLP's refit errors are
-put in for real, the gradients are right at a class token, and 2.3 to 4 times too small at patches.
+Where the feature reads some tokens alone, such as a class token, errors of the others reach it through attention. Of
+these the gradients tell too little, as such errors act together, and gradients take them for independent: beside what
+the feature of a ViT does when errors of a refit are put in for real, gradients are right at the class token, and 2.3 to
+4 times too small at patches.
 
 N tokens, D width of the MLP's output, L blocks.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -19,7 +21,7 @@ from amp.statistics.hooks import MlpHooks
 from amp.statistics.moments import product
 from amp.towers.mlps.slots import MlpSlot
 
-INDIRECT = 3.0  # times its gradients, what a token weighs that the feature does not read, where it reads others
+INDIRECT = 3.0  # times its gradients, what a token moves the feature that does not read it
 MOST = 64.0  # tokens, as which a token counts at most: of one token an image there are few, so that it is noisy
 
 
@@ -68,14 +70,14 @@ class SensitivityCollector(MlpHooks):
 
         return add
 
-    def sensitivities(self) -> tuple[list[Tensor], Tensor]:
+    def sensitivities(self) -> tuple[list[Tensor], list[float]]:
         """G of each block, (D, D) fp64, averaged over the images of all processes; and as how many other tokens one
-        that the feature reads counts, (L,) fp64, on the CPU.
+        that the feature reads counts.
 
         Raises:
             UserError: one is not finite.
         """
-        num_images = world().sum(self.sums[-1].to(world().device)).item()
+        count, num_images = len(self._slots), int(world().sum(self.sums[-1].to(world().device)))
         num_tokens_2L = world().sum(self._num_tokens_2L.to(world().device)).tolist()
         totals = [world().sum(total) / num_images for total in self.sums[:-2]]
         for slot, total in zip(self._slots, totals, strict=False):
@@ -83,21 +85,38 @@ class SensitivityCollector(MlpHooks):
                 raise UserError(
                     "score.criterion", f"block {slot.name}: a gradient is not finite; try model.precision: fp32"
                 )
-        count = len(self._slots)
         if not self._read:
-            return totals, torch.ones(count, dtype=torch.float64)
-        found = [
-            _together(totals[block], totals[count + block], num_tokens_2L[0][block], num_tokens_2L[1][block])
-            for block in range(count)
-        ]
-        return [sensitivity_DD for sensitivity_DD, _ in found], torch.tensor([weight for _, weight in found]).double()
+            return totals, [1.0] * count
+        found = [_Tokens(*own) for own in zip(totals[:count], totals[count:], *num_tokens_2L, strict=True)]
+        of_others = float(found[-1].others.trace()) > 1e-4 * float(found[-1].all_DD.trace())
+        both = [own.together(of_others) for own in found]
+        return [sensitivity_DD for sensitivity_DD, _ in both], [weight for _, weight in both]
 
 
-def _together(all_DD: Tensor, read_DD: Tensor, num_all: int, num_read: int) -> tuple[Tensor, float]:
-    """The sensitivity to all tokens of a block, and the weight of the read ones, from the sums of g g^T."""
-    if not num_read or num_read == num_all:
-        return all_DD, 1.0
-    others_DD = INDIRECT * (all_DD - read_DD)
-    of_read, of_other = read_DD.trace() / num_read, others_DD.trace() / (num_all - num_read)
-    weight = float((of_read / of_other.clamp(min=torch.finfo(torch.float64).tiny)).clamp(1.0, MOST))
-    return read_DD + others_DD, weight
+@dataclass(frozen=True)
+class _Tokens:
+    """The sums of a block, of all tokens and of those that the feature reads, and how many they are."""
+
+    all_DD: Tensor
+    read_DD: Tensor
+    num_all: int
+    num_read: int
+
+    @property
+    def others(self) -> Tensor:
+        return self.all_DD - self.read_DD
+
+    def together(self, reads_others: bool) -> tuple[Tensor, float]:
+        """G, and the weight of a token that the feature reads in the covariance that goes with it.
+
+        Where the feature reads the others too, behind the last block, G is that of all tokens. Else it is that of the
+        read ones, which are what later blocks cannot make up for; scaled for what the others add to the covariance.
+        """
+        num_others = self.num_all - self.num_read
+        if not self.num_read or not num_others:
+            return self.all_DD, 1.0
+        indirect = 1.0 if reads_others else INDIRECT
+        of_read = float(self.read_DD.trace()) / self.num_read
+        of_other = indirect * float(self.others.trace()) / num_others
+        weight = min(MOST, max(1.0, of_read / of_other)) if of_other > 0 else MOST
+        return (self.all_DD if reads_others else self.read_DD * (1 + num_others / self.num_read / weight)), weight

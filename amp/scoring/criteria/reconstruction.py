@@ -63,6 +63,7 @@ def _num_sums(tower: Tower) -> int:
 
 
 ASKS = "score.criterion", "data.num_samples"  # the settings that want moments, and that say of how many images
+SENSED_SHARE, SENSED_LEAST = 4, 1  # a backward pass takes a fourth of the images, but as many as the tower is wide
 PASSES = {"activations": first_pass_bytes, "moments": other_passes_bytes}
 
 
@@ -115,9 +116,12 @@ def _first_pass(scoring: Scoring, blocks: range, gigabytes: float) -> list[Tenso
         both = _Both([*collector.sums, *moments.sums])
         _sense(scoring, collector, both)
         _settle(scoring, both)
-    sensitivities, weights_L = collector.sensitivities()
-    sensed = _Sensed(sensitivities, weights_L.tolist())
-    return [weights_L, *sensitivities, *_picked(scoring, blocks, moments, sensed, gigabytes)]
+    sensed = _Sensed(*collector.sensitivities())
+    return [
+        torch.tensor(sensed.weights).double(),
+        *sensed.sensitivities,
+        *_picked(scoring, blocks, moments, sensed, gigabytes),
+    ]
 
 
 def _pass(scoring: Scoring, blocks: range, sensed: _Sensed, gigabytes: float) -> list[Tensor]:
@@ -161,6 +165,9 @@ def _picked(
         for part in parts:
 
             def work(part: Sequence[int] = part) -> Sequence[Tensor]:
+                if scoring.moments is not None:
+                    for block in part:
+                        scoring.moments.keep(block, moments.of(block - blocks.start))
                 covariance_LHH = _covariances(slots, part, moments, blocks.start, sensed.weights)
                 weight_LDH = torch.stack([slots[block].out_projection.weight.detach().double() for block in part])
                 sensitivity_LDD = torch.stack([sensed.sensitivities[block] for block in part])
@@ -187,7 +194,7 @@ def _covariances(
     return covariance_LHH
 
 
-def _sense(scoring: Scoring, collector: "SensitivityCollector", scorer: HasSums) -> None:
+def _sense(scoring: Scoring, collector: SensitivityCollector, scorer: HasSums) -> None:
     """G of every block, (D, D), of the unit feature, summed over an image's tokens.
 
     E[J^T v v^T J] = J^T J for v of a standard normal, drawn once an image: one backward pass serves all E directions.
@@ -195,18 +202,31 @@ def _sense(scoring: Scoring, collector: "SensitivityCollector", scorer: HasSums)
     Args:
         scorer: whose sums are those of the pass.
     """
-    generator, skipped = torch.Generator().manual_seed(scoring.settings.seed), scoring.num_done
-    for images_BCSS in scoring.steps(scorer):
-        local, start = len(images_BCSS), 0
-        directions_BE: Tensor | None = None
-        for part_BCSS in scoring.parts(images_BCSS):
-            unit_BE = F.normalize(scoring.tower.feature(part_BCSS).float(), dim=-1)
-            if directions_BE is None:
+    every = backward_every(scoring.tower, scoring.num_images)
+    generator, skipped = torch.Generator().manual_seed(scoring.settings.seed), -(-scoring.num_done // every)
+    for number, images_BCSS in enumerate(scoring.steps(scorer), scoring.num_done):
+        senses, local = number % every == 0, len(images_BCSS)
+        directions: list[Tensor] = []
+        for part, part_BCSS in enumerate(scoring.parts(images_BCSS)):
+            with torch.set_grad_enabled(senses):
+                unit_BE = F.normalize(scoring.tower.feature(part_BCSS).float(), dim=-1)
+            if not senses:
+                continue
+            if not directions:
                 # Those of the whole batch on every process, lest they depend on how many there are.
                 for _ in range(1 + skipped):
                     drawn_AE = torch.randn(local * world().size, unit_BE.shape[1], generator=generator)
                 skipped = 0
-                directions_BE = drawn_AE[world().share(len(drawn_AE))].to(unit_BE.device)
-            (unit_BE * directions_BE[start : start + len(unit_BE)]).sum().backward()
-            start += len(unit_BE)
-        collector.sums[-1] += local
+                directions = [*scoring.parts(drawn_AE[world().share(len(drawn_AE))].to(unit_BE.device))]
+            (unit_BE * directions[part]).sum().backward()
+        collector.sums[-1] += local * senses
+
+
+def backward_every(tower: Tower, num_images: int) -> int:
+    """Of how many batches one is gone through backwards: the sensitivities need fewer images than the covariances.
+
+    Args:
+        num_images: of all batches.
+    """
+    width = max(slot.out_projection.out_features for slot in tower.slots)
+    return max(1, min(SENSED_SHARE, num_images // (SENSED_LEAST * width)))

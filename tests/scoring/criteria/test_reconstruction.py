@@ -222,17 +222,32 @@ def test_tokens_that_the_feature_reads_count_as_many() -> None:
     torch.testing.assert_close(moments.covariance_HH, torch.cov(repeated_NH.T, correction=0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("scale", "weight"), [(0.1, 1.0), (8.0, 64 / INDIRECT), (1e3, MOST), (None, 1.0)])
-def test_a_token_that_the_feature_reads_counts_by_its_gradients(scale: float | None, weight: float) -> None:
-    """Two of six tokens; gradients of all are alike but for the scale of these. Without any, all tokens are alike."""
-    _, slot = make_block("timm-mlp")
-    a_BTH = torch.randn(4, 6, slot.hidden_width, generator=torch.Generator().manual_seed(0))
-    gradient_BTD = torch.ones(4, 6, slot.out_projection.out_features)
-    gradient_BTD[:, :2] *= scale or 1.0
-    with SensitivityCollector([slot], () if scale is None else (0, 1)) as collector:
-        slot.out_projection(a_BTH).backward(gradient_BTD)
+@pytest.mark.parametrize(("scale", "weight"), [(0.1, 1.0), (8.0, 64 / INDIRECT), (1e3, MOST)])
+def test_a_token_that_the_feature_reads_counts_by_its_gradients(scale: float, weight: float) -> None:
+    """Two of six tokens, whose gradients are `scale` times those of the others; in a second block, of these alone."""
+    found_DD, found = _sensed([scale, 1.0], [1.0, 0.0], (0, 1))
+    assert found == pytest.approx([weight, MOST])
+    assert found_DD[0] == pytest.approx((2 * scale**2) * (1 + 2 / weight))
+    assert found_DD[1] == pytest.approx(2 * (1 + 2 / MOST))
+
+
+def test_where_the_feature_reads_others_too_all_gradients_count() -> None:
+    found_DD, found = _sensed([4.0, 2.0], [1.0, 1.0], (0, 1))
+    assert found == pytest.approx([16.0, 4.0])
+    assert found_DD == pytest.approx([2 * 16 + 4, 2 * 4 + 4])
+    found_DD, found = _sensed([4.0, 2.0], [1.0, 1.0], ())
+    assert (found, found_DD) == ([1.0, 1.0], pytest.approx([2 * 16 + 4, 2 * 4 + 4]))
+
+
+def _sensed(of_two: list[float], of_others: list[float], read: tuple[int, ...]) -> tuple[list[float], list[float]]:
+    """An entry of G of two blocks with such gradients at two of six tokens and at the others; and the weights."""
+    slots = [make_block("timm-mlp")[1] for _ in of_two]
+    with SensitivityCollector(slots, read) as collector:
+        for slot, two, others in zip(slots, of_two, of_others, strict=True):
+            a_BTH = torch.randn(4, 6, slot.hidden_width, generator=torch.Generator().manual_seed(0))
+            gradient_BTD = torch.full((4, 6, slot.out_projection.out_features), others)
+            gradient_BTD[:, :2] = two
+            slot.out_projection(a_BTH).backward(gradient_BTD)
         collector.sums[-1] += 4
-    (sensitivity_DD,), (found,) = collector.sensitivities()
-    assert found.item() == pytest.approx(weight)
-    expected = 6 if scale is None else 2 * scale**2 + 4 * INDIRECT
-    torch.testing.assert_close(sensitivity_DD, torch.full_like(sensitivity_DD, expected), rtol=1e-5, atol=0)
+    sensitivities, weights = collector.sensitivities()
+    return [sensitivity_DD[0, 1].item() for sensitivity_DD in sensitivities], weights
