@@ -17,8 +17,8 @@ from amp.run.sealed import read_json, write_json
 from amp.settings.base import Parser, at_least
 
 HOME = Path("out/demo")
-PRUNE = str(CONFIGS / "prune_entropy" / "digit_scenes.yaml")
-DISTILL = str(CONFIGS / "distill" / "distill_digit_scenes.yaml")
+PRUNE = str(CONFIGS / "demo" / "prune.yaml")
+DISTILL = str(CONFIGS / "demo" / "distill.yaml")
 DENSE_WEIGHTS = ("model__pretrained", "teacher__pretrained")
 TASKS = ("zeroshot_classification", "zeroshot_retrieval")
 
