@@ -121,6 +121,7 @@ def test_settings_are_frozen() -> None:
         ("data.root.deeper=1", ["data.root", "value, not a group"]),
         ("data", ["--set data", "key.path=value"]),
         ("data.seed={", ["--set data.seed={", "not YAML"]),
+        ("model.kwargs={depth:3}", ["--set model.kwargs={depth:3}", "a space is missing after the colon of 'depth:3'"]),
     ],
 )
 def test_mistake_is_one_line_that_says_what_and_where(override: str, words: list[str]) -> None:
