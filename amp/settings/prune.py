@@ -37,6 +37,7 @@ Width = Annotated[int, Field(ge=1, le=MOST_WIDTH)]
 Block = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 
 ALIGNED = 8  # neurons, of which hardware that multiplies matrices wants multiples
+OF_SEQUENTIAL = ("refit_steps", "refit_views")
 FINEST = 64  # widths of a block that are to choose from at least: as many as the published search has
 PUBLISHED = ("plain", "exact")  # searches of the paper's own grid, where no size is asked for
 
@@ -139,6 +140,9 @@ class SearchSettings(Settings):
         150,
         description="of sequential: steps of gradient descent on each block's MLP, whose in-projections adapt too",
     )
+    refit_views: Annotated[int, Field(ge=1, le=64)] = Field(
+        2, description="of sequential: views of each calibration image: itself, and random crops of it"
+    )
     num_calibration_samples: Count = Field(2048, description="images of the training split that compensation sees")
 
     @property
@@ -159,7 +163,7 @@ class SearchSettings(Settings):
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
         """As of all settings; an open `width_multiple` by what it is, and no steps of a refit that has none."""
         own = {**super().decisive(leave_out), "width_multiple": self.multiple}
-        return own if self.compensation == "sequential" else {k: v for k, v in own.items() if k != "refit_steps"}
+        return own if self.compensation == "sequential" else {k: v for k, v in own.items() if k not in OF_SEQUENTIAL}
 
     def check_calibration(self, key: str, batch_size: int) -> None:
         """Raises ValueError where the images that compensation sees, or that were asked for, fill no batch."""
