@@ -97,18 +97,18 @@ def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: Relativ
     """
     check_widths(networks.tower, settings)
     widths, found = choose_widths(networks, settings, size_of)
-    dense = networks.mean() if found is None else found.dense_entropy
+    held_out = networks.held_out
+    dense, features = held_out.look() if found is None else (found.dense_entropy, held_out.features())
     dense_widths = networks.tower.widths
     of_widths = sizes_of(networks.tower)
     ends = {"dense": of_widths(dense_widths), "pruned": of_widths(widths)}
     sizes = {key: {end: of_end[key] for end, of_end in ends.items()} for key in ("params", "flops")}
-    features = networks.held_out.features()
     kept, errors = networks.keep(widths)
     # No probe saw widths that are given, nor a compensation or a scale that comes after the search.
     unseen = found is None or found.scale != 1 or not networks.seen_as_kept
-    final = found.final_entropy if found and not unseen else networks.mean()
-    cosine = mean_cosine(features, networks.held_out.features())
-    return Pruned(kept, dense_widths, sizes, dense, final, networks.held_out.num_batches, cosine, found, errors)
+    final, own = (found.final_entropy, held_out.features()) if found and not unseen else held_out.look()
+    cosine = mean_cosine(features, own)
+    return Pruned(kept, dense_widths, sizes, dense, final, held_out.num_batches, cosine, found, errors)
 
 
 def mean_cosine(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:

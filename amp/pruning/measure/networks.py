@@ -3,7 +3,6 @@
 H hidden width, K kept neurons.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Protocol
@@ -25,6 +24,8 @@ class Entropy(Protocol):
     def measure(self, block: int, batches: range) -> list[float]: ...
 
     def charge(self, block: int, batches: range) -> None: ...
+
+    def look(self) -> tuple[float, list[Tensor]]: ...
 
     def features(self) -> list[Tensor]: ...
 
@@ -98,11 +99,6 @@ class NarrowedNetworks:
     def seen_as_kept(self) -> bool:
         """Whether a network is measured with the compensation that it is kept with."""
         return self._compensation is None or (self._in_search and not self._compensation.sees_whole)
-
-    def mean(self) -> float:
-        """Entropy of the tower as it is, over all batches."""
-        values = self.held_out.measure(0, range(self.held_out.num_batches))
-        return math.fsum(values) / len(values)
 
     def keep(self, widths: Sequence[int]) -> tuple[list[list[int]], list[dict[str, float]]]:
         """Slices the tower for good: `keep_neurons`."""

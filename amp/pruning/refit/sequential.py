@@ -7,7 +7,7 @@ of what the hidden states are short of by then,
 
 by least squares, damped towards the weights that are there. So later blocks make up for what earlier ones have lost,
 where `ridge` fits each block to dense inputs and never sees it. Tokens that the feature reads, such as a class token,
-count 16 times: one among many, it would hardly be heard, and a larger weight fits the noise of few images. Views of an
+count 32 times: one among many, it would hardly be heard, and a larger weight fits the noise of few images. Views of an
 image, which are crops of it, make such tokens more.
 
 A block takes two passes over the images: one runs it as it is dense, and the pruned network up to its attention's
@@ -42,7 +42,7 @@ from amp.towers.residual import Branch, block_calls, entering_blocks, find_branc
 __all__ = ["normed", "plain", "refit_whole"]
 
 DRIFT = 0.7  # of what the hidden states are short of, the share that a branch is asked to make up for
-READ_WEIGHT = 16.0  # of a token that the feature reads
+READ_WEIGHT = 32.0  # of a token that the feature reads
 # In the store: hidden states of the dense network, behind the block and between its branches; of the pruned one, those
 # that enter the block, and then those between its branches; and what enters an out-projection, and then an MLP.
 DENSE, DENSE_MID, OWN, ENTERING = range(4)
