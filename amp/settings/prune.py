@@ -93,6 +93,13 @@ class TargetSettings(Settings):
         return self
 
 
+class RecoverSettings(Settings):
+    steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        0, description="steps of gradient descent on the pruned tower, towards the dense one's features; 0: none"
+    )
+    images: Count | None = Field(None, description="calibration images that they see; null: all")
+
+
 class SearchSettings(Settings):
     allocation: Allocation = Field(
         "search",
@@ -143,7 +150,10 @@ class SearchSettings(Settings):
     refit_views: Annotated[int, Field(ge=1, le=64)] = Field(
         2, description="of sequential: views of each calibration image: itself, and random crops of it"
     )
-    num_calibration_samples: Count = Field(2048, description="images of the training split that compensation sees")
+    recover: RecoverSettings = RecoverSettings()
+    num_calibration_samples: Count = Field(
+        2048, description="images of the training split that compensation and recovery see"
+    )
 
     @property
     def multiple(self) -> int:
@@ -161,13 +171,15 @@ class SearchSettings(Settings):
         return own
 
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-        """As of all settings; an open `width_multiple` by what it is, and no steps of a refit that has none."""
+        """As of all settings; an open `width_multiple` by what it is, and nothing of a refit or a recovery not made."""
         own = {**super().decisive(leave_out), "width_multiple": self.multiple}
-        return own if self.compensation == "sequential" else {k: v for k, v in own.items() if k not in OF_SEQUENTIAL}
+        unused = () if self.compensation == "sequential" else OF_SEQUENTIAL
+        unused = unused if self.recover.steps else (*unused, "recover")
+        return {key: value for key, value in own.items() if key not in unused}
 
     def check_calibration(self, key: str, batch_size: int) -> None:
         """Raises ValueError where the images that compensation sees, or that were asked for, fill no batch."""
-        asked = self.compensation != "none" or "num_calibration_samples" in self.model_fields_set
+        asked = self.compensation != "none" or self.recover.steps or "num_calibration_samples" in self.model_fields_set
         if asked and (count := self.num_calibration_samples) < batch_size:
             name = f"{key}.num_calibration_samples"
             raise ValueError(f"{name} {count} is less than one batch of batch_size {batch_size}")
