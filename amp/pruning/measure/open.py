@@ -91,7 +91,7 @@ def networks_over(
             journal or Journal(),
             compensation,
             own.compensate_in_search,
-            (lambda: Recovery(tower, calibration(), own.recover)) if own.recover.steps else None,
+            (lambda: Recovery(tower, calibration(), own)) if own.recover_steps else None,
         )
     finally:
         measured.close()

@@ -16,13 +16,6 @@ WARM_UP = 0.1  # of the steps
 AVERAGED = 0.25  # of the steps: of the last ones, the weights are averaged
 
 
-def computing_fast() -> torch.autocast:
-    """Within it, products are of bf16 where the device has them."""
-    kind = world().device.type
-    has = torch.cuda.is_bf16_supported() if kind == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast(kind, torch.bfloat16, enabled=bool(has))
-
-
 class Descent:
     """Steps, taken inside a `with`, at whose end the tower has the average of its last weights, in its own precision.
 

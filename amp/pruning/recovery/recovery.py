@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amp.data.augmentation import random_crops
 from amp.data.batches import Batches
-from amp.data.views import random_crops
-from amp.pruning.recovery._descent import Descent, computing_fast
+from amp.pruning.recovery._descent import Descent
 from amp.run.console import progress, say
 from amp.run.world import world
-from amp.settings.prune import RecoverSettings
+from amp.settings.prune import SearchSettings
 from amp.towers import Tower
 from amp.towers.copies import duplicate
 
@@ -33,10 +33,12 @@ class Recovery:
         batches: images (B, C, S, S), this process's share; the last batch is not learned from where there are others.
     """
 
-    def __init__(self, tower: Tower, batches: Batches | Sequence[Tensor], settings: RecoverSettings) -> None:
+    def __init__(self, tower: Tower, batches: Batches | Sequence[Tensor], settings: SearchSettings) -> None:
         self._tower, self._dense = tower, duplicate(tower)
         self._batches, self._settings = batches, settings
-        most = len(batches) if settings.images is None else max(1, settings.images // self._global_batch())
+        most = (
+            len(batches) if settings.recover_images is None else max(1, settings.recover_images // self._global_batch())
+        )
         self._num_learned = max(1, min(most, len(batches)) - 1)
 
     def _global_batch(self) -> int:
@@ -53,7 +55,7 @@ class Recovery:
         """
         left_out_BCSS = self._taken(next(islice(iter(self._batches), len(self._batches) - 1, None)))
         before = self._error(left_out_BCSS)
-        steps = self._settings.steps
+        steps = self._settings.recover_steps
         with Descent(self._tower, steps) as descent:
             for images_BCSS in progress(self._views(), "recovery", "step", total=steps):
                 descent.step(partial(self._loss, images_BCSS))
@@ -70,7 +72,7 @@ class Recovery:
         step = 0
         for epoch in count():
             for images_BCSS in islice(iter(self._batches), self._num_learned):
-                if step == self._settings.steps:
+                if step == self._settings.recover_steps:
                     return
                 whole_BCSS = self._taken(images_BCSS)
                 crops_BCSS = random_crops(whole_BCSS, generator)
@@ -83,10 +85,10 @@ class Recovery:
 
     def _loss(self, images_BCSS: Tensor) -> Tensor:
         """Of this process's images."""
-        with torch.no_grad(), computing_fast():
+        with torch.no_grad(), world().in_bf16():
             dense_BD = self._dense.feature(images_BCSS)
         own = next(self._tower.visual.parameters()).dtype  # fp32 within the steps
-        with computing_fast():
+        with world().in_bf16():
             own_BD = self._tower.feature(images_BCSS.to(own))
         return (1 - F.cosine_similarity(own_BD.float(), dense_BD.float())).mean()
 

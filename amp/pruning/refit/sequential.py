@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amp.data.augmentation import random_crops
 from amp.data.batches import Batches
-from amp.data.views import random_crops
 from amp.errors import UserError
 from amp.pruning.measure.store import InputStore
 from amp.pruning.refit._least_squares import LeastSquares
