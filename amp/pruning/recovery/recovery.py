@@ -39,7 +39,7 @@ class Recovery:
         most = (
             len(batches) if settings.recover_images is None else max(1, settings.recover_images // self._global_batch())
         )
-        self._num_learned = max(1, min(most, len(batches)) - 1)
+        self._num_learned = max(1, min(most, len(batches) - 1))
 
     def _global_batch(self) -> int:
         batches = self._batches
