@@ -46,7 +46,7 @@ def tune(slot: MlpSlot, gain_D: Tensor, sorts: Sequence[Rows], steps: int, seed:
 def _errors(twin: MlpSlot, gain_D: Tensor, tokens: Sequence[Tensor]) -> Tensor:
     """(N,) squared, of what the branch adds to the hidden states for tokens (entering, asked)."""
     entering_ND, asked_ND = tokens
-    return (gain_D * twin.run(entering_ND).float() - asked_ND).square().sum(1)
+    return (gain_D * twin.run(entering_ND) - asked_ND).square().sum(1)
 
 
 @torch.no_grad()
@@ -84,8 +84,6 @@ def _descend(
             ]
             optimizer.zero_grad()
             tokens = [torch.cat(own) for own in zip(*drawn, strict=True)]
-            with world().in_bf16():
-                errors_N = _errors(twin, gain_D, tokens)
-            (errors_N @ weights_N).backward()
+            (_errors(twin, gain_D, tokens) @ weights_N).backward()
             optimizer.step()
             schedule.step()

