@@ -44,8 +44,10 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
     def read_and(computing: float) -> float:
         return max(reading, computing) if config.data.num_workers else reading + computing
 
-    widths = [slot.hidden_width for slot in tower.slots]
-    parts = groups(widths)
+    from amp.scoring.criteria.reconstruction import backward_every
+
+    widths = tower.widths
+    parts = groups(widths, sums=2 if tower.read_tokens else 1)
     with torch.no_grad():
         forward = _seconds(lambda: tower.feature(images_BCSS))
         with MomentCollector([tower.slots[block] for block in parts[0]]) as seen_tokens:
@@ -53,7 +55,9 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
         seen = sum(widths[block] ** 2 for block in parts[0]) / sum(width**2 for width in widths)
         moments = max(0.0, with_moments - forward) / seen
         picks, product = _of_a_block(tower)
-    of_batch = read_and(BACKWARD * forward) + (len(parts) - 1) * read_and(forward) + moments
+    every = backward_every(tower, len(batches) * config.data.batch_size)
+    first_pass = read_and(BACKWARD * forward) / every + read_and(forward) * (1 - 1 / every)
+    of_batch = first_pass + (len(parts) - 1) * read_and(forward) + moments
     of_scoring = len(batches) * of_batch + picks * sum(width**3 for width in widths) / max(widths) ** 3
     of_entropy = 2 * ((config.data.num_val_samples or 0) // config.data.batch_size) * read_and(forward)
     refits = 0.0
