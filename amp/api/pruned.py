@@ -37,7 +37,8 @@ class Report:
     Attributes:
         record: as in `prune.json`: `widths`, `dense_widths`, `params` and `flops` `{dense, pruned}`, `dense_entropy`
             and `final_entropy` in nats, `probes` of a search, `compensation` (errors of every block's output),
-            `feature_cosine` (of held-out images' features to the dense ones), `cost`.
+            `feature_cosine` (of held-out images' features to the dense ones; before a recovery
+            `feature_cosine_before_recovery`), `cost`.
     """
 
     record: Mapping[str, Any]
@@ -58,7 +59,7 @@ class Report:
             lines.append(describe_errors(own["compensation"]))
         lines.append(f"widths {own['widths']}, of {sorted(set(own['dense_widths']))} neurons")
         lines.append(f"entropy {own['dense_entropy']:.4f} -> {own['final_entropy']:.4f} nats on held-out images")
-        lines.append(describe_features(own["feature_cosine"]))
+        lines.append(describe_features(own))
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -22,7 +22,7 @@ from amp.towers import Tower
 BACKWARD = 3.0  # a forward and a backward pass, of a forward pass
 READ = 16  # images, to time the reading
 TOGETHER = 4  # blocks that are picked from at once, to time the picks
-WHOLE, TOKENS = 3.5, 1024  # forward passes of a refit of the whole, and tokens of one of its steps
+WHOLE, TOKENS = 1.8, 1024  # forward passes of a refit of the whole, of each view, and tokens of one of its steps
 PRODUCTS = 4  # of the covariance with a matrix of the tower's width, in the refit of a block
 
 
@@ -64,10 +64,11 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
     calibration = min(own.num_calibration_samples, len(batches.paths)) // config.data.batch_size
     if refits_whole(own):
         steps = own.refit_steps * TOKENS * BACKWARD / (seen_tokens.num_tokens / 2) * forward
-        refits = calibration * (read_and(WHOLE * forward) + 2 * moments) + steps
+        refits = calibration * (read_and(own.refit_views * WHOLE * forward) + moments) + steps
     elif own.compensation != "none":
         refits = calibration * (len(parts) * read_and(forward) + moments) + PRODUCTS * product * len(widths)
-    return of_scoring + of_entropy + refits
+    recovery = own.recover_steps * read_and((1 + BACKWARD) * forward)
+    return of_scoring + of_entropy + refits + recovery
 
 
 def _read_some(batches: Batches) -> tuple[Tensor, float] | None:

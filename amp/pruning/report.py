@@ -46,7 +46,7 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
     if pruned.found and pruned.final_entropy < pruned.dense_entropy:
         say("note: the entropy fell, which the signed criterion allows; compare the features before you trust it")
     say(f"widths {tower.widths}; entropy {pruned.dense_entropy:.4f} -> {pruned.final_entropy:.4f} nats")
-    say(describe_features(pruned.feature_cosine))
+    say(describe_features(record))
     say(f"wrote {run.folder}/prune.json, prune.png and pruned/ in {cost['seconds']:.0f} s")
 
 
@@ -56,9 +56,11 @@ def describe_errors(errors: Sequence[Mapping[str, float]]) -> str:
     return f"compensation: error of the MLPs' outputs {means[0]:.1%} -> {means[1]:.1%} of their variance"
 
 
-def describe_features(cosine: float) -> str:
+def describe_features(record: Mapping[str, Any]) -> str:
     """One line: how much of the dense network's features is left."""
-    return f"features of held-out images: cosine {cosine:.4f} to the dense network's, on average"
+    said = f"features of held-out images: cosine {record['feature_cosine']:.4f} to the dense network's, on average"
+    before = record.get("feature_cosine_before_recovery")
+    return said if before is None else f"{said}; {before:.4f} before the recovery"
 
 
 def describe_sizes(params: Mapping[str, int], flops: Mapping[str, int]) -> str:

@@ -15,6 +15,7 @@ from amp.pruning.measure.journal import Journal
 from amp.pruning.measure.networks import NarrowedNetworks, rank
 from amp.pruning.measure.store import InputStore
 from amp.pruning.places import JOURNAL, journal_header
+from amp.pruning.recovery import Recovery
 from amp.pruning.refit import calibration_sums, open_compensation
 from amp.pruning.search import inputs_every
 from amp.run.console import say
@@ -88,7 +89,15 @@ def networks_over(
     orders = [rank(score_H) for score_H in scores]
     compensation = open_compensation(tower, orders, own, calibration, saved, store and store.beside(), known)
     try:
-        yield NarrowedNetworks(tower, scores, measured, journal or Journal(), compensation, own.compensate_in_search)
+        yield NarrowedNetworks(
+            tower,
+            scores,
+            measured,
+            journal or Journal(),
+            compensation,
+            own.compensate_in_search,
+            (lambda: Recovery(tower, calibration(), own)) if own.recover_steps else None,
+        )
     finally:
         measured.close()
 
