@@ -79,10 +79,10 @@ def test_golden_numbers_files_and_second_runs(
 
 
 def test_two_processes_give_the_golden_numbers(
-    prune_yaml: Path, tmp_path: Path, golden: dict[str, Any], torchrun: Callable[..., Any]
+    prune_yaml: Path, tmp_path: Path, golden: dict[str, Any], torchrun: Callable[..., Any], launch: Callable[..., Any]
 ) -> None:
-    for script in ("main_score.py", "main_prune.py"):
-        done = torchrun(2, script, "--config_file", prune_yaml)
+    for script, run in (("main_score.py", torchrun), ("main_prune.py", launch)):
+        done = run(2, script, "--config_file", prune_yaml)
         assert done.returncode == 0, done.stderr
     _check_golden(tmp_path / "out", golden)
 
