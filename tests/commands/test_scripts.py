@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import amp
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -125,7 +127,6 @@ def test_other_settings_in_the_same_folder_are_refused(prune_yaml: Path, tmp_pat
     assert _files(tmp_path) == before
 
 
-@pytest.mark.slow
 def test_a_second_size_goes_to_a_folder_of_its_own(prune_yaml: Path, tmp_path: Path, call: Call) -> None:
     words, out = ["--config_file", prune_yaml, "--set", "prune.search_steps=1"], tmp_path / "out"
     assert call("main_score.py", *words)[0] == 0
@@ -231,7 +232,6 @@ BAD: dict[str, tuple[str, list[str]]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(prune_yaml: Path, tmp_path: Path, call: Call, case: str) -> None:
     setting, words = BAD[case]
