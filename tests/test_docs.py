@@ -1,0 +1,231 @@
+"""What the pages say is true of the code: options, settings, names, files, messages; nothing is run but parsers.
+
+`test_docs_run.py` runs what can be run.
+"""
+
+import argparse
+import ast
+import inspect
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from helpers.pages import PAGES, blocks, code_words, commands, prose, read
+
+import amp
+from amp.api import PrunedModel
+from amp.commands._without_file import find_frame, find_weights
+from amp.errors import UserError
+from amp.registry import COMMANDS, EVALUATIONS
+from amp.settings.base import Parser
+from amp.settings.distill import DistillConfig
+from amp.settings.prune import PruneConfig
+from amp.settings.reading import command_line
+from amp.settings.reading.command_line import parse_prune, parse_score, settings_of
+from amp.settings.reading.keywords import from_keywords
+from amp.settings.reading.yaml_files import CONFIGS
+
+SCRIPTS = {"main_score.py": "score", "main_prune.py": "prune", "distill.py": "distill", "eval/eval_models.py": "compare"}
+# A reader's own file of settings, as the pages call it, and what stands for it here.
+OWN = {
+    "my.yaml": "configs/prune_entropy/open_clip_g_coco_entropy.yaml",
+    "my_distillation.yaml": "configs/distill/distill_open_clip_g.yaml",
+}
+OWN_MODEL = ("path/to/", "my_")
+INSTALL = ("pip", ".venv/bin/pip", "python3.11", ".", "mkdocs", "pre-commit")
+# Groups of settings, of which words such as `prune.target.params` in a text are.
+SETTINGS = {key for kind in CONFIGS.values() for key, _, _ in settings_of(kind)}
+GROUPS = {key.partition(".")[0] for key in SETTINGS}
+
+
+class Parsed(Exception):  # noqa: N818
+    """A command line was read to its end."""
+
+
+def _after(call: Callable[..., Any]) -> Callable[..., Any]:
+    def stop(*args: Any, **options: Any) -> Any:
+        raise Parsed(call(*args, **options))
+
+    return stop
+
+
+def _main(words: list[str]) -> tuple[str, list[str], Callable[[], None] | None]:
+    """Which command a line calls, its own words, and what runs it; None of `amp eval` and `amp` themselves."""
+    if words[0] == "torchrun":
+        words = words[1:]
+        while words[0].startswith("--"):
+            words = words[1:]
+    elif words[0] == "python":
+        words = words[1:]
+    if words[:2] == ["-m", "amp"] or words[0] == "amp":
+        words = words[1 + (words[0] == "-m") :]
+        registry = COMMANDS
+        if words[0] == "eval":
+            registry, words = EVALUATIONS, words[1:]
+        if not words or words[0].startswith("-"):
+            return "help", words, None
+        assert words[0] in registry.names, words[0]
+        return words[0], words[1:], registry.load(words[0]).main
+    script, *words = words
+    assert (ROOT / script).is_file(), script
+    space: dict[str, Any] = {"__name__": "script"}
+    sys.path.insert(0, str(ROOT / "eval"))
+    exec(compile((ROOT / script).read_text(), script, "exec"), space)
+    return SCRIPTS.get(script, Path(script).stem.removeprefix("eval_")), words, space["main"]
+
+
+def _read_by_its_parser(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raises UserError or SystemExit where a command does not take what it is given."""
+    command, words, main = _main([OWN.get(word, word) for word in shlex.split(line)])
+    if "--config_file" in words:
+        assert (ROOT / words[words.index("--config_file") + 1]).is_file(), f"{line}: no such file"
+    if main is None:
+        return
+    if command in ("score", "prune"):
+        config, options = (parse_score if command == "score" else parse_prune)("", words)
+        if options.named and not config.model.name.startswith(OWN_MODEL):
+            weights = config.model.pretrained
+            assert find_frame(config.model.name) == (config.model.frame or find_frame(config.model.name))
+            if not (weights or "").startswith(OWN_MODEL):
+                find_weights(config.model, config.model.frame or find_frame(config.model.name))
+        return
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.argv", [command, *words])
+        if "--config_file" in words:
+            patched.setattr(command_line, "load_config", _after(command_line.load_config))
+        else:
+            patched.setattr(argparse.ArgumentParser, "parse_args", _after(argparse.ArgumentParser.parse_args))
+            patched.setattr(Parser, "parse_args", _after(Parser.parse_args))
+        with pytest.raises(Parsed):
+            main()
+
+
+def _lines(page: str) -> Iterator[str]:
+    """Every command of a page, in blocks and in its text."""
+    for block in blocks(page, "bash"):
+        yield from commands(block.code)
+    for word in code_words(page):
+        if re.match(r"(amp|python|torchrun|make) \S", word) and not re.search(r"\.\.\.|[A-Z]{4}|COMMAND", word):
+            yield word
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_is_taken_by_its_own_parser(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for line in _lines(page):
+        first, *rest = shlex.split(line)
+        if first == "make":
+            assert set(rest) <= targets, line
+        elif first in INSTALL or rest[:2] == ["-m", "pytest"]:
+            assert set(re.findall(r"\.\[(\w+)\]", line)) <= extras.keys(), line
+        elif rest[:2] == ["-m", "amp.settings"] or line == "python -m amp.demo":
+            continue
+        else:
+            try:
+                _read_by_its_parser(line, monkeypatch)
+            except (UserError, SystemExit, AssertionError) as error:
+                pytest.fail(f"{page}: {line}: {error}")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_command_hides_in_an_indented_block(page: str) -> None:
+    assert not re.findall(r"^ {4}(?:amp|python|torchrun|make|pip) .*$", read(page), re.M)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_that_are_named_exist(page: str) -> None:
+    for word in code_words(page):
+        named = re.match(r"(?:--set )?\"?((?:\w+\.)+\w+)(?:[=: ].*)?$", word)
+        if named and named[1].partition(".")[0] in GROUPS and Path(named[1]).suffix not in (".json", ".png", ".yaml"):
+            assert any(key == named[1] or key.startswith(f"{named[1]}.") for key in SETTINGS), f"{page}: {word}"
+
+
+def _names(tree: ast.AST) -> Iterator[str]:
+    """`amp.save` and the like, the longest chains of attributes that begin with amp."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("amp."):
+            yield ast.unparse(node)
+
+
+def _check_keywords(call: ast.Call) -> None:
+    name = ast.unparse(call.func)
+    function = PrunedModel.resize if name.endswith(".resize") else None
+    if name.startswith("amp."):
+        function = eval(name, {"amp": amp})
+    if function is None:
+        return
+    known = inspect.signature(function).parameters
+    others = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg and k.arg not in known}
+    if others and name in ("amp.prune", "amp.distill"):
+        kind, groups = (
+            (PruneConfig, ("model", "data", "score", "prune")) if name == "amp.prune" else (DistillConfig, ("data", "optim"))
+        )
+        from_keywords(kind, others, name, groups)
+    else:
+        assert not others or any(p.kind is p.VAR_KEYWORD for p in known.values()), f"{name}: {others}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_that_is_shown_names_what_exists(page: str) -> None:
+    shown = [(block.place, block.code) for block in blocks(page, "python")]
+    shown += [(f"{page}: `{word}`", word) for word in code_words(page) if re.fullmatch(r"amp\.\w+\(.*\)", word)]
+    for place, code in shown:
+        tree = ast.parse(code.replace("...", "None") if place.endswith("`") else code, place)
+        for name in _names(tree):
+            eval(name, {"amp": amp})
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                _check_keywords(node)
+        for line in code.splitlines():
+            if "amp." in line and "import amp" not in line:
+                assert "import amp" in code or page.startswith("docs/") or len(shown) == 1, f"{place}: amp is not imported"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page: str) -> None:
+    for word in code_words(page):
+        if re.fullmatch(r"(?:amp|configs|docs|eval|examples|tests)/[\w./-]*", word) and "NAME" not in word:
+            assert (ROOT / word).exists() or word == "eval/eval_.py", f"{page}: {word}"
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        file, _, anchor = target.partition("#")
+        if "://" not in target:
+            aim = (ROOT / page).parent / file if file else ROOT / page
+            assert aim.exists(), f"{page}: {target}"
+            assert not anchor or anchor in _anchors(aim), f"{page}: {target}"
+
+
+def _anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+def _texts() -> Iterator[str]:
+    """The texts of the code, with a mark where a value goes."""
+    for path in (ROOT / "amp").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(str(v.value) if isinstance(v, ast.Constant) else "\0" for v in node.values)
+
+
+def test_messages_with_a_remedy_are_those_of_the_code() -> None:
+    section = read("docs/troubleshooting.md").split("## Messages of ")[1]
+    messages = re.findall(r"^\| `(.+?)` \|", section, re.M)
+    texts = set(_texts())
+    assert len(messages) > 25
+    for message in messages:
+        parts = re.compile(".*".join(re.escape(part.strip()) for part in message.split("...")), re.S)
+        assert any(parts.search(text) for text in texts), message
+
+
+def test_the_first_page_is_short() -> None:
+    assert len(read("README.md").splitlines()) <= 250
