@@ -31,17 +31,30 @@ from amp.settings.reading.command_line import parse_prune, parse_score, settings
 from amp.settings.reading.keywords import from_keywords
 from amp.settings.reading.yaml_files import CONFIGS
 
-SCRIPTS = {"main_score.py": "score", "main_prune.py": "prune", "distill.py": "distill", "eval/eval_models.py": "compare"}
+SCRIPTS = {
+    "main_score.py": "score",
+    "main_prune.py": "prune",
+    "distill.py": "distill",
+    "eval/eval_models.py": "compare",
+}
 # A reader's own file of settings, as the pages call it, and what stands for it here.
 OWN = {
     "my.yaml": "configs/prune_entropy/open_clip_g_coco_entropy.yaml",
     "my_distillation.yaml": "configs/distill/distill_open_clip_g.yaml",
 }
 OWN_MODEL = ("path/to/", "my_")
-INSTALL = ("pip", ".venv/bin/pip", "python3.11", ".", "mkdocs", "pre-commit")
+MODULES = re.compile(r"python -m (pytest|amp\.)")
+INSTALL = (".ci/run", "pip", ".venv/bin/pip", "python3.11", ".", "mkdocs", "pre-commit")
 # Groups of settings, of which words such as `prune.target.params` in a text are.
 SETTINGS = {key for kind in CONFIGS.values() for key, _, _ in settings_of(kind)}
 GROUPS = {key.partition(".")[0] for key in SETTINGS}
+FILES = re.compile(r"\.(json|png|yaml|safetensors|onnx|pt2|data)$")
+
+
+GROUPED: dict[str, Any] = {
+    "amp.prune": (PruneConfig, "model", "data", "score", "prune"),
+    "amp.distill": (DistillConfig, "data", "optim"),
+}
 
 
 class Parsed(Exception):  # noqa: N818
@@ -106,13 +119,23 @@ def _read_by_its_parser(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
             main()
 
 
-def _lines(page: str) -> Iterator[str]:
-    """Every command of a page, in blocks and in its text."""
-    for block in blocks(page, "bash"):
-        yield from commands(block.code)
-    for word in code_words(page):
-        if re.match(r"(amp|python|torchrun|make) \S", word) and not re.search(r"\.\.\.|[A-Z]{4}|COMMAND", word):
-            yield word
+def _knows_its_options(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a command that a text names in passing, with some of its options."""
+    _, words, main = _main(shlex.split(line))
+    found: list[Any] = []
+
+    def stop(self: argparse.ArgumentParser, *_: Any) -> None:
+        found.extend(self._option_string_actions)
+        raise Parsed
+
+    with monkeypatch.context() as patched:
+        for kind in (argparse.ArgumentParser, Parser):
+            patched.setattr(kind, "parse_args", stop)
+        if main:
+            with pytest.raises(Parsed):
+                main()
+    for word in words:
+        assert not word.startswith("--") or word in [*found, "--help", "--version"], f"{line}: no option {word}"
 
 
 @pytest.mark.slow
@@ -120,17 +143,19 @@ def _lines(page: str) -> Iterator[str]:
 def test_every_command_is_taken_by_its_own_parser(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for line in _lines(page):
+    whole = [(line, _read_by_its_parser) for block in blocks(page, "bash") for line in commands(block.code)]
+    named = [
+        (word, _knows_its_options) for word in code_words(page) if re.match(r"(amp|python|torchrun|make) \S", word)
+    ]
+    for line, check in whole + named:
         first, *rest = shlex.split(line)
         if first == "make":
             assert set(rest) <= targets, line
-        elif first in INSTALL or rest[:2] == ["-m", "pytest"]:
+        elif first in INSTALL:
             assert set(re.findall(r"\.\[(\w+)\]", line)) <= extras.keys(), line
-        elif rest[:2] == ["-m", "amp.settings"] or line == "python -m amp.demo":
-            continue
-        else:
+        elif not MODULES.match(line) and not re.search(r"COMMAND|^amp NAME|NAME\.py", line):
             try:
-                _read_by_its_parser(line, monkeypatch)
+                check(line.replace(" ...", ""), monkeypatch)
             except (UserError, SystemExit, AssertionError) as error:
                 pytest.fail(f"{page}: {line}: {error}")
 
@@ -144,7 +169,7 @@ def test_no_command_hides_in_an_indented_block(page: str) -> None:
 def test_settings_that_are_named_exist(page: str) -> None:
     for word in code_words(page):
         named = re.match(r"(?:--set )?\"?((?:\w+\.)+\w+)(?:[=: ].*)?$", word)
-        if named and named[1].partition(".")[0] in GROUPS and Path(named[1]).suffix not in (".json", ".png", ".yaml"):
+        if named and named[1].partition(".")[0] in GROUPS and not FILES.search(named[1]):
             assert any(key == named[1] or key.startswith(f"{named[1]}.") for key in SETTINGS), f"{page}: {word}"
 
 
@@ -164,10 +189,8 @@ def _check_keywords(call: ast.Call) -> None:
         return
     known = inspect.signature(function).parameters
     others = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg and k.arg not in known}
-    if others and name in ("amp.prune", "amp.distill"):
-        kind, groups = (
-            (PruneConfig, ("model", "data", "score", "prune")) if name == "amp.prune" else (DistillConfig, ("data", "optim"))
-        )
+    if others and name in GROUPED:
+        kind, *groups = GROUPED[name]
         from_keywords(kind, others, name, groups)
     else:
         assert not others or any(p.kind is p.VAR_KEYWORD for p in known.values()), f"{name}: {others}"
@@ -184,9 +207,6 @@ def test_python_that_is_shown_names_what_exists(page: str) -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 _check_keywords(node)
-        for line in code.splitlines():
-            if "amp." in line and "import amp" not in line:
-                assert "import amp" in code or page.startswith("docs/") or len(shown) == 1, f"{place}: amp is not imported"
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,6 +1,8 @@
-"""What the pages show runs as it stands: Python, with tiny models where weights are missing, and commands without a mark."""
+"""What the pages show runs as it stands: Python, with tiny models for missing weights; commands without a mark."""
 
+import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,13 +15,15 @@ import pytest
 import timm
 import torch
 import transformers
-from conftest import GOLDEN, ROOT
+from conftest import ROOT
 from helpers import hf_models
 from helpers.model_folders import PROVENANCE
 from helpers.pages import PAGES, blocks, commands, picture, run, shown
 from PIL import Image
 from test_docs import INSTALL
 
+import amp
+from amp.api import distill
 from amp.commands import choose
 from amp.export import export_tower
 from amp.models.folder import save_tower
@@ -47,19 +51,23 @@ def test_models_in_memory_are_pruned_as_shown(page: str, elsewhere: Path) -> Non
 @pytest.fixture
 def stand_ins(elsewhere: Path, golden_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models in the place of published ones and of the reader's own, and a folder `photos`."""
-    (elsewhere / "photos").symlink_to(golden_images / "train" / "scene")
-    Image.open(golden_images / "train" / "scene" / "0000.png").save(elsewhere / "photos" / "one.png")
+    shutil.copytree(golden_images / "train" / "scene", elsewhere / "photos")
+    shutil.copy(elsewhere / "photos" / "0000.png", elsewhere / "photos" / "one.png")
+    short = {**RECOMMENDED["data"], "batch_size": 16, "num_workers": 0}
+    monkeypatch.setitem(RECOMMENDED, "data", short)  # type: ignore[arg-type]
+    few = {"steps": 2, "data": {"batch_size": 16, "num_workers": 0}}
+    monkeypatch.setattr(amp, "distill", lambda *given, **_: distill(*given, **few), raising=False)
     small = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10}
     create, clip = timm.create_model, open_clip.create_model_and_transforms
-    json, weights = str(GOLDEN / "tiny-clip.json"), str(GOLDEN / "tiny-clip.safetensors")
-    hf_models.write(elsewhere / "hf", "ViTModel", hf_models.VISION)
-    hf = transformers.ViTModel.from_pretrained(elsewhere / "hf")
+    vision = {"image_size": 32, "patch_size": 8, "layers": 3, "width": 48, "head_width": 16}
+    text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    (elsewhere / "stand-in.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(elsewhere / "stand-in.json")
+    hf = hf_models.write(elsewhere / "hf", "ViTModel", {**hf_models.VISION, "intermediate_size": 128})
     monkeypatch.setattr(timm, "create_model", lambda name, **_: create("vit_tiny_patch16_224", **small))
-    open_clip.add_model_config(json)
-    made = lambda name, pretrained: clip(Path(json).stem, pretrained=weights)  # noqa: E731
-    monkeypatch.setattr(open_clip, "create_model_and_transforms", made)
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda name, pretrained: clip("stand-in"))
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda name: hf)
-    monkeypatch.setitem(RECOMMENDED["prune"], "refit_steps", 2)  # type: ignore[arg-type]
+    monkeypatch.setitem(RECOMMENDED, "prune", {**RECOMMENDED["prune"], "refit_steps": 2})  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("stand_ins")
@@ -69,10 +77,6 @@ def test_each_library_is_pruned_as_shown(page: str, elsewhere: Path) -> None:
         if "amp.prune" in block.code:
             run([block], {})
     assert len([*elsewhere.glob("*0/model.safetensors")]) == 3
-
-
-def _is_export(code: str) -> bool:
-    return "onnx" in code or "torch.export.load" in code or "def prepare" in code
 
 
 def test_exported_files_are_run_as_shown(tower: Tower, elsewhere: Path) -> None:

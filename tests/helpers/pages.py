@@ -43,7 +43,9 @@ def blocks(page: str, language: str) -> list[Block]:
     for match in _BLOCK.finditer(text):
         place = f"{page}:{text.count(chr(10), 0, match.start('code')) + 1}"
         found.append(Block(place, match["language"], match["code"], match["needs"]))
-    assert sum(block.needs is not None for block in found) == len(_MARK.findall(text)), f"{page}: a mark before no block"
+    assert sum(block.needs is not None for block in found) == len(_MARK.findall(text)), (
+        f"{page}: a mark before no block"
+    )
     return [block for block in found if block.language == language]
 
 
