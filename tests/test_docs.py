@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT
 from helpers.pages import PAGES, blocks, code_words, commands, prose, read
 
@@ -173,6 +174,14 @@ def test_settings_that_are_named_exist(page: str) -> None:
         named = re.match(r"(?:--set )?\"?((?:\w+\.)+\w+)(?:[=: ].*)?$", word)
         if named and named[1].partition(".")[0] in GROUPS and not FILES.search(named[1]):
             assert any(key == named[1] or key.startswith(f"{named[1]}.") for key in SETTINGS), f"{page}: {word}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_files_that_are_shown_hold_settings(page: str) -> None:
+    for block in blocks(page, "yaml"):
+        for group, own in yaml.safe_load(block.code).items():
+            for key in own:
+                assert any(f"{other}.".startswith(f"{group}.{key}.") for other in SETTINGS), f"{block.place}: {key}"
 
 
 def _names(tree: ast.AST) -> Iterator[str]:
