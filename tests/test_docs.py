@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
-from helpers.pages import PAGES, blocks, code_words, commands, prose, read
+from pages import PAGES, blocks, code_words, commands, prose, read
 
 import amp
 from amp.api import PrunedModel
-from amp.commands._without_file import find_frame, find_weights
+from amp.commands._without_file import find_weights
 from amp.errors import UserError
 from amp.registry import COMMANDS, EVALUATIONS
 from amp.settings.base import Parser
@@ -31,6 +31,7 @@ from amp.settings.reading import yaml_files
 from amp.settings.reading.command_line import parse_prune, parse_score, settings_of
 from amp.settings.reading.keywords import from_keywords
 from amp.settings.reading.yaml_files import CONFIGS
+from amp.towers import find_frame
 
 SCRIPTS = {
     "main_score.py": "score",
@@ -105,11 +106,11 @@ def _read_by_its_parser(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     if command in ("score", "prune"):
         config, options = (parse_score if command == "score" else parse_prune)("", words)
-        if options.named and not config.model.name.startswith(OWN_MODEL):
-            weights = config.model.pretrained
-            assert find_frame(config.model.name) == (config.model.frame or find_frame(config.model.name))
-            if not (weights or "").startswith(OWN_MODEL):
-                find_weights(config.model, config.model.frame or find_frame(config.model.name))
+        model = config.model
+        if options.named and not model.name.startswith(OWN_MODEL):
+            frame = model.frame or find_frame(model.name)
+            if not (model.pretrained or "").startswith(OWN_MODEL):
+                find_weights(model, frame)
         return
     with monkeypatch.context() as patched:
         patched.setattr("sys.argv", [command, *words])

@@ -18,7 +18,7 @@ import transformers
 from conftest import ROOT
 from helpers import hf_models
 from helpers.model_folders import PROVENANCE
-from helpers.pages import PAGES, blocks, commands, picture, run, shown
+from pages import PAGES, blocks, commands, picture, run, shown
 from PIL import Image
 from test_docs import INSTALL
 

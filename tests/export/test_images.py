@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refusal
-from helpers.pages import documented, picture
+from pages import documented, picture
 
 from amp.export import describe_images
 from amp.settings.model import ModelSettings, TransformSettings
