@@ -42,6 +42,13 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the refit, so that what is shown runs in a moment."""
+    monkeypatch.setitem(RECOMMENDED, "prune", {**RECOMMENDED["prune"], "refit_steps": 2})  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize("page", ["docs/in_memory.md", "examples/quickstart.ipynb"])
 def test_models_in_memory_are_pruned_as_shown(page: str, elsewhere: Path) -> None:
     run(blocks(page, "python") if page.endswith(".md") else shown(ROOT / page), {})
@@ -67,10 +74,9 @@ def stand_ins(elsewhere: Path, golden_images: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(timm, "create_model", lambda name, **_: create("vit_tiny_patch16_224", **small))
     monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda name, pretrained: clip("stand-in"))
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda name: hf)
-    monkeypatch.setitem(RECOMMENDED, "prune", {**RECOMMENDED["prune"], "refit_steps": 2})  # type: ignore[arg-type]
 
 
-@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.usefixtures("stand_ins", "few_steps")
 @pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
 def test_each_library_is_pruned_as_shown(page: str, elsewhere: Path) -> None:
     for block in blocks(page, "python"):
