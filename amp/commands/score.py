@@ -42,6 +42,7 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
     from amp.run.run import SCORES, open_run
     from amp.run.world import world
     from amp.scoring import reads_images, save_scores, score
+    from amp.statistics.kept_moments import MOMENTS, KeptMoments
     from amp.statistics.saved_sums import SavedSums, forget_sums
     from amp.towers import build_tower, default_frame, describe_preprocess
 
@@ -66,7 +67,8 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
             if look:
                 look(tower, batches)
             saved = SavedSums(unfinished, run.header, config.score.save_every)
-            scores = score(tower, batches, config.score, saved)
+            kept = KeptMoments(len(batches), run.path(MOMENTS), run.header) if config.score.keep_moments else None
+            scores = score(tower, batches, config.score, saved, kept)
             batches.say_broken()
         else:
             scores = score(tower, [], config.score)
