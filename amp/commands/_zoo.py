@@ -1,5 +1,7 @@
 """The models that people use most: a command for each, its size, and its size at 60 % of the parameters."""
 
+from collections.abc import Sequence
+
 import torch
 
 from amp.models.sizes import count_by_width, count_params, neuron_params
@@ -11,16 +13,21 @@ from amp.settings.prune import SearchSettings
 from amp.towers import build_tower
 
 SHARE = 0.6
-# Family -> (library, name, weights).
-ZOO: dict[str, list[tuple[str, str, str]]] = {
-    "DeiT": [("timm", f"deit_{size}_patch16_224", "fb_in1k") for size in ("small", "base")],
-    "DeiT-III": [
-        ("timm", f"deit3_{size}", "fb_in22k_ft_in1k")
-        for size in ("base_patch16_224", "large_patch16_224", "huge_patch14_224")
-    ],
-    "ViT (AugReg)": [
-        ("timm", f"vit_{size}_patch16_224", "augreg_in21k_ft_in1k") for size in ("small", "base", "large")
-    ],
+
+
+def _of_timm(tag: str, *names: str) -> list[tuple[str, str, None]]:
+    return [("timm", f"{name}.{tag}", None) for name in names]
+
+
+# Family -> (library, name, weights where the name does not say them).
+ZOO: dict[str, Sequence[tuple[str, str, str | None]]] = {
+    "DeiT": _of_timm("fb_in1k", "deit_small_patch16_224", "deit_base_patch16_224"),
+    "DeiT-III": _of_timm(
+        "fb_in22k_ft_in1k", "deit3_base_patch16_224", "deit3_large_patch16_224", "deit3_huge_patch14_224"
+    ),
+    "ViT (AugReg)": _of_timm(
+        "augreg_in21k_ft_in1k", "vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224"
+    ),
     "CLIP": [
         ("open_clip", "ViT-B-32", "laion2b_s34b_b79k"),
         ("open_clip", "ViT-B-16", "laion2b_s34b_b88k"),
@@ -30,33 +37,32 @@ ZOO: dict[str, list[tuple[str, str, str]]] = {
         ("open_clip", "ViT-bigG-14", "laion2b_s39b_b160k"),
     ],
     "SigLIP": [
-        ("open_clip", f"ViT-{size}", "webli") for size in ("B-16-SigLIP", "L-16-SigLIP-256", "SO400M-14-SigLIP-384")
+        ("open_clip", "ViT-B-16-SigLIP", "webli"),
+        ("open_clip", "ViT-L-16-SigLIP-256", "webli"),
+        ("open_clip", "ViT-SO400M-14-SigLIP-384", "webli"),
     ],
     "SigLIP 2": [
-        ("open_clip", f"ViT-{size}", "webli") for size in ("B-16-SigLIP2", "SO400M-14-SigLIP2", "gopt-16-SigLIP2-256")
+        ("open_clip", "ViT-B-16-SigLIP2", "webli"),
+        ("open_clip", "ViT-SO400M-14-SigLIP2", "webli"),
+        ("open_clip", "ViT-gopt-16-SigLIP2-256", "webli"),
     ],
     "MetaCLIP 2": [
-        ("open_clip", f"ViT-{size}", "metaclip2_worldwide")
-        for size in ("H-14-worldwide-quickgelu", "bigG-14-worldwide")
+        ("open_clip", "ViT-H-14-worldwide-quickgelu", "metaclip2_worldwide"),
+        ("open_clip", "ViT-bigG-14-worldwide", "metaclip2_worldwide"),
     ],
-    "DINOv2 with registers": [
-        ("timm", f"vit_{size}_patch14_reg4_dinov2", "lvd142m") for size in ("small", "base", "large", "giant")
-    ],
-    "DINOv3": [
-        ("timm", f"vit_{size}_patch16_dinov3", "lvd1689m") for size in ("small", "base", "large", "huge_plus", "7b")
-    ],
+    "DINOv2 with registers": _of_timm(
+        "lvd142m", *(f"vit_{size}_patch14_reg4_dinov2" for size in ("small", "base", "large", "giant"))
+    ),
+    "DINOv3": _of_timm(
+        "lvd1689m", *(f"vit_{size}_patch16_dinov3" for size in ("small", "base", "large", "huge_plus", "7b"))
+    ),
     "EVA-02": [
-        *(("timm", f"eva02_{size}_patch14_448", "mim_in22k_ft_in22k_in1k") for size in ("base", "large")),
+        *_of_timm("mim_in22k_ft_in22k_in1k", "eva02_base_patch14_448", "eva02_large_patch14_448"),
         ("eva_clip", "EVA02-L-14", "merged2b_s4b_b131k"),
     ],
     "BEiT and BEiT v2": [
-        ("timm", f"{name}_patch16_224", tag)
-        for name, tag in (
-            ("beit_base", "in22k_ft_in22k_in1k"),
-            ("beit_large", "in22k_ft_in22k_in1k"),
-            ("beitv2_base", "in1k_ft_in22k_in1k"),
-            ("beitv2_large", "in1k_ft_in22k_in1k"),
-        )
+        *_of_timm("in22k_ft_in22k_in1k", "beit_base_patch16_224", "beit_large_patch16_224"),
+        *_of_timm("in1k_ft_in22k_in1k", "beitv2_base_patch16_224", "beitv2_large_patch16_224"),
     ],
 }
 PAGE = """# Model zoo
@@ -78,7 +84,7 @@ def zoo_page() -> str:
         for family, models in ZOO.items():
             rows = []
             for model in models:
-                rows.append(zoo_row(*model))
+                rows.append(zoo_row(*model[:2]))
                 bar.update()
             commands = "\n".join(prune_command(*model) for model in models)
             block = f"<!-- needs weights and images -->\n```bash\n{commands}\n```"
@@ -86,13 +92,13 @@ def zoo_page() -> str:
     return "\n\n".join(parts)
 
 
-def prune_command(frame: str, name: str, weights: str) -> str:
+def prune_command(frame: str, name: str, weights: str | None) -> str:
     """What prunes a model to 60 % of its parameters, as people type it."""
-    which = f"{frame}/{name}.{weights}" if frame == "timm" else f"{frame}/{name} --weights {weights}"
-    return f"amp prune --model {which} --images photos --params {SHARE}"
+    more = "" if weights is None else f" --weights {weights}"
+    return f"amp prune --model {frame}/{name}{more} --images photos --params {SHARE}"
 
 
-def zoo_row(frame: str, name: str, weights: str) -> list[str]:
+def zoo_row(frame: str, name: str) -> list[str]:
     """A model's line of the table; it is built and sliced on meta tensors."""
     tower = build_tower(ModelSettings.model_validate({"frame": frame, "name": name}), "meta")
     sizes, dense = count_by_width(tower), tower.widths
@@ -109,5 +115,4 @@ def zoo_row(frame: str, name: str, weights: str) -> list[str]:
         for values in (widths, dense, (slot.out_projection.out_features for slot in tower.slots))
     )
     ends = [word for own in (whole, smaller) for word in map(human, (own["params"], own["flops"]))]
-    shown = f"{name}.{weights}" if frame == "timm" else name
-    return [f"`{shown}`", str(len(dense)), embedding, hidden, f"{tower.image_size} px", *ends[:2], kept, *ends[2:]]
+    return [f"`{name}`", str(len(dense)), embedding, hidden, f"{tower.image_size} px", *ends[:2], kept, *ends[2:]]
