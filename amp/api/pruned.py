@@ -106,7 +106,10 @@ class PrunedModel:
         It is made of the dense model that was given, which must not have changed.
 
         Args:
-            params, flops, throughput, latency: as of `amp.prune`; one of them.
+            params: as of `amp.prune`; one of the four is given.
+            flops: the same.
+            throughput: the same.
+            latency: the same.
         Raises:
             UserError: none of them or several, or a size that is out of reach.
         """

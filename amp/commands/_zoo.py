@@ -87,7 +87,8 @@ def zoo_page() -> str:
                 rows.append(zoo_row(*model[:2]))
                 bar.update()
             commands = "\n".join(prune_command(*model) for model in models)
-            parts.append(f"## {family}\n\n{table(HEADERS, rows)}\n\n```bash\n{commands}\n```")
+            block = f"<!-- needs weights and images -->\n```bash\n{commands}\n```"
+            parts.append(f"## {family}\n\n{table(HEADERS, rows)}\n\n{block}")
     return "\n\n".join(parts)
 
 
