@@ -121,7 +121,7 @@ class World:
         return values
 
     def in_bf16(self) -> torch.autocast:
-        """Within it, a GPU that has instructions for it multiplies in bf16; a CPU's backward pass would gain nothing."""
+        """Within it, a GPU that has instructions for it multiplies in bf16; a CPU gains nothing by it."""
         fast = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
 
