@@ -211,7 +211,7 @@ class PruneConfig(RunConfig):
     def check_has_size(self) -> None:
         """Raises UserError where the widths are to meet a size that nobody says."""
         if self.prune.allocation != "search" and not self.prune.target.asked:
-            text = f"missing; prune.allocation: {self.prune.allocation} needs a size to meet, here or by --sizes"
+            text = f"missing; prune.allocation: {self.prune.allocation} needs a size to meet, here or by --sweep"
             raise UserError("prune.target", text)
 
     @property
@@ -219,9 +219,9 @@ class PruneConfig(RunConfig):
         """The dense model."""
         return self.model
 
-    def of_params(self, share: float) -> Self:
-        """The same settings with `prune.target.params`."""
-        own = self.prune.model_copy(update={"target": TargetSettings(params=share)})
+    def of_target(self, key: str, value: float) -> Self:
+        """The same settings with this one of `prune.target`."""
+        own = self.prune.model_copy(update={"target": TargetSettings.model_validate({key: value})})
         return self.model_copy(update={"prune": own})
 
     def with_frame(self, frame: Frame | None) -> Self:
