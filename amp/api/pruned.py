@@ -109,7 +109,10 @@ class PrunedModel:
         images again. Of `amp.prune(..., keep_moments=True)`, `resize(params=0.45, compensation="ridge")` needs none.
 
         Args:
-            params, flops, throughput, latency: as of `amp.prune`; one of them.
+            params: as of `amp.prune`; one of the four is given.
+            flops: the same.
+            throughput: the same.
+            latency: the same.
             compensation: another refit than that of this model.
         Raises:
             UserError: none of them or several, or a size that is out of reach.

@@ -92,7 +92,7 @@ class SensitivityCollector(MlpHooks):
 
 
 def _weight(all_DD: Tensor, read_DD: Tensor, num_all: int, num_read: int) -> float:
-    """As how many other tokens one that the feature reads counts, by the sums of g g^T over all and the read ones."""
+    """As how many others a token that the feature reads counts, by the sums of g g^T over all and over those read."""
     num_others = num_all - num_read
     if not num_read or not num_others:
         return 1.0
