@@ -11,6 +11,7 @@ from helpers.hf_models import VISION, write
 from helpers.numbered_images import write_images
 
 import amp
+from amp.commands import _duration
 from amp.commands._duration import estimate_seconds
 from amp.commands._without_file import find_frame, find_weights, fitted, in_words
 from amp.data.batches import Batches
@@ -174,7 +175,12 @@ def test_bad_input_is_told_in_the_words_of_the_options(case: str, photos: str, t
 
 
 @pytest.mark.slow
-def test_the_duration_grows_with_the_images(tmp_path: Path) -> None:
+def test_the_duration_grows_with_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def a_second(work: Callable[[], object]) -> float:
+        work()
+        return 1.0
+
+    monkeypatch.setattr(_duration, "_seconds", a_second)
     tower_of: dict[int, float | None] = {}
     words = [
         *TINY,
