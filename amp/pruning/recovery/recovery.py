@@ -53,7 +53,8 @@ class Recovery:
         Returns:
             whether that has brought it closer to the dense one on the images left out; else the weights are as before.
         """
-        left_out_BCSS = self._taken(next(islice(iter(self._batches), len(self._batches) - 1, None)))
+        last = len(self._batches) - 1
+        left_out_BCSS = self._taken(next(self._from(last)))
         before = self._error(left_out_BCSS)
         steps = self._settings.recover_steps
         with Descent(self._tower, steps) as descent:
@@ -71,7 +72,7 @@ class Recovery:
         generator = torch.Generator().manual_seed(0)
         step = 0
         for epoch in count():
-            for images_BCSS in islice(iter(self._batches), self._num_learned):
+            for images_BCSS in islice(self._from(0), self._num_learned):
                 if step == self._settings.recover_steps:
                     return
                 whole_BCSS = self._taken(images_BCSS)
@@ -79,6 +80,10 @@ class Recovery:
                 crops_BCSS[epoch % 2 :: 2] = whole_BCSS[epoch % 2 :: 2]  # as pruned networks see them, too
                 yield crops_BCSS
                 step += 1
+
+    def _from(self, batch: int) -> Iterator[Tensor]:
+        batches = self._batches
+        return batches.epoch(0, batch) if isinstance(batches, Batches) else iter(batches[batch:])
 
     def _taken(self, images_BCSS: Tensor) -> Tensor:
         return world().take(images_BCSS).to(self._tower.dtype)
