@@ -13,13 +13,12 @@ from amp.commands.score import score_model
 from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.errors import UserError, nearest
-from amp.registry import FRAMES
 from amp.run.console import say
 from amp.run.world import start
 from amp.settings.model import Frame, ModelSettings
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import Named, PruneOptions, ScoreOptions, options_named
-from amp.towers import Tower, default_frame, knows
+from amp.towers import Tower, find_frame, knows
 from amp.towers.library import library
 
 FEWEST = 8  # images, of which a fourth is held out: a batch of two
@@ -83,26 +82,6 @@ def _batches(config: PruneConfig, counts: Mapping[str, int]) -> dict[str, int]:
     return {"batch_size": batch_size} | {
         key: min(value or counts[split], counts[split]) for key, (value, split) in wanted.items()
     }
-
-
-def find_frame(name: str) -> Frame:
-    """The one library that knows the name; open_clip where it is one of several.
-
-    Raises:
-        UserError: none does, or several do.
-    """
-    known = [frame for frame in FRAMES.names if knows(frame, name)]
-    if len(known) == 1:
-        return known[0]
-    if known or Path(name).exists():
-        return default_frame(name)
-    prefix = name.partition("/")[0]
-    if "/" in name and (hint := nearest(prefix, FRAMES.names)):
-        raise UserError("model.name", f"{name}: no library {prefix!r}{hint}")
-    if name.count("/") == 1:
-        return default_frame(name)
-    names = {own for frame in FRAMES.names if (listed := library(frame).names) for own in listed()}
-    raise UserError("model.name", f"no library knows {name!r}{nearest(name.partition('.')[0], names)}")
 
 
 def find_weights(model: ModelSettings, frame: Frame) -> str | None:

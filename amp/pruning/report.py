@@ -44,8 +44,9 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
     if pruned.found:
         warn_of_doubt(pruned.found, pruned.dense_widths, pruned.num_batches, run.config.data)
     if pruned.found and pruned.final_entropy < pruned.dense_entropy:
-        say("note: the entropy fell, which the signed criterion allows; compare the features before you trust it")
-    say(f"widths {tower.widths}; entropy {pruned.dense_entropy:.4f} -> {pruned.final_entropy:.4f} nats")
+        say("note: the entropy fell, which the published search allows; compare the features before you trust it")
+    say(f"hidden neurons kept in each block: {tower.widths}")
+    say(f"entropy of held-out features: {pruned.dense_entropy:.4f} dense, {pruned.final_entropy:.4f} pruned (nats)")
     say(describe_features(record))
     say(f"wrote {run.folder}/prune.json, prune.png and pruned/ in {cost['seconds']:.0f} s")
 
@@ -53,12 +54,12 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
 def describe_errors(errors: Sequence[Mapping[str, float]]) -> str:
     """One line: what compensation did to the MLPs' outputs, all blocks alike."""
     means = [sum(error[key] for error in errors) / len(errors) for key in ("without", "with")]
-    return f"compensation: error of the MLPs' outputs {means[0]:.1%} -> {means[1]:.1%} of their variance"
+    return f"refit: the error of the MLPs' outputs went from {means[0]:.1%} to {means[1]:.1%} of their variance"
 
 
 def describe_features(record: Mapping[str, Any]) -> str:
     """One line: how much of the dense network's features is left."""
-    said = f"features of held-out images: cosine {record['feature_cosine']:.4f} to the dense network's, on average"
+    said = f"features of held-out images: mean cosine {record['feature_cosine']:.4f} to the dense ones (1 is no change)"
     before = record.get("feature_cosine_before_recovery")
     return said if before is None else f"{said}; {before:.4f} before the recovery"
 

@@ -173,6 +173,7 @@ def test_bad_input_is_told_in_the_words_of_the_options(case: str, photos: str, t
     assert (code, last.startswith(f"error: {said.format(few=few)}")) == (2, True), last
 
 
+@pytest.mark.slow
 def test_the_duration_grows_with_the_images(tmp_path: Path) -> None:
     tower_of: dict[int, float | None] = {}
     words = [

@@ -83,7 +83,8 @@ def networks_over(
     own = config.prune
     measured = HeldOutEntropy(tower, held_out, config.score.inverse_temperature, store, inputs_every(own))
     gigabytes = measured.stored_bytes / 1e9
-    say(f"held-out batches: {measured.num_batches}; up to {gigabytes:.3g} GB of inputs kept: {own.store}")
+    stored = f"; up to {gigabytes:.1f} GB of what enters the blocks are kept ({own.store})" if gigabytes > 0.1 else ""
+    say(f"measuring on {measured.num_batches} batches of held-out images{stored}")
     if own.widths is None and own.allocation == "search":
         warn_of_few(measured.num_batches, config.data)
     orders = [rank(score_H) for score_H in scores]

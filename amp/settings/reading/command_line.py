@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from amp.errors import UserError, under
 from amp.registry import ALLOCATIONS, COMPENSATIONS, CRITERIA, FRAMES, LAYOUTS, SEARCHES
 from amp.settings.base import Parser, number_from
+from amp.settings.model import library_before
 from amp.settings.prune import RECOMMENDED, PruneConfig
 from amp.settings.reading import sweep as sweeps
 from amp.settings.reading.sweep import Sweep, parse_sweep
@@ -135,10 +136,8 @@ def _named_of(args: argparse.Namespace, overrides: Sequence[str]) -> Named | Non
         if not given.get(option):
             raise UserError(option, f"missing; without --config_file, {NAMED[option][1]}")
     settings: dict[str, dict[str, Any]] = {group: dict(own) for group, own in RECOMMENDED.items()}
-    prefix, slash, rest = args.model.partition("/")
-    of_library = bool(slash and rest and prefix in FRAMES.names and not Path(args.model).exists())
-    name = rest if of_library else args.model
-    settings["model"] = {"name": name, "pretrained": args.weights} | ({"frame": prefix} if of_library else {})
+    frame, name = library_before(args.model)
+    settings["model"] = {"name": name, "pretrained": args.weights} | ({"frame": frame} if frame else {})
     settings["data"] |= {"name": "imagefolder", "root": args.images}
     settings["output"] = {"dir": args.output or f"out/{Path(name).resolve().name.removesuffix('.json')}"}
     if args.params is not None:
