@@ -1,6 +1,6 @@
 """The tower sliced to widths that are given, allocated to a size, or searched."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,10 @@ from torch import Tensor
 from amp.errors import UserError
 from amp.pruning.blocks import WidthsFound, searched_blocks
 from amp.pruning.measure.networks import NarrowedNetworks
+from amp.pruning.recovery import Recovery
 from amp.pruning.size import RelativeSize, Widths, sizes_of
 from amp.registry import ALLOCATIONS
+from amp.run.console import say
 from amp.run.world import world
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
@@ -110,15 +112,22 @@ def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: Relativ
     sizes = {key: {end: of_end[key] for end, of_end in ends.items()} for key in ("params", "flops")}
     recovery = networks.open_recovery() if networks.open_recovery else None
     kept, errors = networks.keep(widths)
-    before = None
-    if recovery is not None:
-        before = mean_cosine(features, held_out.features())
-        recovery.run()
+    before = None if recovery is None else _recover(recovery, lambda: mean_cosine(features, held_out.features()))
     # No probe saw widths that are given, nor a compensation, a scale or a recovery that comes after the search.
     unseen = found is None or found.scale != 1 or not networks.seen_as_kept or recovery is not None
     final, own = (found.final_entropy, held_out.features()) if found and not unseen else held_out.look()
     cosine = mean_cosine(features, own)
     return Pruned(kept, dense_widths, sizes, dense, final, held_out.num_batches, cosine, found, errors, before)
+
+
+def _recover(recovery: Recovery, cosine: Callable[[], float]) -> float:
+    """Keeps what a recovery has done where held-out images are closer to the dense tower then; the cosine before it."""
+    before = cosine()
+    recovery.run()
+    if cosine() <= before:
+        recovery.undo()
+        say("recovery: its steps brought held-out images no closer to the dense network, and are undone")
+    return before
 
 
 def mean_cosine(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
