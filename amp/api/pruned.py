@@ -100,16 +100,20 @@ class PrunedModel:
         flops: float | None = None,
         throughput: float | None = None,
         latency: float | None = None,
+        *,
+        compensation: str | None = None,
     ) -> "PrunedModel":
         """The same model at another size, from the same scores: `pruned.resize(params=0.45)`.
 
-        It is made of the dense model that was given, which must not have changed.
+        It is made of the dense model that was given, which must not have changed. A `sequential` refit goes through the
+        images again. Of `amp.prune(..., keep_moments=True)`, `resize(params=0.45, compensation="ridge")` needs none.
 
         Args:
             params: as of `amp.prune`; one of the four is given.
             flops: the same.
             throughput: the same.
             latency: the same.
+            compensation: another refit than that of this model.
 
         Raises:
             UserError: none of them or several, or a size that is out of reach.
@@ -118,7 +122,7 @@ class PrunedModel:
         if sum(size is not None for size in sizes.values()) != 1:
             raise UserError("resize", "say one of params=0.45, flops=0.45, throughput=2 and latency=0.5")
         with computing():
-            return self._work.sliced(self._work.asked.of_size(**sizes))
+            return self._work.sliced(self._work.asked.of_size(sizes, compensation))
 
 
 @dataclass(frozen=True, eq=False)

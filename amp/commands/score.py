@@ -56,6 +56,8 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
         path, unfinished = run.path(SCORES), run.path("scores_unfinished.safetensors")
         if run.done(SCORES):
             world().from_main(lambda: forget_sums(unfinished))
+            if config.score.keep_moments and not run.path(MOMENTS).exists():
+                say(f"note: {path} was made without score.keep_moments; delete it to keep them")
             return
         paths = list_images(config.data, "train")
         tower = build_tower(config.model, str(world().device))

@@ -11,7 +11,7 @@ from torch import Tensor
 from amp.run.world import world
 from amp.towers import Tower
 
-RATE, BETAS, CLIP = 1e-3, (0.9, 0.98), 1.0
+RATE, BETAS, CLIP = 0.02, (0.9, 0.98), 1.0  # the rate is a share of the mean size of the tower's matrices
 WARM_UP = 0.1  # of the steps
 AVERAGED = 0.25  # of the steps: of the last ones, the weights are averaged
 
@@ -32,7 +32,10 @@ class Descent:
         for parameter in self._parameters:
             parameter.data = parameter.data.float()
             parameter.requires_grad_()
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=RATE, betas=BETAS, weight_decay=0.0)
+        matrices = [p.detach() for p in self._parameters if p.ndim > 1]
+        squared, count = sum(float(p.square().sum()) for p in matrices), sum(p.numel() for p in matrices)
+        self._rate = RATE * math.sqrt(squared / count)
+        self._optimizer = torch.optim.AdamW(self._parameters, betas=BETAS, weight_decay=0.0)
         self._average = [torch.zeros_like(parameter) for parameter in self._parameters]
         return self
 
@@ -52,10 +55,9 @@ class Descent:
         Args:
             loss: -> the mean over this process's images.
         """
-        share = self._done / self._steps
-        rate = RATE * min(1.0, (self._done + 1) / max(1.0, WARM_UP * self._steps)) * (1 + math.cos(math.pi * share)) / 2
+        rise = min(1.0, (self._done + 1) / max(1.0, WARM_UP * self._steps))
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._rate * rise * (1 + math.cos(math.pi * self._done / self._steps)) / 2
         self._optimizer.zero_grad()
         loss().backward()
         for parameter in self._parameters:

@@ -11,7 +11,7 @@ from torch import Tensor
 from amp.run.world import world
 
 OTHERS = 32  # tokens of an image that are kept, beside those that the feature reads
-LEFT_OUT = 8  # every so many-th image is left out of what is learned by steps, and says whether they have helped
+LEFT_OUT = 16  # every so many-th image is left out of what is learned by steps, and says whether they have helped
 READ_ROWS, OTHER_ROWS = 256, 768  # tokens of a step
 AT_ONCE = 8192  # tokens
 

@@ -9,7 +9,6 @@ N tokens, D width of the MLP's output, L blocks.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -87,36 +86,16 @@ class SensitivityCollector(MlpHooks):
                 )
         if not self._read:
             return totals, [1.0] * count
-        found = [_Tokens(*own) for own in zip(totals[:count], totals[count:], *num_tokens_2L, strict=True)]
-        of_others = float(found[-1].others.trace()) > 1e-4 * float(found[-1].all_DD.trace())
-        both = [own.together(of_others) for own in found]
-        return [sensitivity_DD for sensitivity_DD, _ in both], [weight for _, weight in both]
+        return totals[:count], [
+            _weight(*own) for own in zip(totals[:count], totals[count:], *num_tokens_2L, strict=True)
+        ]
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """The sums of a block, of all tokens and of those that the feature reads, and how many they are."""
-
-    all_DD: Tensor
-    read_DD: Tensor
-    num_all: int
-    num_read: int
-
-    @property
-    def others(self) -> Tensor:
-        return self.all_DD - self.read_DD
-
-    def together(self, reads_others: bool) -> tuple[Tensor, float]:
-        """G, and the weight of a token that the feature reads in the covariance that goes with it.
-
-        Where the feature reads the others too, behind the last block, G is that of all tokens. Else it is that of the
-        read ones, which are what later blocks cannot make up for; scaled for what the others add to the covariance.
-        """
-        num_others = self.num_all - self.num_read
-        if not self.num_read or not num_others:
-            return self.all_DD, 1.0
-        indirect = 1.0 if reads_others else INDIRECT
-        of_read = float(self.read_DD.trace()) / self.num_read
-        of_other = indirect * float(self.others.trace()) / num_others
-        weight = min(MOST, max(1.0, of_read / of_other)) if of_other > 0 else MOST
-        return (self.all_DD if reads_others else self.read_DD * (1 + num_others / self.num_read / weight)), weight
+def _weight(all_DD: Tensor, read_DD: Tensor, num_all: int, num_read: int) -> float:
+    """As how many others a token that the feature reads counts, by the sums of g g^T over all and over those read."""
+    num_others = num_all - num_read
+    if not num_read or not num_others:
+        return 1.0
+    of_read = float(read_DD.trace()) / num_read
+    of_other = INDIRECT * float(all_DD.trace() - read_DD.trace()) / num_others
+    return min(MOST, max(1.0, of_read / of_other)) if of_other > 0 else MOST

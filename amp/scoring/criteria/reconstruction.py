@@ -80,7 +80,7 @@ def score(scoring: Scoring, gigabytes: float = GIGABYTES) -> list[Tensor]:
     """
     slots = scoring.tower.slots
     first, *others = _groups(scoring.tower, gigabytes)
-    weights_L, *found = scoring.finished(_name(first), partial(_first_pass, scoring, first, gigabytes))
+    weights_L, *found = scoring.finished(f"sensed_{_name(first)}", partial(_first_pass, scoring, first, gigabytes))
     sensed = _Sensed(found[: len(slots)], weights_L.tolist())
     scores = found[len(slots) :]
     for blocks in others:
