@@ -68,6 +68,7 @@ def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, 
         steps: of the optimizer.
         settings: all that the YAML of distill.py can say of `data` and `optim`, by these groups or by a key alone
             (`base_lr=1e-4`, `batch_size=32`); docs/settings.md lists them.
+
     Raises:
         UserError: models that do not belong together, or a setting that is not allowed.
         StoppedError: Ctrl-C came, or a loss is not finite.

@@ -114,6 +114,7 @@ class PrunedModel:
             throughput: the same.
             latency: the same.
             compensation: another refit than that of this model.
+
         Raises:
             UserError: none of them or several, or a size that is out of reach.
         """
@@ -190,6 +191,7 @@ def prune(
         settings: all that the YAML can say, by its groups (`prune={"compensation": "none"}`) or by a key alone
             (`criterion="entropy"`); docs/settings.md lists them. Of `model`: `{name, kwargs, transform}`, where the
             object does not say what built it.
+
     Raises:
         UserError: a model that cannot be pruned, images that it does not take, a setting that is not allowed.
     """

@@ -98,17 +98,22 @@ class SearchSettings(Settings):
         "search",
         description="what gives each block its width. uniform: one share for all; global: one threshold of the scores",
     )
-    entropy_increase: NonNegative = Field(1.0e-2, description="entropy a block may add, in nats")
-    search_steps: Annotated[int, Field(ge=1, le=32)] = Field(6, description="probes per block")
+    entropy_increase: NonNegative = Field(
+        1.0e-2, description="what a block may add to the entropy of held-out features, in nats"
+    )
+    search_steps: Annotated[int, Field(ge=1, le=32)] = Field(
+        6, description="measurements per block: steps of a bisection"
+    )
     widths: Some[Width] | None = Field(None, description="one width a block; skips the search")
     search: Search = Field(
-        "exact", description="exact: blocks before the one searched are not run again; racing: also few batches a probe"
+        "exact",
+        description="exact: blocks before the one searched are not run again; racing: also few batches a measurement",
     )
     preset: Literal["strict", "fast"] = Field(
         "strict", description="of racing. strict: the exact search's widths, or the next; fast: the cheapest"
     )
     confidence: Positive | None = Field(
-        None, description="of racing: standard errors between a probe and the limit; null: the preset's"
+        None, description="of racing: standard errors between a measurement and the limit; null: the preset's"
     )
     tolerance: NonNegative | None = Field(
         None, description="of racing: share of entropy_increase in which either answer is right; null: the preset's"
@@ -125,14 +130,16 @@ class SearchSettings(Settings):
     )
     min_width: Width = Field(1, description="no width is smaller")
     blocks: Some[Block] | None = Field(None, description="numbers of the blocks that may be pruned, from 0; null: all")
-    two_sided: bool = Field(False, description="refuse also a probe whose entropy falls by more than entropy_increase")
+    two_sided: bool = Field(
+        False, description="refuse also widths at which the entropy falls by more than entropy_increase"
+    )
     total_increase: Positive | None = Field(None, description="entropy all blocks together may add, in nats; null: any")
     compensation: Compensation = Field(
         "none",
         description="refit of out-projections, so that kept neurons stand in for removed ones. mean, ridge: each MLP "
         "by itself; sequential: block after block on what the pruned ones hand on, attention's too",
     )
-    compensate_in_search: bool = Field(True, description="judge each probe with its compensation")
+    compensate_in_search: bool = Field(True, description="measure each width with its compensation")
     damping: NonNegative = Field(
         1e-3, description="of ridge and sequential: added to the activations' covariance, as a share of its mean"
     )

@@ -84,7 +84,7 @@ def networks_over(
     measured = HeldOutEntropy(tower, held_out, config.score.inverse_temperature, store, inputs_every(own))
     gigabytes = measured.stored_bytes / 1e9
     stored = f"; up to {gigabytes:.1f} GB of what enters the blocks are kept ({own.store})" if gigabytes > 0.1 else ""
-    say(f"measuring on {measured.num_batches} batches of held-out images{stored}")
+    say(f"held-out images to measure on, in batches: {measured.num_batches}{stored}")
     if own.widths is None and own.allocation == "search":
         warn_of_few(measured.num_batches, config.data)
     orders = [rank(score_H) for score_H in scores]

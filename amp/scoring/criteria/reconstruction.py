@@ -162,7 +162,7 @@ def _picked(
     parts = [own[start : start + most] for own in alike.values() for start in range(0, len(own), most)]
     total = sum(slots[part[0]].hidden_width for part in parts)
     found: dict[int, Tensor] = {}
-    with progress(None, f"picks of blocks {blocks[0]} to {blocks[-1]}", "pick", total=total) as bar:
+    with progress(None, f"ranking blocks {blocks[0]} to {blocks[-1]}", "neuron", total=total) as bar:
         done = 0
         for part in parts:
 
