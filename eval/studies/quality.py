@@ -80,19 +80,24 @@ class InMemoryQuality:
         """`{top1, recall1, cosine}`: of the classes, text to image where there are captions, and mean cosine of the
         features to the dense ones.
         """
-        found = {"top1": self.top1(tower)}
-        if self.captioned:
-            owners = [i for i, (_, captions) in enumerate(self.captioned) for _ in captions]
-            found_N = (self._texts @ embed(tower, self._captioned).T).argmax(dim=1)
-            found["recall1"] = (found_N == torch.tensor(owners)).double().mean().item()
-        cosine_B = F.cosine_similarity(run_all(tower.feature, self._watched), self._features)
-        return {**found, "cosine": cosine_B.mean().item()}
+        features_BD = run_all(tower.feature, self._watched)
+        cosine = F.cosine_similarity(features_BD, self._features).mean().item()
+        if not self.captioned:
+            embedded = tower.encode_image is None
+            known_BE = F.normalize(features_BD, dim=-1) if embedded else embed(tower, self._labelled)
+            return {"top1": self._accuracy(tower, known_BE), "cosine": cosine}
+        owners = [i for i, (_, captions) in enumerate(self.captioned) for _ in captions]
+        found_N = (self._texts @ embed(tower, self._captioned).T).argmax(dim=1)
+        recall = (found_N == torch.tensor(owners)).double().mean().item()
+        return {"top1": self.top1(tower), "recall1": recall, "cosine": cosine}
 
-    @torch.no_grad()
     def top1(self, tower: Tower) -> float:
         """Accuracy alone."""
+        return self._accuracy(tower, embed(tower, self._labelled))
+
+    def _accuracy(self, tower: Tower, embeddings_BE: Tensor) -> float:
         classes_B = torch.tensor([label for _, label in self.labelled])
-        found_B = self.classify(partial(embed, tower), embed(tower, self._labelled))
+        found_B = self.classify(partial(embed, tower), embeddings_BE)
         return (found_B == classes_B).double().mean().item()
 
 

@@ -12,6 +12,7 @@ from amp.pruning.refit.ridge import Ridge
 from amp.settings.compare import CompareRowSettings
 from amp.statistics.moments import MomentCollector, Moments
 from amp.towers import MlpSlot, Tower
+from amp.towers.residual import block_calls, entering_blocks
 from studies.compare import Trial
 
 DAMPING = 1e-3  # of the least squares, as a share of the activations' mean variance
@@ -26,13 +27,17 @@ def prune_blocks(trial: Trial, size: float, rank: Callable[[int, MlpSlot, Moment
     """
     widths = trial.widths(CompareRowSettings(criterion="magnitude", allocation="uniform"), size)
     tower = trial.build()
-    for block, (slot, width) in enumerate(zip(tower.slots, widths, strict=True)):
-        with torch.no_grad(), MomentCollector([slot]) as collector:
-            for images_BCSS in trial.scoring_images:
-                tower.feature(images_BCSS)
-        moments = collector.of(0)
-        order_H = rank(block, slot, moments, width)
-        ridge = Ridge(slot, order_H, moments, DAMPING)
-        slot.keep(order_H[:width].sort().values)
-        ridge.apply(slot, width)
+    calls = block_calls(tower, trial.scoring_images[0])
+    with torch.no_grad():
+        handed = [entering_blocks(tower, images_BCSS) for images_BCSS in trial.scoring_images]
+        for block, (slot, call, width) in enumerate(zip(tower.slots, calls, widths, strict=True)):
+            with MomentCollector([slot]) as collector:
+                for x_BTD in handed:
+                    call(x_BTD)
+            moments = collector.of(0)
+            order_H = rank(block, slot, moments, width)
+            ridge = Ridge(slot, order_H, moments, DAMPING)
+            slot.keep(order_H[:width].sort().values)
+            ridge.apply(slot, width)
+            handed = [call(x_BTD) for x_BTD in handed]
     return tower

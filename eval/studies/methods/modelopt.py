@@ -19,7 +19,7 @@ from amp.towers import Tower
 from studies.compare import Trial
 
 NEEDS = {"modelopt": "nvidia-modelopt", "torchprofile": "torchprofile==0.0.4"}
-SCORED_IMAGES = 128  # held-out ones; it asks for hundreds of scores
+SCORED_IMAGES = 32  # held-out ones; it asks for hundreds of scores
 
 
 @torch.no_grad()

@@ -51,6 +51,7 @@ class _Placed(nn.Module):
         width = tower.feature(example_BCSS).shape[1]
         self.places = nn.Linear(width, width, bias=False, device=example_BCSS.device, dtype=tower.dtype)
         nn.init.eye_(self.places.weight)
+        self.places.weight.grad = torch.zeros_like(self.places.weight)  # It has no say in what is important.
 
     def forward(self, images_BCSS: Tensor) -> Tensor:
         placed_BD: Tensor = self.places(self._feature(images_BCSS))
