@@ -72,7 +72,7 @@ def prune(trial: Trial, settings: PeerSettings, size: float) -> Tower:
     example_ND = torch.zeros(2, first.in_features, device=first.weight.device, dtype=tower.dtype)
     pruner = Pruner(mlps, graph=DependencyGraph.build(mlps, args=(example_ND,)))
     ends = {id(linear) for slot in tower.slots for linear in slot.in_projections}
-    paths = [f"{path}.*" for path, module in mlps.named_modules() if id(module) in ends]
+    paths = [path for path, module in mlps.named_modules() if id(module) in ends]
     pruner.prune(
         pruner.discover_candidates(targets=paths),
         budget=ParameterBudget(max_params=round(size * trial.num_params) - others),
