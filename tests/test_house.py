@@ -4,7 +4,6 @@ import ast
 import subprocess
 from pathlib import Path
 
-import pytest
 from conftest import ROOT
 
 # A package imports from those above it; those of one row do not import each other.
@@ -49,9 +48,13 @@ SOURCES = {
 }
 
 
+TEXTS = {module: path.read_text() for module, path in SOURCES.items()}
+TREES = {module: ast.parse(text) for module, text in TEXTS.items()}
+
+
 def _imports(module: str) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+    for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -60,57 +63,62 @@ def _imports(module: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_packages_import_from_those_above_them(module: str) -> None:
+def test_packages_import_from_those_above_them() -> None:
     rows = {package: row for row, packages in enumerate(PACKAGES) for package in packages}
-    own = _package(module)
-    for imported in _imports(module):
-        if imported.split(".")[0] in ("amp", "studies") and _package(imported) != own:
-            # `amp` hands functions on, and imports them when they are asked for.
-            assert rows[_package(imported)] < rows[own], f"{module} imports {imported}"
+    wrong = [
+        f"{module} imports {imported}"
+        for module in SOURCES
+        for imported in _imports(module)
+        # `amp` hands functions on, and imports them when they are asked for.
+        if imported.split(".")[0] in ("amp", "studies")
+        and _package(imported) != _package(module)
+        and rows[_package(imported)] >= rows[_package(module)]
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", [m for m in SOURCES if m not in DISTRIBUTED])
-def test_only_three_files_know_torch_distributed(module: str) -> None:
-    assert not any(name.startswith("torch.distributed") for name in _imports(module))
+def test_only_three_files_know_torch_distributed() -> None:
+    knowing = {m for m in SOURCES if any(name.startswith("torch.distributed") for name in _imports(m))}
+    assert knowing <= {*DISTRIBUTED}
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_files_and_functions_stay_small(module: str) -> None:
-    text = SOURCES[module].read_text()
-    assert len(text.splitlines()) <= 300
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno is not None
-            assert node.end_lineno - node.lineno < 60, node.name
+def test_files_and_functions_stay_small() -> None:
+    tests = {str(path): path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    long = [name for name, text in (TEXTS | tests).items() if len(text.splitlines()) > 300]
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno is not None
+                if node.end_lineno - node.lineno >= 60:
+                    long.append(f"{module}.{node.name}")
+    assert long == []
 
 
-def test_files_of_tests_stay_small_too() -> None:
-    for path in (ROOT / "tests").rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 300, path
+def test_folders_stay_small() -> None:
+    folders = {path.parent for top in ("amp", "eval", "tests") for path in (ROOT / top).rglob("*.py")}
+    assert [str(folder) for folder in folders if len(list(folder.glob("*.py"))) > 12] == []
 
 
-@pytest.mark.parametrize(
-    "folder", sorted({path.parent for top in ("amp", "eval", "tests") for path in (ROOT / top).rglob("*.py")}), ids=str
-)
-def test_folders_stay_small(folder: Path) -> None:
-    assert len(list(folder.glob("*.py"))) <= 12
+def test_no_ladder_over_frames_outside_towers() -> None:
+    wrong = [
+        module
+        for module, tree in TREES.items()
+        if not module.startswith("amp.towers") and "frame ==" in TEXTS[module]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare) and "frame ==" in ast.unparse(node)
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", [m for m in SOURCES if not m.startswith("amp.towers")])
-def test_no_ladder_over_frames_outside_towers(module: str) -> None:
-    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
-        if isinstance(node, ast.Compare):
-            assert "frame ==" not in ast.unparse(node)
-
-
-@pytest.mark.parametrize("module", SOURCES)
-def test_public_names_are_documented(module: str) -> None:
-    tree = ast.parse(SOURCES[module].read_text())
-    for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and node.name != "main":
-            small = isinstance(node, ast.ClassDef) and node.name.endswith("Settings")
-            assert small or ast.get_docstring(node), f"{node.name} has no docstring"
+def test_public_names_are_documented() -> None:
+    silent = [
+        f"{module}.{node.name}"
+        for module, tree in TREES.items()
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and node.name != "main"
+        if not (isinstance(node, ast.ClassDef) and node.name.endswith("Settings")) and not ast.get_docstring(node)
+    ]
+    assert silent == []
 
 
 def _tracked() -> list[Path]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from amp.run.identity import versions
 from amp.run.world import alone
 from amp.scoring import reads_images, score
 from amp.settings.prune import PruneConfig
+from amp.statistics.kept_moments import KeptMoments
 from amp.towers import Tower, wrap_tower
 
 HOW = "model={'name': ..., 'kwargs': {...}} says what its library's factory was given"
@@ -36,7 +37,8 @@ class Report:
     Attributes:
         record: as in `prune.json`: `widths`, `dense_widths`, `params` and `flops` `{dense, pruned}`, `dense_entropy`
             and `final_entropy` in nats, `probes` of a search, `compensation` (errors of every block's output),
-            `feature_cosine` (of held-out images' features to the dense ones), `cost`.
+            `feature_cosine` (of held-out images' features to the dense ones; before a recovery
+            `feature_cosine_before_recovery`), `cost`.
     """
 
     record: Mapping[str, Any]
@@ -57,7 +59,7 @@ class Report:
             lines.append(describe_errors(own["compensation"]))
         lines.append(f"widths {own['widths']}, of {sorted(set(own['dense_widths']))} neurons")
         lines.append(f"entropy {own['dense_entropy']:.4f} -> {own['final_entropy']:.4f} nats on held-out images")
-        lines.append(describe_features(own["feature_cosine"]))
+        lines.append(describe_features(own))
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -98,13 +100,20 @@ class PrunedModel:
         flops: float | None = None,
         throughput: float | None = None,
         latency: float | None = None,
+        *,
+        compensation: str | None = None,
     ) -> "PrunedModel":
         """The same model at another size, from the same scores: `pruned.resize(params=0.45)`.
 
-        It is made of the dense model that was given, which must not have changed.
+        It is made of the dense model that was given, which must not have changed. A `sequential` refit goes through the
+        images again. Of `amp.prune(..., keep_moments=True)`, `resize(params=0.45, compensation="ridge")` needs none.
 
         Args:
-            params, flops, throughput, latency: as of `amp.prune`; one of them.
+            params: as of `amp.prune`; one of the four is given.
+            flops: the same.
+            throughput: the same.
+            latency: the same.
+            compensation: another refit than that of this model.
         Raises:
             UserError: none of them or several, or a size that is out of reach.
         """
@@ -112,7 +121,7 @@ class PrunedModel:
         if sum(size is not None for size in sizes.values()) != 1:
             raise UserError("resize", "say one of params=0.45, flops=0.45, throughput=2 and latency=0.5")
         with computing():
-            return self._work.sliced(self._work.asked.of_size(**sizes))
+            return self._work.sliced(self._work.asked.of_size(sizes, compensation))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +132,7 @@ class _Work:
     asked: Asked
     images: Images
     scores: list[Tensor]
+    moments: KeptMoments | None
 
     def sliced(self, asked: Asked, tower: Tower | None = None) -> PrunedModel:
         """A model of a size.
@@ -141,12 +151,13 @@ class _Work:
         record = {**pruned.record, "cost": {**cost, "seconds": round(time.monotonic() - started, 2)}}
         provenance = {"settings": config.decisive(), "versions": versions()}
         remember(tower.model, Known(tower, pruned.kept, provenance, record))
-        return PrunedModel(
-            tower.model, Report(record), tower.transform, _Work(self.dense, asked, self.images, self.scores)
-        )
+        return PrunedModel(tower.model, Report(record), tower.transform, replace(self, asked=asked))
 
     def _slice(self, tower: Tower, config: PruneConfig) -> tuple[Pruned, dict[str, int]]:
-        with networks_over(tower, self.scores, config, self.images.held_out, self.images.calibration) as networks:
+        images = self.images
+        with networks_over(
+            tower, self.scores, config, images.held_out, images.calibration, known=self.moments
+        ) as networks:
             size_of = relative_size(config.prune, tower, networks.journal)
             return prune_tower(networks, config.prune, size_of), networks.held_out.cost
 
@@ -191,8 +202,10 @@ def prune(
             say(f"note: nothing tells how this {tower.base['name']} was built, so that amp.save cannot write it; {HOW}")
         own = open_images(images, held_out, tower, asked)
         config = own.config
-        scores = score(tower, own.scored if reads_images(config.score) else [], config.score)
-        return _Work(dense, asked, own, scores).sliced(asked, tower)
+        moments = KeptMoments(len(own.scored)) if config.score.keep_moments else None
+        images = own.scored if reads_images(config.score) else []
+        scores = score(tower, images, config.score, moments=moments)
+        return _Work(dense, asked, own, scores, moments).sliced(asked, tower)
 
 
 def compile(model: Any, **options: Any) -> Any:

@@ -41,10 +41,11 @@ class Asked:
         place = {"name": "imagefolder", "root": str(images) if is_path(images) else AT_HAND}
         return cls(merged({"data": place, "output": {"dir": "."}}, raw))
 
-    def of_size(self, **sizes: float | None) -> "Asked":
-        """The same, of another size."""
-        raw = {**self.raw, "prune": {**self.raw.get("prune", {}), "target": sizes, "widths": None}}
-        return replace(self, raw=raw)
+    def of_size(self, sizes: Mapping[str, float | None], compensation: str | None = None) -> "Asked":
+        """The same, of another size; refitted in another way, where one is named."""
+        own = {**self.raw.get("prune", {}), "target": dict(sizes), "widths": None}
+        refit = {} if compensation is None else {"compensation": compensation}
+        return replace(self, raw={**self.raw, "prune": {**own, **refit}})
 
     @property
     def model(self) -> GivenModelSettings:

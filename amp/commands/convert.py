@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     add("source", metavar="FROM", help="a pruned/ or distilled/ folder, or a published checkpoint")
     add("target", metavar="TO", help="the published checkpoint, or the folder, to write")
     add("--model", metavar="NAME|JSON", help="of a published checkpoint: the dense model that was pruned")
-    add("--model_type", choices=FRAMES.names, help="library of it (default: open_clip)")
+    add("--model_type", "--frame", choices=FRAMES.names, help="library of it (default: open_clip)")
     add(
         "--img_size",
         type=at_least(1, MOST_SIDE),

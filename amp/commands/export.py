@@ -11,6 +11,7 @@ from amp.errors import UserError
 from amp.export import check_target
 from amp.registry import FRAMES
 from amp.run.console import run_script, say
+from amp.settings.model import library_before
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,8 +26,9 @@ def parse_args() -> argparse.Namespace:
         choices=("embeddings", "logits", "features"),
         help="what it gives for an image (default: the first of them that the model has)",
     )
-    add("--model_type", choices=FRAMES.names, help="library of a dense model (default: open_clip)")
-    add("--pretrained", metavar="CKPT", help="weights of a dense model, a tag or a file")
+    found = "library of a dense model (default: found by the name)"
+    add("--model_type", "--frame", choices=FRAMES.names, help=found)
+    add("--pretrained", "--weights", metavar="CKPT", help="weights of a dense model, a tag or a file")
     args = parser.parse_args()
     args.target = check_target(args.target)
     if args.target.exists():
@@ -38,9 +40,14 @@ def main() -> None:
     args = parse_args()
 
     from amp.export import export_tower
-    from amp.models import open_tower
+    from amp.models import is_model_folder, open_tower
+    from amp.towers import find_frame
 
-    tower = open_tower(args.source, args.model_type, args.pretrained, precision="fp32")
+    frame, source = args.model_type, args.source
+    if not (frame or any(map(is_model_folder, (source, args.pretrained)))):
+        frame, source = library_before(source)
+        frame = frame or find_frame(source, "--model_type")
+    tower = open_tower(source, frame, args.pretrained, precision="fp32")
     found = export_tower(tower, args.target, args.precision, args.output)
     say(f"wrote {args.target} ({found['bytes'] / 1e6:.1f} MB, {found['width']} {found['output']} an image)")
     if found["checked"]:

@@ -1,4 +1,4 @@
-"""What can be pruned: the supported families, one model's blocks, or every model that a library names."""
+"""What can be pruned: the supported families, the most used models, one model, or all of a library."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ from amp.errors import UserError
 from amp.registry import FRAMES
 from amp.run.console import progress
 from amp.settings.base import Parser
-from amp.settings.model import Frame, ModelSettings
+from amp.settings.model import Frame, ModelSettings, library_before
 
 
 def show_families() -> None:
@@ -16,16 +16,17 @@ def show_families() -> None:
 
     rows = [(frame, *family) for frame in FRAMES.names for family in library(frame).families]
     print(table(["frame", "family", "MLP layout", "for example"], rows))
-    print("One model: amp models NAME --frame FRAME. All that a library names: --all --frame FRAME.")
+    print("One model: amp models NAME. The most used ones: amp models --zoo. All of a library: --all --frame FRAME.")
 
 
 def show_tower(name: str, frame: Frame | None) -> None:
     """One model's tower, on meta tensors: no weights are needed, except an hf folder's or id's config."""
     from amp.models.sizes import count_flops, count_mlp_params, count_params
     from amp.run.tables import human, table
-    from amp.towers import build_tower
+    from amp.towers import build_tower, find_frame
 
-    tower = build_tower(ModelSettings(frame=frame, name=name), "meta")
+    before, name = (frame, name) if frame else library_before(name)
+    tower = build_tower(ModelSettings(frame=before or find_frame(name), name=name), "meta")
     blocks = Counter((slot.hidden_width, slot.out_projection.out_features, slot.layout) for slot in tower.slots)
     rows = [[str(count), str(hidden), str(width), layout] for (hidden, width, layout), count in blocks.items()]
     print(f"{name} ({tower.base['frame']}), images of {tower.image_size} px")
@@ -56,11 +57,20 @@ def show_all(frame: Frame) -> None:
 
 def main() -> None:
     parser = Parser(prog="amp models", description=__doc__)
-    parser.add_argument("name", nargs="?", help="a model of the library, or for hf a folder or hub id")
-    parser.add_argument("--frame", choices=FRAMES.names, help="library (default: open_clip)")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        help="a model, with or without its library before it (timm/NAME), or for hf a folder or hub id",
+    )
+    parser.add_argument("--frame", "--model_type", choices=FRAMES.names, help="library (default: found by the name)")
     parser.add_argument("--all", action="store_true", help="try every model that the library names")
+    parser.add_argument("--zoo", action="store_true", help="the page of the models that people use most")
     args = parser.parse_args()
-    if args.all:
+    if args.zoo:
+        from amp.commands._zoo import zoo_page
+
+        print(zoo_page())
+    elif args.all:
         show_all(args.frame or "open_clip")
     elif args.name:
         show_tower(args.name, args.frame)

@@ -42,6 +42,7 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
     from amp.run.run import SCORES, open_run
     from amp.run.world import world
     from amp.scoring import reads_images, save_scores, score
+    from amp.statistics.kept_moments import MOMENTS, KeptMoments
     from amp.statistics.saved_sums import SavedSums, forget_sums
     from amp.towers import build_tower, default_frame, describe_preprocess
 
@@ -55,18 +56,21 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
         path, unfinished = run.path(SCORES), run.path("scores_unfinished.safetensors")
         if run.done(SCORES):
             world().from_main(lambda: forget_sums(unfinished))
+            if config.score.keep_moments and not run.path(MOMENTS).exists():
+                say(f"note: {path} was made without score.keep_moments; delete it to keep them")
             return
         paths = list_images(config.data, "train")
         tower = build_tower(config.model, str(world().device))
-        blocks, widths = len(tower.slots), sorted(set(tower.widths))
-        say(f"{config.model.name}: {blocks} blocks of {widths} neurons, {tower.slots[0].layout} MLPs")
+        widths = " or ".join(map(str, sorted(set(tower.widths))))
+        say(f"{config.model.name}: {len(tower.slots)} blocks, each with {widths} hidden neurons in its MLP")
         say(describe_preprocess(tower))
         if reads_images(config.score):
             batches = Batches(paths, tower.transform, config.data, config.data.num_samples)
             if look:
                 look(tower, batches)
             saved = SavedSums(unfinished, run.header, config.score.save_every)
-            scores = score(tower, batches, config.score, saved)
+            kept = KeptMoments(len(batches), run.path(MOMENTS), run.header) if config.score.keep_moments else None
+            scores = score(tower, batches, config.score, saved, kept)
             batches.say_broken()
         else:
             scores = score(tower, [], config.score)

@@ -40,7 +40,7 @@ def open_classifier(tower: Tower) -> Classifier:
         raise UserError(
             "--model",
             f"{tower.base['name']} ends in no classifier, as those of timm with classes and those of transformers for "
-            "image classification do; eval_knn.py and eval_probe.py measure any",
+            "image classification do; `amp eval knn` and `amp eval probe` measure any",
         )
     return found
 

@@ -15,7 +15,7 @@ class SearchProgress:
     def __init__(self, word: str, num_probes: int, num_searches: int = 1) -> None:
         self._word, self._num_probes, self._num_searches = word, num_probes, num_searches
         self._search = 0
-        self._bar = progress(None, word, "probe", num_probes * num_searches)
+        self._bar = progress(None, word, "measurement", num_probes * num_searches)
 
     def next(self) -> "SearchProgress":
         """Of the search that begins now."""

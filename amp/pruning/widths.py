@@ -25,6 +25,7 @@ class Pruned:
         sizes: `{params: {dense, pruned}, flops: {dense, pruned}}` of the vision tower.
         errors: of every block's output, where compensation refitted it.
         feature_cosine: of the pruned and the dense tower's features of a held-out image, on average.
+        cosine_before_recovery: the same, before the recovery; None: there was none.
     """
 
     kept: list[list[int]]
@@ -36,6 +37,7 @@ class Pruned:
     feature_cosine: float
     found: WidthsFound | None = None
     errors: list[dict[str, float]] = field(default_factory=list)
+    cosine_before_recovery: float | None = None
 
     @property
     def widths(self) -> list[int]:
@@ -47,6 +49,8 @@ class Pruned:
         """What `prune.json` says of the result."""
         own = {"widths": self.widths, "dense_widths": self.dense_widths, **self.entropies, **self.sizes}
         own["feature_cosine"] = self.feature_cosine
+        if self.cosine_before_recovery is not None:
+            own["feature_cosine_before_recovery"] = self.cosine_before_recovery
         return {**own, "compensation": self.errors} if self.errors else own
 
     @property
@@ -98,18 +102,23 @@ def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: Relativ
     """
     check_widths(networks.tower, settings)
     widths, found = choose_widths(networks, settings, size_of)
-    dense = networks.mean() if found is None else found.dense_entropy
+    held_out = networks.held_out
+    dense, features = held_out.look() if found is None else (found.dense_entropy, held_out.features())
     dense_widths = networks.tower.widths
     of_widths = sizes_of(networks.tower)
     ends = {"dense": of_widths(dense_widths), "pruned": of_widths(widths)}
     sizes = {key: {end: of_end[key] for end, of_end in ends.items()} for key in ("params", "flops")}
-    features = networks.held_out.features()
+    recovery = networks.open_recovery() if networks.open_recovery else None
     kept, errors = networks.keep(widths)
-    # No probe saw widths that are given, nor a compensation or a scale that comes after the search.
-    unseen = found is None or found.scale != 1 or not networks.seen_as_kept
-    final = found.final_entropy if found and not unseen else networks.mean()
-    cosine = mean_cosine(features, networks.held_out.features())
-    return Pruned(kept, dense_widths, sizes, dense, final, networks.held_out.num_batches, cosine, found, errors)
+    before = None
+    if recovery is not None:
+        before = mean_cosine(features, held_out.features())
+        recovery.run()
+    # No probe saw widths that are given, nor a compensation, a scale or a recovery that comes after the search.
+    unseen = found is None or found.scale != 1 or not networks.seen_as_kept or recovery is not None
+    final, own = (found.final_entropy, held_out.features()) if found and not unseen else held_out.look()
+    cosine = mean_cosine(features, own)
+    return Pruned(kept, dense_widths, sizes, dense, final, held_out.num_batches, cosine, found, errors, before)
 
 
 def mean_cosine(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:

@@ -14,20 +14,23 @@ from typing import Any
 from amp.settings.base import MOST, Parser, at_least
 
 
-def option(text: str, default: object = MISSING, aside: bool = False, **how: object) -> Any:
+def option(text: str, default: object = MISSING, aside: bool = False, also: str | None = None, **how: object) -> Any:
     """A field of a class of options.
 
     Args:
         text: for `--help`; the default is put after it where it is a word or a number.
         default: without one the option is required.
         aside: whether it leaves the result as it is.
+        also: another name of it, as other commands call it.
         how: it is read, as for `argparse.ArgumentParser.add_argument`.
     """
     if default is MISSING:
-        return field(metadata={"aside": aside, "how": how | {"required": True, "help": f"{text} (required)"}})
+        return field(
+            metadata={"aside": aside, "also": also, "how": how | {"required": True, "help": f"{text} (required)"}}
+        )
     shown = default is not None and not isinstance(default, (bool, tuple))
     how |= {"default": default, "help": f"{text} (default: %(default)s)" if shown else text}
-    return field(default=default, metadata={"aside": aside, "how": how})
+    return field(default=default, metadata={"aside": aside, "also": also, "how": how})
 
 
 def argument(text: str, **how: object) -> Any:
@@ -47,8 +50,8 @@ def read_options(declared: type, description: str | None) -> tuple[argparse.Argu
     """
     parser = Parser(description=description)
     for own in fields(declared):
-        name = own.name if own.metadata.get("positional") else f"--{own.name}"
-        parser.add_argument(name, **own.metadata["how"])
+        names = [own.name if own.metadata.get("positional") else f"--{own.name}", own.metadata.get("also")]
+        parser.add_argument(*filter(None, names), **own.metadata["how"])
     values = vars(parser.parse_args())
     return parser, {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 

@@ -120,6 +120,11 @@ class World:
         dist.gather_object(value, values if self.is_main else None, dst=0)
         return values
 
+    def in_bf16(self) -> torch.autocast:
+        """Within it, a GPU that has instructions for it multiplies in bf16; a CPU gains nothing by it."""
+        fast = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

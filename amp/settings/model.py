@@ -44,6 +44,12 @@ class ModelSettings(Settings):
         return self.pretrained or (self.name if Path(self.name).is_dir() else None)
 
 
+def library_before(model: str) -> tuple[Frame | None, str]:
+    """`timm/NAME`, as people type it -> (library, its name); (None, `model`) where no library stands before it."""
+    prefix, slash, name = model.partition("/")
+    return (prefix, name) if slash and name and prefix in FRAMES.names and not Path(model).exists() else (None, model)
+
+
 class GivenModelSettings(Settings):
     """What may be said of a model that is given as an object; what is left open is read from it."""
 

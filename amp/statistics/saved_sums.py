@@ -58,9 +58,16 @@ class SavedSums:
         self._since, self._rate = time.monotonic(), BYTES_A_SECOND
 
     def restore(self, scorer: HasSums) -> None:
-        """Gives the scorer of this process what the files hold of the pass under way."""
+        """Gives the scorer of this process what the files hold of the pass under way.
+
+        Raises:
+            UserError: they hold other sums, as of an older version.
+        """
         if self.num_batches:
             found = _on_all(self._read_own)
+            shapes = {str(place): mine.shape for place, mine in enumerate(scorer.sums)}
+            if {name: own.shape for name, own in found.items()} != shapes:
+                raise UserError(self._path, f"holds other sums, as of an older version; {self._advice}")
             for place, mine in enumerate(scorer.sums):
                 mine.copy_(found[str(place)])
         self._since = time.monotonic()

@@ -16,7 +16,7 @@ from amp.towers.frames._classifier import Classifier, find_classifier
 from amp.towers.given import made_by
 from amp.towers.library import Library, library
 from amp.towers.mlps.slots import MlpSlot
-from amp.towers.names import default_frame, knows, other_reader
+from amp.towers.names import default_frame, find_frame, knows, other_reader
 from amp.towers.preprocess import describe_preprocess
 from amp.towers.readout import TokenReadout, after_last_block, check_readout
 from amp.towers.weights import check_complete
@@ -33,6 +33,7 @@ __all__ = [
     "describe_preprocess",
     "duplicate",
     "find_classifier",
+    "find_frame",
     "knows",
     "library",
     "on_meta",

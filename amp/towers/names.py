@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from amp.errors import UserError
+from amp.errors import UserError, nearest
 from amp.registry import FRAMES
 from amp.settings.model import Frame, ModelSettings
 from amp.towers.library import library
@@ -44,6 +44,28 @@ def default_frame(name: str, key: str = "model.name", option: str = "--frame") -
         say = " or ".join(f"{option} {frame}" for frame in FRAMES.names if library(frame).folders)
         raise UserError(key, f"{name!r} is no name of open_clip, nor a file; if it is a hub id, say {say}")
     return DEFAULT
+
+
+def find_frame(name: str, option: str = "--frame") -> Frame:
+    """The one library that knows the name; open_clip where it is one of several.
+
+    Args:
+        option: as of `default_frame`.
+    Raises:
+        UserError: none does, or several do.
+    """
+    known = [frame for frame in FRAMES.names if knows(frame, name)]
+    if len(known) == 1:
+        return known[0]
+    if known or Path(name).exists():
+        return default_frame(name, option=option)
+    prefix = name.partition("/")[0]
+    if "/" in name and (hint := nearest(prefix, FRAMES.names)):
+        raise UserError("model.name", f"{name}: no library {prefix!r}{hint}")
+    if name.count("/") == 1:
+        return default_frame(name, option=option)
+    names = {own for frame in FRAMES.names if (listed := library(frame).names) for own in listed()}
+    raise UserError("model.name", f"no library knows {name!r}{nearest(name.partition('.')[0], names)}")
 
 
 def other_reader(frame: Frame, settings: ModelSettings) -> str:

@@ -92,6 +92,7 @@ def test_settings_that_are_not_allowed_are_told(
     assert words in refusal(lambda: amp.distill(pruned, vit, images, **said))
 
 
+@pytest.mark.slow
 def test_models_that_do_not_belong_together_are_refused(vit: nn.Module, images: Tensor) -> None:
     pruned = amp.prune(vit, images, params=0.7)
     assert "student: VisionTransformer is not what amp.prune" in refusal(lambda: amp.distill(vit, vit, images))

@@ -26,6 +26,8 @@ from amp.settings.prune import PruneConfig
 from amp.settings.reading.yaml_files import load_config
 from amp.towers import build_tower
 
+pytestmark = pytest.mark.slow
+
 RIDGE = {"criterion": "reconstruction", "allocation": "global", "compensation": "ridge", "num_calibration_samples": 32}
 ENTROPY = {"criterion": "entropy", "allocation": "search", "compensation": "none"}
 
@@ -40,7 +42,6 @@ def images() -> Tensor:
     return torch.randn(80, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "words"),
     [
@@ -105,7 +106,6 @@ OBJECTS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("library", OBJECTS)
 def test_a_pruned_object_is_saved_and_loaded(library: str, tmp_path: Path, images: Tensor) -> None:
     model = OBJECTS[library](tmp_path / "dense")
@@ -149,7 +149,6 @@ def partly_frozen(model: Any) -> Any:
     return model
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("state", [in_bf16, training, checkpointed, compiled, partly_frozen])
 def test_a_model_in_any_state_is_pruned_and_stays_as_it_was(
     state: Callable[[Any], Any], vit: nn.Module, images: Tensor

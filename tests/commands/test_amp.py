@@ -123,7 +123,8 @@ def test_the_wheel_holds_the_package_the_command_and_the_configs(tmp_path: Path)
         names = archive.namelist()
         about = {Path(name).name: archive.read(name).decode() for name in names if ".dist-info/" in name}
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"amp"}
-    for path in [*(ROOT / "amp").rglob("*.py"), *(ROOT / "configs").rglob("*.*")]:
+    carried = [("amp", "*.py"), ("amp", "*.safetensors"), ("configs", "*.*")]
+    for path in (path for folder, pattern in carried for path in (ROOT / folder).rglob(pattern)):
         inside = path.relative_to(ROOT)
         assert str(inside if inside.parts[0] == "amp" else "amp" / inside) in names
     assert "amp = amp.commands:main" in about["entry_points.txt"]

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import amp
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -79,10 +81,10 @@ def test_golden_numbers_files_and_second_runs(
 
 
 def test_two_processes_give_the_golden_numbers(
-    prune_yaml: Path, tmp_path: Path, golden: dict[str, Any], torchrun: Callable[..., Any]
+    prune_yaml: Path, tmp_path: Path, golden: dict[str, Any], torchrun: Callable[..., Any], launch: Callable[..., Any]
 ) -> None:
-    for script in ("main_score.py", "main_prune.py"):
-        done = torchrun(2, script, "--config_file", prune_yaml)
+    for script, run in (("main_score.py", torchrun), ("main_prune.py", launch)):
+        done = run(2, script, "--config_file", prune_yaml)
         assert done.returncode == 0, done.stderr
     _check_golden(tmp_path / "out", golden)
 
@@ -125,7 +127,6 @@ def test_other_settings_in_the_same_folder_are_refused(prune_yaml: Path, tmp_pat
     assert _files(tmp_path) == before
 
 
-@pytest.mark.slow
 def test_a_second_size_goes_to_a_folder_of_its_own(prune_yaml: Path, tmp_path: Path, call: Call) -> None:
     words, out = ["--config_file", prune_yaml, "--set", "prune.search_steps=1"], tmp_path / "out"
     assert call("main_score.py", *words)[0] == 0
@@ -148,12 +149,11 @@ def test_a_second_size_goes_to_a_folder_of_its_own(prune_yaml: Path, tmp_path: P
     code, console, err = call("main_prune.py", *words, "--set", "prune.target.params=0.6", "--set", "prune.min_width=9")
     assert code == 0, err
     assert f"goes to {out}/params-0.6-" in console, "of two with one name the second has a digest in its own"
-    code, _, err = call("main_prune.py", *words, "--sizes", "0.7", "0.8")
+    code, _, err = call("main_prune.py", *words, "--sweep", "params", "0.7", "0.8")
     assert code == 0, err
     assert (out / "params-0.7" / "pruned").is_dir()
-    for wrong in (["0.7", "60"], ["0.5", "--sweep", "0.1"], ["0.5", "--set", "prune.target.flops=0.5"]):
-        code, _, err = call("main_prune.py", *words, "--sizes", *wrong)
-        assert (code, err.startswith("error: --sizes: ")) == (2, True)
+    code, _, err = call("main_prune.py", *words, "--sweep", "params", "0.5", "--set", "prune.target.flops=0.5")
+    assert (code, err.startswith("error: --sweep: ")) == (2, True)
     assert {path: content for path, content in _files(tmp_path).items() if path in first} == first
 
 
@@ -231,7 +231,6 @@ BAD: dict[str, tuple[str, list[str]]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(prune_yaml: Path, tmp_path: Path, call: Call, case: str) -> None:
     setting, words = BAD[case]

@@ -67,11 +67,11 @@ def test_one_command_scores_prunes_and_says_what_is_next(golden_images: Path, tm
         code, said, err = call(script, "--config_file", settings)
         assert (code, "already done" in said) == (0, True), err
 
-    code, said, err = call("main_prune.py", *words, "--sizes", "0.6", "0.5")
+    code, said, err = call("main_prune.py", *words, "--sweep", "params", "0.5", "0.6")
     assert code == 0, err
     assert "the aim is 0.6 and 0.5 of the tower's parameters" in said
     assert f"already done: {tmp_path}/out/scores.safetensors" in said
-    assert call("main_prune.py", *words, "--sizes", "0.6", "--params", "0.6")[0] == 2
+    assert call("main_prune.py", *words, "--sweep", "params", "0.6", "--params", "0.6")[0] == 2
     for size in ("0.6", "0.5"):
         assert (tmp_path / "out" / f"params-{size}" / "pruned").is_dir()
 
@@ -173,6 +173,7 @@ def test_bad_input_is_told_in_the_words_of_the_options(case: str, photos: str, t
     assert (code, last.startswith(f"error: {said.format(few=few)}")) == (2, True), last
 
 
+@pytest.mark.slow
 def test_the_duration_grows_with_the_images(tmp_path: Path) -> None:
     tower_of: dict[int, float | None] = {}
     words = [

@@ -66,6 +66,7 @@ def test_the_shuffle_is_a_function_of_seed_and_epoch(root: Path) -> None:
     assert epoch(root, world(), number=5, shuffle=False) == epoch(root, world(), shuffle=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_starting_at_a_batch_equals_skipping_the_ones_before(root: Path, num_workers: int) -> None:
     whole = epoch(root, world(), 2)

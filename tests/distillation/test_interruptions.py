@@ -5,8 +5,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from processes.start import run_processes, start_process
 from safetensors.torch import load_file
 
 from amp.distillation import Trainer
@@ -68,31 +66,22 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(
     """Twice between its steps; and while it writes the result, after which only the writing is done again."""
     words = ["output.save_every=1", "data.shuffle=true", "data.augment=clip"]
     assert _run(call, distill_yaml, *words, f"output.dir={tmp_path}/whole")[0] == 0
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, signal, safetensors.torch as st\n"
-        "save = st.save_file\n"
-        "def killed(tensors, path, *more):\n"
-        "    save(tensors, path, *more)\n"
-        "    if 'distilled' in str(path):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "st.save_file = killed\n"
-    )
-    command = [sys.executable, "distill.py", "--config_file", distill_yaml, *(f"--set={word}" for word in words)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = ["distill.py", "--config_file", str(distill_yaml), *(f"--set={word}" for word in words)]
     checkpoints, distilled = tmp_path / "out" / "checkpoints", tmp_path / "out" / "distilled"
     moments = random.Random(0)
     for _ in range(2):
         before = max(checkpoints.glob("step_*"), default=None)
-        running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while running.poll() is None and max(checkpoints.glob("step_*"), default=None) == before:
+        running = start_process(command)
+        while running.exitcode is None and max(checkpoints.glob("step_*"), default=None) == before:
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.1))
         running.kill()
-        assert running.wait() == -signal.SIGKILL
+        running.join()
+        assert running.exitcode == -signal.SIGKILL
         for path in checkpoints.glob("step_*/*.safetensors"):
             assert load_file(path)
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    while_writing = ["tests/processes/ended_at.py", "amp.models.folder:write_json", "1", "0", "kill"]
+    assert run_processes(1, [*while_writing, *command]).returncode == -signal.SIGKILL
     assert not distilled.exists()
     assert list((tmp_path / "out").glob(".distilled.*.partial"))
     monkeypatch.setattr(Trainer, "train_step", pytest.fail)

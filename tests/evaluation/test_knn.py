@@ -126,6 +126,7 @@ def test_two_processes_give_the_same_json(tmp_path: Path, pictures: Path, call: 
     assert (one["num_images"], one["num_train_images"]) == (18, 27)
 
 
+@pytest.mark.slow
 def test_duplicated_images_are_all_known(tmp_path: Path, pictures: Path, call: Any) -> None:
     """Ten copies of every validation image are its ten nearest."""
     for path in (pictures / "val").rglob("*.png"):
@@ -141,6 +142,7 @@ def test_duplicated_images_are_all_known(tmp_path: Path, pictures: Path, call: A
     assert record["metrics"]["knn10"] == 1.0
 
 
+@pytest.mark.slow
 def test_the_second_run_does_nothing(tmp_path: Path, pictures: Path, call: Any) -> None:
     words = [*MODEL, "--dataset_root", pictures, "--output", tmp_path / "result.json"]
     code, out, _ = call(SCRIPT, *words)
@@ -195,6 +197,7 @@ def test_mistakes_in_the_folders_are_one_line(tmp_path: Path, pictures: Path, ca
     assert said() == f"error: --val_root: {root}/val: holds no class folder"
 
 
+@pytest.mark.slow
 def test_too_few_training_images(tmp_path: Path, pictures: Path, call: Any) -> None:
     for name in ("cat", "dog", "hog"):
         write_image(tmp_path / name / "0.png", 0, 0)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,3 +151,16 @@ def test_each_data_set_has_its_own_options(typed: Any) -> None:
     assert [options.dataset_root for options in each] == [f"data/{name}" for name in names]
     assert [options.output for options in each] == [f"out/{name}_zeroshot_classification.json" for name in names]
     assert [options.save_clf for options in each] == [f"clf_{name}.safetensors" for name in names]
+
+
+def test_no_image_is_kept_from_the_test_where_nothing_learns(tmp_path: Path) -> None:
+    def held_out(*tasks: Any) -> object:
+        return CompareOptions(folder="pruned", dataset_root=str(tmp_path), tasks=tasks).roots["held_out"]
+
+    assert [held_out("zeroshot"), held_out("top1"), held_out("knn"), held_out()] == [None, None, 4, 4]
+
+
+def test_an_option_answers_to_the_names_of_other_commands(typed: Any) -> None:
+    typed("--model", "x", "--frame", "timm", "--weights", "y", "--dataset_root", "z")
+    options = parse_knn("")
+    assert (options.model_type, options.pretrained) == ("timm", "y")

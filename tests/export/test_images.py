@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import refusal
-from export.page import documented, picture
+from pages import documented, picture
 
 from amp.export import describe_images
 from amp.settings.model import ModelSettings, TransformSettings
 from amp.towers import Tower, build_tower
 
-prepare = documented("prepare")
+prepare = documented("docs/export.md", "prepare")
 
 
 def check(tower: Tower) -> None:

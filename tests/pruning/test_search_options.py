@@ -15,6 +15,7 @@ from amp.pruning.allocation.search import next_threshold
 from amp.pruning.blocks import search_blocks
 from amp.pruning.measure.journal import Journal
 from amp.pruning.measure.networks import NarrowedNetworks
+from amp.pruning.report import draw_pruning
 from amp.pruning.size import CLOSE, RelativeSize, of_neurons
 from amp.pruning.widths import check_widths, prune
 from amp.settings.prune import SearchSettings, TargetSettings
@@ -114,6 +115,11 @@ def test_a_size_between_two_steps_is_met_by_one_factor(tower: Tower, scores: lis
     assert abs(share(tower.widths) / target - 1) <= CLOSE
     assert max(tower.widths) - min(tower.widths) <= 4
     assert result.entropies["scale"] != 1
+    found = result.entropies["found_widths"]
+    assert set(found) <= {128, 32}, "those of the search, before the factor"
+    dots = draw_pruning({**result.record, **result.sizes}).axes[0].lines[0]
+    assert list(dots.get_ydata()) == found
+    assert dots.get_label() == "found by the search"
     assert result.final_entropy == pytest.approx(held_out.entropy(tower.widths))
 
 

@@ -68,11 +68,14 @@ def test_every_script_names_its_option(
     """Of a folder of transformers, and of one that has the name of a model of open_clip."""
     key, option = SCRIPTS[script]
     source = Path(script).resolve()
-    for name, said in {
+    refused = {
         "towers": f"towers is a folder of transformers: say {option} hf",
         "ViT-B-32": "'ViT-B-32' is a model of open_clip, and a folder of transformers: "
         f"say {option} open_clip or {option} hf",
-    }.items():
+    }
+    if "towers" in script:
+        del refused["towers"]  # It finds the library.
+    for name, said in refused.items():
         write(tmp_path / name, "ViTModel", VISION)
         options = _options(script, name, golden_images, tmp_path)
         monkeypatch.chdir(tmp_path)

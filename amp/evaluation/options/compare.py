@@ -27,9 +27,11 @@ class CompareOptions:
     dense: str | None = option(
         "the dense model (default: the one that FOLDER was pruned from)", None, metavar="NAME|JSON|FOLDER"
     )
-    model_type: Frame | None = option("library of --dense (default: found by the name)", None, choices=FRAMES.names)
+    model_type: Frame | None = option(
+        "library of --dense (default: found by the name)", None, also="--frame", choices=FRAMES.names
+    )
     pretrained: str | None = option(
-        "weights of the dense model (default: those that FOLDER names)", None, metavar="CKPT"
+        "weights of the dense model (default: those that FOLDER names)", None, also="--weights", metavar="CKPT"
     )
     images: str | None = option(
         "any folder of images: how far the two agree on them (default: the images tested on)", None, metavar="DIR"
@@ -56,14 +58,14 @@ class CompareOptions:
         choices=TASKS,
     )
     classnames: str | None = option(
-        "as of eval_zsc.py; without --dataset_root the names, one a line, between which both choose (default: the "
+        "as of `amp eval zsc`; without --dataset_root the names, one a line, between which both choose (default: the "
         "folders' names)",
         None,
         aside=True,
         metavar="FILE",
     )
-    templates: str | None = option("as of eval_zsc.py (default: a plain one)", None, aside=True, metavar="FILE")
-    labels: str | None = option("as of eval_top1.py (default: found by the names)", None, aside=True, metavar="FILE")
+    templates: str | None = option("as of `amp eval zsc` (default: a plain one)", None, aside=True, metavar="FILE")
+    labels: str | None = option("as of `amp eval top1` (default: found by the names)", None, aside=True, metavar="FILE")
     held_out: int | None = one_in()
     batch_size: int = batches_of(256)
     num_workers: int = workers()

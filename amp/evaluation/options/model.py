@@ -45,10 +45,10 @@ class ModelOptions:
         "library's model name, an open_clip model JSON or a pruned/ folder", None, metavar="NAME|JSON|FOLDER"
     )
     model_type: Frame | None = option(
-        "library of it (default: the folder's own, else open_clip)", None, choices=FRAMES.names
+        "library of it (default: the folder's own, else open_clip)", None, also="--frame", choices=FRAMES.names
     )
     pretrained: str | None = option(
-        "weights: a tag, a file or a pruned/ folder (default: random, seeded)", None, metavar="CKPT"
+        "weights: a tag, a file or a pruned/ folder (default: random, seeded)", None, also="--weights", metavar="CKPT"
     )
     img_size: int | None = count(
         "side of a dense model's images (default: the model's own)", None, least=1, metavar="PIXELS", most=MOST_SIDE

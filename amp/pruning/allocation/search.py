@@ -74,7 +74,7 @@ def find_size(
     bar = SearchProgress("sizing", len(searched_blocks(networks.tower, settings)) * settings.search_steps, ABOUT)
     while True:
         tried[threshold] = size_of(search_blocks(networks, trial, threshold, few, bar.next()).widths)
-        say(f"threshold {threshold:.3g} nats: {tried[threshold]:.3f} of the dense {unit}, {target:.3f} wanted")
+        say(f"threshold {threshold:.3g} nats: {tried[threshold]:.3f} of the dense {unit}; the aim is {target:.3f}")
         if abs(tried[threshold] / target - 1) <= NEAR / 2 or len(tried) == TRIALS:
             break
         threshold = next_threshold(tried, target)
@@ -114,7 +114,8 @@ def _scaled(
     if abs(met.size / target - 1) > CLOSE:
         raise out_of_reach(settings.target, met.size, "the closest network of these settings", networks.journal)
     widths = settle(grid, networks.scores, size_of, target, *grid.around(met.widths))
-    say(f"the widths of {found.entropy_increase:.3g} nats, times {met.at:.3f}: {size_of(widths):.4f} of the size")
+    told = f"the widths found at {found.entropy_increase:.3g} nats, multiplied by {met.at:.3f}"
+    say(f"{told}, have {size_of(widths):.4f} of the dense size")
     say_if_far(size_of(widths), target, grid)
     return replace(found, widths=widths, scale=met.at, found_widths=found.widths)
 

@@ -124,4 +124,4 @@ def say_if_far(size: float, target: float, grid: Grid) -> None:
     """That the units of the grid come no closer to a size, where that is so."""
     if abs(size / target - 1) > CLOSE:
         finer = "; prune.width_multiple: 1 comes closer" if grid.multiple > 1 else ""
-        say(f"note: {size:.4f} of the size is as near to {target:g} as multiples of {grid.multiple} come{finer}")
+        say(f"note: {size:.4f} of the size is as close to {target:g} as multiples of {grid.multiple} come{finer}")

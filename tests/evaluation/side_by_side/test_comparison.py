@@ -119,6 +119,7 @@ def test_two_processes_give_the_same(
     assert one["agreement"]["same_top1"] is not None
 
 
+@pytest.mark.slow
 def test_images_alone_are_enough(tmp_path: Path, clip: ModelSettings, pictures: Path, call: Any) -> None:
     folder = save(clip, tmp_path / "pruned", 0.3)
     code, out, err = call(SCRIPT, folder, "--images", pictures, "--num_workers", 0, "--output", tmp_path / "r.json")
@@ -129,6 +130,7 @@ def test_images_alone_are_enough(tmp_path: Path, clip: ModelSettings, pictures: 
     assert "| agreement on 16 images" in out
 
 
+@pytest.mark.slow
 def test_a_classifier_is_compared_by_its_own_top1(tmp_path: Path, pictures: Path, call: Any) -> None:
     write(tmp_path / "hf", "ViTForImageClassification", {**VISION, "id2label": {"0": "dog", "1": "big cat"}})
     folder = save(settings(tmp_path / "hf"), tmp_path / "pruned", 0.9)
