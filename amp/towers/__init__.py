@@ -10,10 +10,11 @@ from torch import nn
 from amp.errors import UserError
 from amp.registry import FRAMES
 from amp.settings.model import GivenModelSettings, ModelSettings
-from amp.towers.base import Tower, offline
+from amp.towers.base import Tower, in_order, offline
 from amp.towers.copies import duplicate, on_meta
 from amp.towers.frames._classifier import Classifier, find_classifier
 from amp.towers.given import made_by
+from amp.towers.heads.find_slots import with_heads
 from amp.towers.library import Library, library
 from amp.towers.mlps.slots import MlpSlot
 from amp.towers.names import default_frame, knows, other_reader
@@ -33,10 +34,12 @@ __all__ = [
     "describe_preprocess",
     "duplicate",
     "find_classifier",
+    "in_order",
     "knows",
     "library",
     "on_meta",
     "rebuild_dense",
+    "with_heads",
     "wrap_tower",
 ]
 
