@@ -16,7 +16,7 @@ from amp.towers.frames._classifier import Classifier, find_classifier
 from amp.towers.given import made_by
 from amp.towers.heads.find_slots import with_heads
 from amp.towers.library import Library, library
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot, Slot
 from amp.towers.names import default_frame, knows, other_reader
 from amp.towers.preprocess import describe_preprocess
 from amp.towers.readout import TokenReadout, after_last_block, check_readout
@@ -26,6 +26,7 @@ __all__ = [
     "Classifier",
     "Library",
     "MlpSlot",
+    "Slot",
     "TokenReadout",
     "Tower",
     "after_last_block",

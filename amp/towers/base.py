@@ -84,14 +84,19 @@ class Tower:
         return [slot.hidden_width for slot in self.slots]
 
     @property
+    def num_heads(self) -> list[int]:
+        """Of every block, first to last, where heads can be removed; else none."""
+        return [slot.num_units for slot in self.heads]
+
+    @property
     def units(self) -> list[Slot]:
         """All that is pruned, in the order in which an image passes it."""
         return in_order(self.slots, self.heads)
 
     @property
     def counts(self) -> list[int]:
-        """How many units each of `units` has: the widths, and where heads can be removed, how many there are."""
-        return [slot.num_units for slot in self.units]
+        """How many units each of `units` has: the widths, and where heads can be removed, their numbers."""
+        return in_order(self.widths, self.num_heads)
 
 
 def in_order(of_mlps: Sequence[Any], of_heads: Sequence[Any]) -> list[Any]:
