@@ -16,7 +16,7 @@ from amp.models.memory import GB, describe_memory, tensor_bytes, with_total
 from amp.models.published import published_widths
 from amp.run.sealed import read_json
 from amp.settings.distill import DistillConfig, OptimSettings
-from amp.towers import TokenReadout, Tower, after_last_block, build_tower
+from amp.towers import TokenReadout, Tower, after_last_block, build_tower, with_heads
 
 
 def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:

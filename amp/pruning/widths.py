@@ -24,6 +24,7 @@ class Pruned:
     Attributes:
         sizes: `{params: {dense, pruned}, flops: {dense, pruned}}` of the vision tower.
         errors: of every block's output, where compensation refitted it.
+        heads, dense_heads: of every block's attention, where heads may be removed.
         feature_cosine: of the pruned and the dense tower's features of a held-out image, on average.
     """
 
@@ -36,6 +37,8 @@ class Pruned:
     feature_cosine: float
     found: WidthsFound | None = None
     errors: list[dict[str, float]] = field(default_factory=list)
+    heads: list[int] = field(default_factory=list)
+    dense_heads: list[int] = field(default_factory=list)
 
     @property
     def widths(self) -> list[int]:
@@ -46,6 +49,7 @@ class Pruned:
     def record(self) -> dict[str, Any]:
         """What `prune.json` says of the result."""
         own = {"widths": self.widths, "dense_widths": self.dense_widths, **self.entropies, **self.sizes}
+        own |= {"heads": self.heads, "dense_heads": self.dense_heads} if self.heads else {}
         own["feature_cosine"] = self.feature_cosine
         return {**own, "compensation": self.errors} if self.errors else own
 
@@ -95,20 +99,22 @@ def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: Relativ
     Raises:
         UserError: the widths do not fit the tower, or no widths have the size.
     """
-    check_widths(networks.tower, settings)
-    widths, found = choose_widths(networks, settings, size_of)
+    tower = networks.tower
+    check_widths(tower, settings)
+    counts, found = choose_widths(networks, settings, size_of)
     dense = networks.mean() if found is None else found.dense_entropy
-    dense_widths = networks.tower.widths
-    of_widths = sizes_of(networks.tower)
-    ends = {"dense": of_widths(dense_widths), "pruned": of_widths(widths)}
+    dense_widths, dense_heads = tower.widths, tower.num_heads
+    of_counts = sizes_of(tower)
+    ends = {"dense": of_counts(tower.counts), "pruned": of_counts(counts)}
     sizes = {key: {end: of_end[key] for end, of_end in ends.items()} for key in ("params", "flops")}
     features = networks.held_out.features()
-    kept, errors = networks.keep(widths)
+    kept, errors = networks.keep(counts)
     # No probe saw widths that are given, nor a compensation or a scale that comes after the search.
     unseen = found is None or found.scale != 1 or not networks.seen_as_kept
     final = found.final_entropy if found and not unseen else networks.mean()
     cosine = mean_cosine(features, networks.held_out.features())
-    return Pruned(kept, dense_widths, sizes, dense, final, networks.held_out.num_batches, cosine, found, errors)
+    own = kept, dense_widths, sizes, dense, final, networks.held_out.num_batches, cosine, found, errors
+    return Pruned(*own, tower.num_heads, dense_heads)
 
 
 def mean_cosine(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:

@@ -126,6 +126,11 @@ class SearchSettings(Settings):
     blocks: Some[Block] | None = Field(None, description="numbers of the blocks that may be pruned, from 0; null: all")
     two_sided: bool = Field(False, description="refuse also a probe whose entropy falls by more than entropy_increase")
     total_increase: Positive | None = Field(None, description="entropy all blocks together may add, in nats; null: any")
+    attention: Literal["none", "heads"] = Field(
+        "none",
+        description="what of attention may go beside neurons. heads: whole ones, by the same loss and under one budget; "
+        "of criterion reconstruction and allocation global",
+    )
     compensation: Compensation = Field(
         "none",
         description="refit of out-projections, so that kept neurons stand in for removed ones. mean, ridge: each MLP "
@@ -159,7 +164,9 @@ class SearchSettings(Settings):
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
         """As of all settings; an open `width_multiple` by what it is, and no steps of a refit that has none."""
         own = {**super().decisive(leave_out), "width_multiple": self.multiple}
-        return own if self.compensation == "sequential" else {k: v for k, v in own.items() if k != "refit_steps"}
+        idle = {"attention"} if self.attention == "none" else set()
+        idle |= set() if self.compensation == "sequential" else {"refit_steps"}
+        return {key: value for key, value in own.items() if key not in idle}
 
     def check_calibration(self, key: str, batch_size: int) -> None:
         """Raises ValueError where the images that compensation sees, or that were asked for, fill no batch."""
@@ -172,6 +179,16 @@ class SearchSettings(Settings):
     def _one_way_to_widths(self) -> "SearchSettings":
         if self.widths is not None and self.target.asked:
             raise ValueError("widths and target: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _heads_are_allocated(self) -> "SearchSettings":
+        if self.attention == "none":
+            return self
+        if self.allocation != "global":
+            raise ValueError(f"attention: {self.attention} needs allocation: global, not {self.allocation}")
+        if self.target.asked and self.target.asked[0] not in ("params", "flops"):
+            raise ValueError(f"attention: {self.attention} needs a target of params or flops")
         return self
 
     @model_validator(mode="after")
@@ -194,6 +211,13 @@ class PruneConfig(RunConfig):
     @model_validator(mode="after")
     def _calibration_fills_a_batch(self) -> "PruneConfig":
         self.prune.check_calibration("prune", self.data.batch_size)
+        return self
+
+    @model_validator(mode="after")
+    def _heads_have_scores(self) -> "PruneConfig":
+        if self.prune.attention != "none" and self.score.criterion != "reconstruction":
+            asked = f"prune.attention: {self.prune.attention}"
+            raise ValueError(f"{asked} needs score.criterion: reconstruction, not {self.score.criterion}")
         return self
 
     def check_has_size(self) -> None:

@@ -80,7 +80,7 @@ def networks_over(
     say(f"held-out batches: {measured.num_batches}; up to {gigabytes:.3g} GB of inputs kept: {own.store}")
     if own.widths is None and own.allocation == "search":
         warn_of_few(measured.num_batches, config.data)
-    orders = [rank(score_H) for score_H in scores]
+    orders = [slot.inputs_of(rank(score_U)) for slot, score_U in zip(tower.units, scores, strict=True)]
     compensation = open_compensation(tower, orders, own, calibration, saved, store and store.beside())
     try:
         yield NarrowedNetworks(tower, scores, measured, journal or Journal(), compensation, own.compensate_in_search)

@@ -52,7 +52,7 @@ def refit_whole(
     """Slices a dense tower for good, first block first, and refits it.
 
     Args:
-        kept: neurons of every block, ascending.
+        kept: of each of the tower's `units` what stays, ascending.
         batches: calibration images (B, C, S, S), this process's share.
         store: of the hidden states of all images: four times what a block hands on.
         saved: where the weights of blocks that are done are kept, by a name; None: nowhere.
@@ -64,9 +64,11 @@ def refit_whole(
     with torch.no_grad():
         refit = _Refit(tower, batches, settings, store)
         errors = []
-        for block, indices_K in enumerate(kept):
+        for block, mlp in enumerate(tower.slots):
             refit.see_dense(block)
-            tower.slots[block].keep(indices_K)
+            for slot, indices_K in zip(tower.units, kept, strict=True):
+                if slot.name == mlp.name:
+                    slot.keep(indices_K)
             weights = refit.fit(block, None if saved is None else saved(f"refitted_{block}"))
             errors.append(dict(zip(("without", "with"), weights[-1].tolist(), strict=True)))
             refit.hand_on(block)

@@ -55,8 +55,6 @@ class HeadSlot:
     numbers: tuple[tuple[str, int], ...]
     held: list[int] = field(default_factory=list)
 
-    norm = None
-
     @property
     def out_projection(self) -> nn.Linear:
         own = self.module.get_submodule(self.out)

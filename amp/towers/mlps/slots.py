@@ -26,10 +26,6 @@ class Slot(Protocol):
         """Path of the block in its tower, for messages."""
 
     @property
-    def norm(self) -> nn.Module | None:
-        """Over all that enters the out-projection."""
-
-    @property
     def out_projection(self) -> nn.Linear:
         """H -> D."""
 
