@@ -23,7 +23,7 @@ from amp.run.world import alone
 from amp.settings.distill import RECOMMENDED, DistillConfig
 from amp.settings.reading.keywords import from_keywords, merged
 from amp.settings.reading.yaml_files import validate
-from amp.towers import Tower, after_last_block, on_meta, wrap_tower
+from amp.towers import Tower, after_last_block, on_meta, with_heads, wrap_tower
 
 SOURCE = "amp.distill"
 WARM_UP_SHARE = 10  # of the steps, one in so many

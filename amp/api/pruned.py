@@ -22,9 +22,9 @@ from amp.pruning.report import describe_errors, describe_features, describe_size
 from amp.run.console import say
 from amp.run.identity import versions
 from amp.run.world import alone
-from amp.scoring import reads_images, score
+from amp.scoring import reads_images, score, score_heads
 from amp.settings.prune import PruneConfig
-from amp.towers import Tower, wrap_tower
+from amp.towers import Tower, in_order, with_heads, wrap_tower
 
 HOW = "model={'name': ..., 'kwargs': {...}} says what its library's factory was given"
 
@@ -56,6 +56,8 @@ class Report:
         if own.get("compensation"):
             lines.append(describe_errors(own["compensation"]))
         lines.append(f"widths {own['widths']}, of {sorted(set(own['dense_widths']))} neurons")
+        if "heads" in own:
+            lines.append(f"heads {own['heads']}, of {sorted(set(own['dense_heads']))}")
         lines.append(f"entropy {own['dense_entropy']:.4f} -> {own['final_entropy']:.4f} nats on held-out images")
         lines.append(describe_features(own["feature_cosine"]))
         return "\n".join(lines)
@@ -133,7 +135,7 @@ class _Work:
         counts = self.images.config.data
         config = asked.config(counts.num_samples or asked.most, counts.num_val_samples or asked.most)
         with alone(device_of(self.dense)):
-            tower = tower or wrap_tower(working_copy(self.dense), asked.model)
+            tower = tower or self._dense_tower(asked, config)
             started = time.monotonic()
             pruned, cost = self._slice(tower, config)
         settle(tower)
@@ -144,6 +146,10 @@ class _Work:
         return PrunedModel(
             tower.model, Report(record), tower.transform, _Work(self.dense, asked, self.images, self.scores)
         )
+
+    def _dense_tower(self, asked: Asked, config: PruneConfig) -> Tower:
+        tower = wrap_tower(working_copy(self.dense), asked.model)
+        return tower if config.prune.attention == "none" else with_heads(tower)
 
     def _slice(self, tower: Tower, config: PruneConfig) -> tuple[Pruned, dict[str, int]]:
         with networks_over(tower, self.scores, config, self.images.held_out, self.images.calibration) as networks:
@@ -192,6 +198,9 @@ def prune(
         own = open_images(images, held_out, tower, asked)
         config = own.config
         scores = score(tower, own.scored if reads_images(config.score) else [], config.score)
+        if config.prune.attention != "none":
+            tower = with_heads(tower)
+            scores = in_order(scores, score_heads(tower, own.scored, config.score))
         return _Work(dense, asked, own, scores).sliced(asked, tower)
 
 

@@ -46,6 +46,8 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
     if pruned.found and pruned.final_entropy < pruned.dense_entropy:
         say("note: the entropy fell, which the signed criterion allows; compare the features before you trust it")
     say(f"widths {tower.widths}; entropy {pruned.dense_entropy:.4f} -> {pruned.final_entropy:.4f} nats")
+    if pruned.heads:
+        say(f"heads {pruned.heads}, of {sorted(set(pruned.dense_heads))}")
     say(describe_features(pruned.feature_cosine))
     say(f"wrote {run.folder}/prune.json, prune.png and pruned/ in {cost['seconds']:.0f} s")
 

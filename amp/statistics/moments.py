@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from amp.errors import UserError
 from amp.run.world import world
 from amp.statistics.hooks import MlpHooks
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot, Slot
 
 GIGABYTES = 16.0  # for the moments of several blocks at once, and what is made of them
 STRIPES, NARROWEST = 8, 256  # at most that many stripes a block, that many columns at least
@@ -51,7 +51,7 @@ class MomentCollector(MlpHooks):
 
     def __init__(
         self,
-        slots: Sequence[MlpSlot],
+        slots: Sequence[Slot],
         asks: str = "prune.compensation",
         num_images: str = "prune.num_calibration_samples",
         read: Sequence[int] = (),
@@ -173,7 +173,7 @@ class TokenCollector(MlpHooks):
         return tokens_ND
 
 
-def _check_enough(num_tokens: int, slot: MlpSlot, key: str) -> None:
+def _check_enough(num_tokens: int, slot: Slot, key: str) -> None:
     if num_tokens <= slot.hidden_width:
         raise UserError(
             key,

@@ -32,7 +32,7 @@ from amp.statistics.hooks import MlpHooks
 from amp.statistics.moments import GIGABYTES, MomentCollector, groups, moment_bytes, product, work_bytes
 from amp.statistics.saved_sums import HasSums
 from amp.towers import Tower
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.mlps.slots import Slot
 
 
 def first_pass_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
@@ -151,7 +151,7 @@ def _picked(
     return [found[block].to(world().device) for block in blocks]
 
 
-def _covariances(slots: Sequence[MlpSlot], part: Sequence[int], moments: MomentCollector, first: int) -> Tensor:
+def _covariances(slots: Sequence[Slot], part: Sequence[int], moments: MomentCollector, first: int) -> Tensor:
     """(L, H, H) fp64: second moments about the mean, or about 0 where nothing can carry a constant."""
     hidden = slots[part[0]].hidden_width
     covariance_LHH = torch.empty(len(part), hidden, hidden, dtype=torch.float64, device=world().device)
@@ -197,7 +197,7 @@ class SensitivityCollector(MlpHooks):
             counts.
     """
 
-    def __init__(self, slots: Sequence[MlpSlot]) -> None:
+    def __init__(self, slots: Sequence[Slot]) -> None:
         super().__init__(slots)
         sizes = [(slot.out_projection.out_features, slot.out_projection.weight.device) for slot in slots]
         self.sums = [torch.zeros(size, size, dtype=torch.float64, device=device) for size, device in sizes]
