@@ -10,6 +10,8 @@ from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import parse_score
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from amp.data.batches import Batches
     from amp.towers import Tower
 
@@ -56,7 +58,8 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
     with open_run(config, inputs, outputs, leave_out=("prune",)) as run:
         unfinished = {name: run.path(name.replace("scores", "scores_unfinished")) for name in outputs}
         if run.done(*outputs):
-            world().from_main(lambda: [forget_sums(path) for path in unfinished.values()])
+            for path in unfinished.values():
+                world().from_main(partial(forget_sums, path))
             return
         paths = list_images(config.data, "train")
         tower = build_tower(config.model, str(world().device))
@@ -65,7 +68,7 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
         say(f"{config.model.name}: {blocks} blocks of {widths} neurons, {tower.slots[0].layout} MLPs")
         say(describe_preprocess(tower))
         batches = Batches(paths, tower.transform, config.data, config.data.num_samples)
-        images = batches if reads_images(config.score) else []
+        images: Batches | list[Tensor] = batches if reads_images(config.score) else []
         if look and images:
             look(tower, batches)
         for name, rank in zip(outputs, (score, score_heads), strict=False):

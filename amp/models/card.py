@@ -54,7 +54,8 @@ def card(
     ]
     parts = [
         f"---\n{head.to_yaml()}\n---\n\n# {name}, pruned",
-        f"`{name}` of {files.library_name} with fewer hidden neurons in the MLPs of its vision transformer, chosen by "
+        f"`{name}` of {files.library_name} with fewer hidden neurons in the MLPs of its vision transformer"
+        f"{', and fewer attention heads' if tower.heads else ''}, chosen by "
         f"[Adaptive MLP Pruning]({PAPER}). Everything else is the dense model's.",
         _sizes(tower),
         *(

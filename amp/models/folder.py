@@ -244,9 +244,8 @@ def _kept(config: FolderConfig, dense: Tower, folder: str | Path) -> list[Sequen
     if len(config.widths) != len(dense.slots):
         raise UserError(where, f"{len(config.widths)} blocks, the model has {len(dense.slots)}")
     if config.heads is not None and len(config.heads) != len(dense.heads):
-        raise UserError(
-            f"{description_of(Path(folder))}: heads", f"of {len(config.heads)} blocks, not {len(dense.heads)}"
-        )
+        told = f"{len(config.heads)} blocks, the model has {len(dense.heads)}"
+        raise UserError(f"{description_of(Path(folder))}: heads", told)
     neurons = [*(map(range, config.widths) if config.kept is None else config.kept)]
     kept: list[Sequence[int]] = in_order(neurons, config.heads or ())
     for slot, indices in zip(dense.units, kept, strict=True):

@@ -1,8 +1,8 @@
 """Scores of every hidden neuron: how much the network would lose with it.
 
 In the order of a reader's questions: `score` gives the scores, by the one of `criteria/` that the settings name, of
-which each file holds the equation and the way to compute it over many images; `score_heads` the same of attention heads;
-`Scoring` is what a criterion is handed;
+which each file holds the equation and the way to compute it over many images; `score_heads` gives those of attention
+heads; `Scoring` is what a criterion is handed;
 `TaylorScorer` is the backward pass that several of them share (AMP, arXiv 2603.08100, section 2); `save_scores`,
 `load_scores` and `check_scores` are of `scores.safetensors`; `plan_scoring` tells what memory it takes.
 """

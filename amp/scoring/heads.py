@@ -1,12 +1,13 @@
-"""Scores of attention heads, in the measure of the criterion `reconstruction`, so that one budget holds neurons and heads.
+"""Scores of attention heads in the measure of the criterion `reconstruction`, so that one budget holds both.
 
-What heads u give is a group of the inputs of the attention's out-projection. With the damped covariance C of all inputs,
-its inverse P, the out-projection W and the sensitivity G at its output, the loss without a group g, the others refitted, is
+What a head gives is a group g of the inputs of the attention's out-projection. With the damped covariance C of all
+inputs, its inverse P, the out-projection W and the sensitivity G at its output, the loss without g, the others
+refitted, is
 
     tr(G B_g^T P_gg^-1 B_g),  B = W^T
 
-Heads go one at a time, each the one whose loss is least; P and B of those that are left follow by one step of elimination
-(as in Optimal Brain Surgeon, Hassibi and Stork 1993, for groups). A head's score is what is lost as it goes.
+Heads go one at a time, each the one whose loss is least; P and B of those that are left follow by one step of
+elimination (as in Optimal Brain Surgeon, Hassibi and Stork 1993, for groups). A head's score is what is lost as it goes.
 
 E inputs of the out-projection, D its outputs, U heads of W inputs each, L blocks.
 """

@@ -128,8 +128,8 @@ class SearchSettings(Settings):
     total_increase: Positive | None = Field(None, description="entropy all blocks together may add, in nats; null: any")
     attention: Literal["none", "heads"] = Field(
         "none",
-        description="what of attention may go beside neurons. heads: whole ones, by the same loss and under one budget; "
-        "of criterion reconstruction and allocation global",
+        description="what of attention may go beside neurons. heads: whole ones, by the same loss, under one budget; "
+        "needs criterion reconstruction and allocation global",
     )
     compensation: Compensation = Field(
         "none",

@@ -150,10 +150,11 @@ class TokenCollector(MlpHooks):
 
     def __init__(self, slots: Sequence[MlpSlot]) -> None:
         super().__init__(slots)
+        self._mlps = slots
         self._kept: dict[str, list[Tensor]] = {slot.name: [] for slot in slots}
 
-    def _module(self, slot: MlpSlot) -> nn.Linear:
-        return slot.in_projections[0]
+    def _module(self, index: int) -> nn.Linear:
+        return self._mlps[index].in_projections[0]
 
     def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         kept = self._kept[self._slots[index].name]

@@ -4,7 +4,8 @@ U heads, E = U * head width, D width of the tower, K kept heads.
 
 Head u of an attention is rows u * width ... (u + 1) * width - 1 of each in-projection (packed: of each of its three
 parts), the same columns of the out-projection, and whatever else there is one of for each head. What tells heads apart
-stays as it is: their width, norms of queries and keys, rotary positions. The out-projection's bias has width D and stays.
+stays as it is: their width, norms of queries and keys, rotary positions. The out-projection's bias has width D and
+stays.
 """
 
 from collections.abc import Iterator

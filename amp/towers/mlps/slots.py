@@ -164,7 +164,7 @@ class MlpSlot:
 
 @contextmanager
 def left_as_they_are(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Modules that may be sliced within the block of code: their own tensors and numbers are those of before after it."""
+    """Modules that may be sliced within the block of code; their own tensors and numbers are as before after it."""
     before = [
         {k: v for k, v in vars(module).items() if isinstance(v, int | tuple)}
         | dict(module.named_parameters(recurse=False))

@@ -1,9 +1,9 @@
 """What transformers reads of a pruned model's folder, and what a sliced model's own config says.
 
 Widths that are all the same are said in the family's own words. No vision model of transformers reads a width for
-each layer, and `per_layer_config` is not read by any either: then the config says `mlp_widths`, and where heads are gone
-`attention_heads`, and `modeling_pruned.py` beside it reads that. The plain class builds the dense model, whose shapes the weights do not have:
-it raises.
+each layer, and `per_layer_config` is not read by any either: then the config says `mlp_widths`, where heads are gone
+`attention_heads`, and `modeling_pruned.py` beside it reads them. The plain class builds the dense model, whose shapes
+the weights do not have: it raises.
 """
 
 import copy
