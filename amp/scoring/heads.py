@@ -7,7 +7,7 @@ refitted, is
     tr(G B_g^T P_gg^-1 B_g),  B = W^T
 
 Heads go one at a time, each the one whose loss is least; P and B of those that are left follow by one step of
-elimination (as in Optimal Brain Surgeon, Hassibi and Stork 1993, for groups). A head's score is what is lost as it goes.
+elimination, as in Optimal Brain Surgeon (Hassibi and Stork 1993). The score of a head is what is lost as it goes.
 
 E inputs of the out-projection, D its outputs, U heads of W inputs each, L blocks.
 """
