@@ -24,6 +24,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from amp.errors import UserError
+from amp.run.console import progress
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -131,13 +132,15 @@ def _write(root: Path, settings: dict[str, int]) -> None:
     """Writes a whole build of `settings` under the empty folder `root`, the marker last."""
     train_digits, test_digits = _load_digits()
     folders = _plan(settings)
-    for stream, (folder, scenes) in enumerate(folders.items()):
-        digits = train_digits if folder.startswith(("train/", "val/")) else test_digits
-        rng = np.random.default_rng((settings["seed"], 1, stream))
-        (root / folder).mkdir(parents=True)
-        for index, scene in enumerate(scenes):
-            image = Image.fromarray(_draw(scene, digits, rng))
-            image.save(root / folder / _file_name(index), compress_level=1)
+    with progress(None, "digit scenes", "scene", total=sum(map(len, folders.values()))) as bar:
+        for stream, (folder, scenes) in enumerate(folders.items()):
+            digits = train_digits if folder.startswith(("train/", "val/")) else test_digits
+            rng = np.random.default_rng((settings["seed"], 1, stream))
+            (root / folder).mkdir(parents=True)
+            for index, scene in enumerate(scenes):
+                image = Image.fromarray(_draw(scene, digits, rng))
+                image.save(root / folder / _file_name(index), compress_level=1)
+                bar.update()
     (root / "annotations").mkdir()
     for top in ("train", "pairs"):
         captions = {

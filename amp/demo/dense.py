@@ -62,6 +62,7 @@ def train_dense(scenes_root: Path, model_json: Path, out_file: Path, steps: int 
         with quiet():
             model = open_clip.create_model(model_json.stem)
         tokens_UC = open_clip.get_tokenizer(model_json.stem)(scenes.captions)
+        _forget_other_words(model, tokens_UC)
         _fit(model, scenes, tokens_UC, steps)
     with atomic(out_file) as partial:
         write_tensors(partial, model.state_dict())
@@ -108,9 +109,16 @@ def caption_labels(caption: str) -> tuple[int, int, int, int, int]:
     return *first, COLOURS.index(words[-2]), DIGITS.index(words[-1]), relation
 
 
+def _forget_other_words(model: open_clip.CLIP, tokens_UC: Tensor) -> None:
+    """Words that no caption has are zero and no word is trained: 3.2 million parameters of 3.7, for some 20 words."""
+    weight_VD = model.token_embedding.weight.requires_grad_(False)
+    used_V = torch.zeros(len(weight_VD), dtype=torch.bool)
+    used_V[tokens_UC] = True
+    weight_VD[~used_V] = 0.0
+
+
 def _fit(model: open_clip.CLIP, scenes: TrainingScenes, tokens_UC: Tensor, steps: int) -> None:
     """Trains `model` in place for `steps` steps of AdamW, one cycle of the learning rate."""
-    model.token_embedding.weight.requires_grad_(False)  # 3.2 million of 3.7, for some 20 words
     heads = nn.Linear(model.text_projection.shape[1], sum(_LABEL_SIZES))
     labels_U5 = torch.tensor([caption_labels(caption) for caption in scenes.captions])
     trained = [p for p in (*model.parameters(), *heads.parameters()) if p.requires_grad]

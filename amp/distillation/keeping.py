@@ -24,6 +24,19 @@ from amp.settings.distill import DistillConfig
 
 ADVICE = "move it away, and the log begins anew where the run goes on"
 
+# What TensorBoard calls what the log holds, in groups; everything else is an accuracy.
+TAGS = {
+    "loss": "loss/total",
+    "loss_cls": "loss/class token",
+    "loss_patch": "loss/patch tokens",
+    "val_loss": "loss/held-out images",
+    "lr": "schedule/learning rate",
+    "weight_decay": "schedule/weight decay",
+    "images_per_second": "speed/images per second",
+    "data_wait_share": "speed/share of the time waiting for data",
+    "memory_gb": "speed/peak memory (GB)",
+    "hours_left": "speed/hours left",
+}
 Record = Mapping[str, float]
 # A step's record, and what is told of the loop's speed where that is due.
 Write = Callable[[Record, Record | None], None]
@@ -131,7 +144,7 @@ class RunKeeper:
 
             def add(record: Record) -> None:
                 for key in record.keys() - {"step"}:
-                    writer.add_scalar(key, record[key], int(record["step"]))
+                    writer.add_scalar(TAGS.get(key, f"accuracy/{key}"), record[key], int(record["step"]))
 
             yield add
 

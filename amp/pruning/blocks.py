@@ -27,6 +27,7 @@ class WidthsFound:
         dense_batches: on how many batches the dense entropy was measured; the others are differences to it.
         entropy_increase: that a block might add.
         scale: by which the widths that the search found were multiplied, to meet a size.
+        found_widths: those that were multiplied; None where no factor was needed.
         share: of the dense tower's size at these widths, where one was asked for.
         standard_errors: of what each settled block adds, as another choice of images would move it; None of one
             batch.
@@ -40,6 +41,7 @@ class WidthsFound:
     probes: list[Probe] = field(default_factory=list)
     probe_batches: list[int] = field(default_factory=list)
     scale: float = 1.0
+    found_widths: list[int] | None = None
     share: float | None = None
     standard_errors: list[float | None] = field(default_factory=list)
 

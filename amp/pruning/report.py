@@ -9,14 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from amp.models.folder import save_tower
 from amp.pruning.doubt import warn_of_doubt
 from amp.pruning.refit import CALIBRATION
 from amp.pruning.widths import Pruned
 from amp.run.console import reproduce, say
-from amp.run.figures import BLUE, GREY, panels, save_figure
+from amp.run.figures import BLUE, GREY, ORANGE, panels, save_figure
 from amp.run.run import Run
 from amp.run.tables import human, table
 from amp.run.world import world
@@ -72,19 +72,32 @@ def describe_sizes(params: Mapping[str, int], flops: Mapping[str, int]) -> str:
     return table(["vision tower", "dense", "pruned", "change"], rows)
 
 
-def draw_widths(axes: Axes, widths: Sequence[int], dense_widths: Sequence[int]) -> None:
-    """Bars: kept neurons of every block, in front of the dense width."""
-    blocks = range(len(widths))
-    axes.bar(blocks, dense_widths, color=GREY, label="dense")
-    axes.bar(blocks, widths, color=BLUE, label="kept")
-    axes.set(xlabel="block (first to last)", ylabel="hidden neurons", title="Width of each block's MLP")
+def draw_widths(axes: Axes, record: Mapping[str, Any]) -> None:
+    """Bars: the kept neurons of every block in front of the dense ones; marks: those found, where they were scaled.
+
+    Args:
+        record: of `prune.json`.
+    """
+    blocks = range(len(record["widths"]))
+    found, scale = record.get("found_widths"), record.get("scale", 1)
+    kept = f"kept: found × {scale:.3f}" if found else "kept"
+    axes.bar(blocks, record["dense_widths"], color=GREY, label="dense")
+    axes.bar(blocks, record["widths"], color=BLUE, label=kept)
+    if found:
+        axes.plot(blocks, found, "D", color=ORANGE, markeredgecolor="black", label="found by the search")
+    axes.set(xlabel="block, first to last", ylabel="hidden neurons", title="Hidden neurons of each block's MLP")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(y=0.18)
+    axes.set_ylim(top=(1.35 if found else 1.2) * max(record["dense_widths"]))
     axes.legend(frameon=False, ncols=2, loc="upper left")
 
 
-def draw_probes(axes: Axes, probes: Sequence[tuple[int, int, float]], dense_widths: Sequence[int]) -> None:
-    """Lines: entropy against width, one line a block, every probe a dot; entropy in nats."""
+def draw_probes(axes: Axes, record: Mapping[str, Any]) -> None:
+    """Lines: entropy against width, one line a block, every probe a dot; entropy in nats.
+
+    Args:
+        record: of `prune.json`, of a search.
+    """
+    probes, dense_widths = record["probes"], record["dense_widths"]
     blocks = sorted({block for block, _, _ in probes})
     colours = colormaps["viridis"]
     few = len(blocks) <= 12
@@ -93,7 +106,10 @@ def draw_probes(axes: Axes, probes: Sequence[tuple[int, int, float]], dense_widt
         colour = colours(0.92 * block / max(1, len(dense_widths) - 1))
         label = f"block {block}" if few else None
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.2, color=colour, label=label)
-    axes.set(xlabel="width probed / dense width", ylabel="entropy (nats)", title="Entropy at each probed width")
+    title = "The search: entropy at each width that was tried"
+    axes.set(xlabel="neurons that the block keeps, of its dense ones", ylabel="entropy of the features (nats)")
+    axes.set_title(title + ("\nbefore all widths were scaled" if record.get("found_widths") else ""))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     if few and blocks:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     elif blocks:
@@ -101,23 +117,46 @@ def draw_probes(axes: Axes, probes: Sequence[tuple[int, int, float]], dense_widt
         axes.figure.colorbar(scale, ax=axes, label="block")
 
 
+def draw_errors(axes: Axes, errors: Sequence[Mapping[str, float]]) -> None:
+    """Bars: the error of every refitted output, with and without the refit, as a share of the output's variance."""
+    for offset, key, label, colour in ((-0.2, "without", "cut", ORANGE), (0.2, "with", "cut and refitted", BLUE)):
+        places = [place + offset for place in range(len(errors))]
+        axes.bar(places, [error[key] for error in errors], 0.4, color=colour, label=label)
+    axes.set(xlabel="block, first to last", ylabel="mean squared error, share of the variance")
+    axes.set_title("Error of each block's MLP output")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.margins(y=0.15)
+    axes.legend(frameon=False, ncols=2, loc="upper left")
+
+
 def draw_pruning(record: Mapping[str, Any]) -> Figure:
-    """`prune.png`: widths per block, and entropy per probe where there was a search."""
-    dense_widths = record["dense_widths"]
-    number = 2 if record["probes"] else 1
-    figure, axes = panels(number, 5.6 * number, 4)
-    draw_widths(axes[0], record["widths"], dense_widths)
-    if record["probes"]:
-        draw_probes(axes[1], record["probes"], dense_widths)
-        for entropy, name, style in (
-            (record["dense_entropy"], "dense", ":"),
-            (record["final_entropy"], "pruned", "--"),
-        ):
-            axes[1].axhline(entropy, color="black", linewidth=0.8, linestyle=style)
+    """`prune.png`: widths per block, entropy per probe where there was a search, errors where there was a refit."""
+    probes, errors = record["probes"], record.get("compensation")
+    number = 1 + bool(probes) + bool(errors)
+    figure, axes = panels(number, 5.6 * number, 4.3)
+    draw_widths(axes[0], record)
+    if probes:
+        draw_probes(axes[1], record)
+        for key, name, style in (("dense_entropy", "dense", ":"), ("final_entropy", "pruned", "--")):
+            axes[1].axhline(record[key], color="black", linewidth=0.8, linestyle=style)
             axes[1].annotate(
-                name, (1, entropy), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+                name, (1, record[key]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
             )
+    if errors:
+        draw_errors(axes[-1], errors)
+    figure.suptitle(describe_change(record))
     return figure
+
+
+def describe_change(record: Mapping[str, Any]) -> str:
+    """One line of `prune.json`: parameters, FLOPs, and what is left of the features."""
+    sizes = [
+        f"{human(size['pruned'])} of {human(size['dense'])} {name} ({size['pruned'] / size['dense']:.1%})"
+        for size, name in ((record["params"], "parameters"), (record["flops"], "FLOPs"))
+    ]
+    left = record.get("feature_cosine")
+    return "; ".join(sizes + ([] if left is None else [f"cosine to the dense features {left:.3f}"]))
 
 
 SWEEP_HEADERS = ["entropy_increase", "parameters", "share", "FLOPs", "share", "entropy", "above dense"]

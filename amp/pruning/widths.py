@@ -60,7 +60,8 @@ class Pruned:
         if self.found is None:
             return {**ends, "probes": []}
         own = {key: getattr(self.found, key) for key in ("probes", "probe_batches", "dense_batches", "standard_errors")}
-        of_size = {"scale": self.found.scale} | ({} if self.found.share is None else {"share": self.found.share})
+        optional = {"found_widths": self.found.found_widths, "share": self.found.share}
+        of_size = {"scale": self.found.scale} | {key: value for key, value in optional.items() if value is not None}
         return {**ends, **own, "entropy_increase": self.found.entropy_increase, **of_size}
 
 

@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 
 from amp.run.files import atomic
 
-GREY, BLUE = "#c9ced6", "#2f6db3"
+# Blue and orange of Okabe and Ito, which colour-blind people tell apart; in print they differ in brightness.
+GREY, BLUE, ORANGE = "#c9ced6", "#0072b2", "#e69f00"
 
 
 def panels(number: int, width: float, height: float) -> tuple[Figure, list[Any]]:

@@ -10,7 +10,7 @@ from amp.settings.base import at_least, number_from
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.yaml_files import load_config
 
-CONFIG = "configs/prune_entropy/search_cost.yaml"
+CONFIG = "configs/demo/search_cost.yaml"
 # What is set of each search.
 SEARCHES: dict[str, dict[str, str]] = {
     "plain": {"search": "plain"},

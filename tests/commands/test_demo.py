@@ -1,88 +1,119 @@
-"""The demo, shortened: every entry script through its command line, the closing files, and nothing done twice."""
+"""The demo: the quick one, shortened, from end to end; of the full one, that every command is one that runs."""
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import refusal
 from PIL import Image
 from processes.start import run_processes
 
 from amp.data.scenes import build_scenes
-from amp.demo.__main__ import Demo, main
-
-pytestmark = pytest.mark.slow
-
-START = subprocess.run
-MODELS = ["dense", "pruned", "random_same_widths", "refitted", "distilled"]
+from amp.demo.__main__ import main
+from amp.demo.pipeline import Demo
+from amp.demo.shipped import FILE, ship, write_shipped
+from amp.evaluation.options import parse_zeroshot
+from amp.run.files import file_sha256
+from amp.run.sealed import write_json
+from amp.settings.distill import DistillConfig
+from amp.settings.prune import PruneConfig
+from amp.settings.reading.command_line import parse_args, parse_prune, parse_score
 
 
 def _forked(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run` of the demo's commands, without starting an interpreter for each."""
-    words = [word for word in command[1:] if word not in ("torch.distributed.run", "--standalone")]
-    number = 1
-    if words[1] == "--nproc_per_node=2":
-        number, words = 2, words[2:]
-    return _shown(run_processes(number, words, options["env"]))
-
-
-def _forked_but_for_torchrun(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    if "torch.distributed.run" not in command:
-        return _forked(command, **options)
-    return _shown(START(command, capture_output=True, text=True, timeout=200, **options))
-
-
-def _shown(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run` of the demo's commands in few steps, without starting an interpreter for each."""
+    fewer = ["--set", "prune.refit_steps=10"] if command[3] == "prune" else []
+    done = run_processes(1, [*command[1:], *fewer], options["env"])
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
 
-def test_demo_runs_every_script_and_ends_with_its_summary(
+@pytest.mark.slow
+def test_the_quick_demo_ends_with_its_table_and_does_nothing_twice(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_scenes(tmp_path / "scenes", num_train=512, num_val=256, num_test=60, num_pairs=20)
-    monkeypatch.setattr("amp.demo.__main__.subprocess.run", _forked_but_for_torchrun)
-    monkeypatch.setattr("sys.argv", ["amp.demo", "--out", str(tmp_path), "--steps", "20"])
+    build_scenes(tmp_path / "scenes", num_train=256, num_val=128, num_test=120, num_pairs=40)
+    monkeypatch.setattr("amp.demo.pipeline.subprocess.run", _forked)
+    monkeypatch.setattr("sys.argv", ["amp demo", "--out", str(tmp_path)])
     main()
     shown = capfd.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert list(summary) == [*MODELS, "seconds", "checksum"]
-    for name in MODELS:
-        assert set(summary[name]) == {"params", "flops", "top1", "recall1"}
-        assert name.replace("_", " ") in shown
-    pruned = {name: (summary[name]["params"], summary[name]["flops"]) for name in MODELS[1:]}
-    refitted = pruned.pop("refitted")
-    assert len(set(pruned.values())) == 1
-    assert refitted[0] == pytest.approx(pruned["pruned"][0], rel=0.01)
-    assert all(
-        a <= b for a, b in zip(pruned["pruned"], (summary["dense"]["params"], summary["dense"]["flops"]), strict=True)
-    )
-    with Image.open(tmp_path / "summary.png") as picture:
-        assert picture.size[0] > 1200
-    for command in ("amp score", "amp prune", "torchrun --nproc_per_node=2 -m amp distill", "amp eval zsc"):
-        assert command in shown
+    dense, refitted = summary["dense"], summary["refitted"]
+    assert refitted["params"] == pytest.approx(dense["params"] / 2, rel=0.005)
+    assert dense["top1"] > 0.9
+    assert refitted["top1"] > 0.9 * dense["top1"]
+    assert shown.index("about a minute") < shown.index("$ amp prune") < shown.index("$ amp eval compare")
+    assert shown.index("| pruned and refitted |") < shown.index("next:\n", shown.index("summary.json"))
+    for picture in (tmp_path / "summary.png", tmp_path / "half" / "prune.png"):
+        with Image.open(picture) as image:
+            assert image.size[0] > 1200
 
-    monkeypatch.setattr("amp.demo.__main__.subprocess.run", _forked)
     models = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    again = Demo(tmp_path, 20)
-    for stage in (again.train_dense, again.prune, again.distill):
-        stage()
+    main()
     said = capfd.readouterr().out
     assert f"reusing the dense model {tmp_path}" in said
-    assert said.count("already done") == 7
+    assert said.count("already done") == 3
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == models
 
 
-@pytest.mark.parametrize(
-    ("words", "message"), [(["--steps", "0"], "--steps"), (["--out", "README.md/x"], "output.dir")]
-)
-def test_demo_mistakes(words: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "amp.demo", *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_the_full_demo_types_commands_that_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {name: {"dense": 2000, "pruned": 1000} for name in ("params", "flops")}
+    metrics = {"acc1": 0.9, "image_retrieval_recall@1": 0.8}
+    ran = []
+
+    def understood(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        words = command[len(command) - command[::-1].index("-m") :]
+        ran.append(" ".join(words[: 3 if words[1] == "eval" else 2]))
+        if words[0] == "amp.demo.dense":
+            demo.dense.parent.mkdir()
+            demo.dense.touch()
+            return subprocess.CompletedProcess(command, 0)
+        if words[1] == "eval":
+            monkeypatch.setattr("sys.argv", words[2:])
+            (options_of,) = parse_zeroshot("")
+            write_json(Path(options_of.output), {"metrics": metrics})
+            return subprocess.CompletedProcess(command, 0)
+        if words[1] == "distill":
+            parse_args(DistillConfig, "", words[2:])
+            return subprocess.CompletedProcess(command, 0)
+        config: PruneConfig = {"score": parse_score, "prune": parse_prune}[words[1]]("", words[2:])[0]
+        if words[1] == "prune":
+            Path(config.output.dir).mkdir()
+            write_json(Path(config.output.dir) / "prune.json", {**sizes, "widths": [5] * 6})
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("amp.demo.pipeline.subprocess.run", understood)
+    demo = Demo(tmp_path)
+    demo.scenes.mkdir()
+    (tmp_path / "eval").mkdir()
+    demo.train_dense(7)
+    (tmp_path / "eval").mkdir()
+    for stage in (demo.prune_as_published, demo.distill):
+        stage()
+    rows = demo.evaluate()
+    scored = ["amp score", "amp prune"]
+    assert ran == ["amp.demo.dense --scenes", *scored, *scored, "amp prune", "amp distill", *["amp eval zsc"] * 10]
+    assert list(rows) == ["dense", "pruned", "random_same_widths", "refitted", "distilled"]
+    assert {(row["params"], row["top1"]) for row in list(rows.values())[1:]} == {(1000, 0.9)}
+    demo.train_dense(7)
+    assert ran.count("amp.demo.dense --scenes") == 1
+
+
+def test_the_shipped_model_is_what_was_trained_to_the_bit(tmp_path: Path) -> None:
+    write_shipped(tmp_path / "dense.safetensors")
+    ship(tmp_path / "dense.safetensors", tmp_path / "again.safetensors")
+    assert file_sha256(str(tmp_path / "again.safetensors")) == file_sha256(str(FILE))
+    assert FILE.stat().st_size < 2e6
+
+
+def test_demo_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, message in (
+        (["--full", "--steps", "0"], "--steps"),
+        (["--steps", "3"], "--steps: 3: goes with --full"),
+        (["--out", "README.md/x"], "output.dir"),
+    ):
+        monkeypatch.setattr("sys.argv", ["amp demo", *words])
+        assert refusal(main).startswith(message)

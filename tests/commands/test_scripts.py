@@ -294,6 +294,6 @@ def test_unknown_option_and_missing_config(call: Call) -> None:
     code, _, err = call("main_score.py", "--config_flie", "x")
     assert code == 2
     assert "--config_file" in err
-    code, _, err = call("main_score.py", "--config_file", "configs/prune_entropy/digit_scene.yaml")
+    code, _, err = call("main_score.py", "--config_file", "configs/prune_entropy/open_clip_g_coco.yaml")
     assert code == 2
-    assert "did you mean 'configs/prune_entropy/digit_scenes.yaml'" in err
+    assert "did you mean 'configs/prune_entropy/open_clip_g_coco_entropy.yaml'" in err

@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.distillation import Loop, RunKeeper, Trainer, distillation_loss, share_head
+from amp.distillation.keeping import TAGS
 from amp.errors import StoppedError
 from amp.models.folder import load_tower, read_folder_config, save_tower
 from amp.run.run import Run
@@ -50,7 +52,8 @@ def test_golden_distillation(
     assert code == 0
     assert "distilled" in out
     _check_golden(tmp_path / "out", golden_distill)
-    assert list((tmp_path / "out" / "tensorboard").iterdir())
+    board = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload().Tags()["scalars"]
+    assert {"loss/total", "schedule/learning rate", "speed/images per second"} <= {*board} <= {*TAGS.values()}
     before = (tmp_path / "out" / "distilled" / "model.safetensors").stat().st_mtime_ns
     code, out, _ = call("distill.py", "--config_file", distill_yaml)
     assert (code, "already done" in out) == (0, True)

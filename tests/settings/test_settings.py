@@ -1,5 +1,6 @@
 """Settings: every config loads and builds its tower; every mistake names file, key, value and what is allowed."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,15 @@ from amp.settings.reading.yaml_files import load_config
 from amp.towers.library import library
 
 STARTERS = sorted((ROOT / "configs" / "starters").glob("*.yaml"))
-PRUNE_CONFIGS = sorted((ROOT / "configs" / "prune_entropy").glob("*.yaml"))
-DISTILL_CONFIGS = sorted((ROOT / "configs" / "distill").glob("*.yaml"))
+DEMO = ROOT / "configs" / "demo"
+PRUNE_CONFIGS = [
+    *sorted((ROOT / "configs" / "prune_entropy").glob("*.yaml")),
+    DEMO / "prune.yaml",
+    DEMO / "search_cost.yaml",
+]
+DISTILL_CONFIGS = [*sorted((ROOT / "configs" / "distill").glob("*.yaml")), DEMO / "distill.yaml"]
+COMPARE_CONFIGS = sorted((ROOT / "configs" / "compare").glob("*.yaml"))
+EVERY = [*PRUNE_CONFIGS, *DISTILL_CONFIGS, *STARTERS, *COMPARE_CONFIGS]
 CONFIG = "configs/prune_entropy/open_clip_g_coco_entropy.yaml"
 
 
@@ -49,15 +57,17 @@ def test_starters_are_the_settings_that_keep_most(path: Path) -> None:
 
 
 def test_every_config_is_of_a_kind_that_is_tested() -> None:
-    tested = {*PRUNE_CONFIGS, *DISTILL_CONFIGS, *STARTERS, *(ROOT / "configs" / "compare").glob("*.yaml")}
-    assert set((ROOT / "configs").rglob("*.yaml")) == tested
+    assert set((ROOT / "configs").rglob("*.yaml")) == {*EVERY}
 
 
-@pytest.mark.parametrize("path", [*PRUNE_CONFIGS, *DISTILL_CONFIGS, *STARTERS], ids=lambda p: p.stem)
-def test_config_opens_with_its_command(path: Path) -> None:
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert any(str(path.relative_to(ROOT)) in line for line in header)
-    assert any("Cost:" in line for line in header)
+@pytest.mark.parametrize("path", EVERY, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_config_opens_with_its_command_cost_and_result(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    opening = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    command, cost, result = (
+        opening.find(words) for words in (f" --config_file {path.relative_to(ROOT)}", "Cost: ", "Result")
+    )
+    assert 0 < command < cost < result
 
 
 @pytest.mark.parametrize(
@@ -111,6 +121,7 @@ def test_settings_are_frozen() -> None:
         ("data.root.deeper=1", ["data.root", "value, not a group"]),
         ("data", ["--set data", "key.path=value"]),
         ("data.seed={", ["--set data.seed={", "not YAML"]),
+        ("model.kwargs={depth:3}", ["--set model.kwargs={depth:3}", "a space is missing after the colon of 'depth:3'"]),
     ],
 )
 def test_mistake_is_one_line_that_says_what_and_where(override: str, words: list[str]) -> None:

@@ -106,7 +106,7 @@ def test_fresh_images_are_others_than_the_searches(benchmark: SearchBenchmark) -
 
 
 def test_the_searches_are_measured_side_by_side(prune_yaml: Path, tmp_path: Path, call: Call) -> None:
-    assert (ROOT / "configs" / "prune_entropy" / "search_cost.yaml").exists()
+    assert (ROOT / "configs" / "demo" / "search_cost.yaml").exists()
     words = ["--config_file", prune_yaml, "--thresholds", "1e-2", "--json", tmp_path / "cost.json", "--fresh", "16"]
     settings = {"data.batch_size": 4, "data.num_val_samples": 48, "prune.search_steps": 2, "prune.store_every": 1}
     code, console, _ = call(

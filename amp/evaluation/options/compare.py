@@ -71,9 +71,14 @@ class CompareOptions:
 
     @property
     def roots(self) -> dict[str, Any]:
-        """`{train_root, val_root, held_out}`, as of `split_roots`; None each without --dataset_root."""
-        none = {"train_root": None, "val_root": None, "held_out": None}
-        return split_roots(self.dataset_root, self.held_out) if self.dataset_root else none
+        """`{train_root, val_root, held_out}`, as of `split_roots`; None each without --dataset_root.
+
+        Where no task learns from images, none are kept from the test.
+        """
+        if not self.dataset_root:
+            return {"train_root": None, "val_root": None, "held_out": None}
+        roots = split_roots(self.dataset_root, self.held_out)
+        return roots if self.asks_for("knn") or self.asks_for("probe") else {**roots, "held_out": self.held_out}
 
     @property
     def model_stem(self) -> str:

@@ -116,7 +116,7 @@ def _scaled(
     widths = settle(grid, networks.scores, size_of, target, *grid.around(met.widths))
     say(f"the widths of {found.entropy_increase:.3g} nats, times {met.at:.3f}: {size_of(widths):.4f} of the size")
     say_if_far(size_of(widths), target, grid)
-    return replace(found, widths=widths, scale=met.at)
+    return replace(found, widths=widths, scale=met.at, found_widths=found.widths)
 
 
 def next_threshold(shares: Mapping[float, float], target: float, factor: float = 8.0) -> float:

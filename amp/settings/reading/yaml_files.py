@@ -78,6 +78,8 @@ class _Reader(yaml.SafeLoader):
                 raise _refused(f"key {shortened(key, DIGITS)!r} stands twice", event)
             self._node(depth + 1)
             found[key] = self._node(depth + 1)
+            if found[key] is None and ":" in key:
+                raise _refused(f"a space is missing after the colon of {shortened(key, DIGITS)!r}", event)
         self.get_event()
         return found
 
