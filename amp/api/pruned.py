@@ -197,9 +197,9 @@ def prune(
             say(f"note: nothing tells how this {tower.base['name']} was built, so that amp.save cannot write it; {HOW}")
         own = open_images(images, held_out, tower, asked)
         config = own.config
+        tower = tower if config.prune.attention == "none" else with_heads(tower)
         scores = score(tower, own.scored if reads_images(config.score) else [], config.score)
-        if config.prune.attention != "none":
-            tower = with_heads(tower)
+        if tower.heads:
             scores = in_order(scores, score_heads(tower, own.scored, config.score))
         return _Work(dense, asked, own, scores).sliced(asked, tower)
 
