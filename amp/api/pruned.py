@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from amp.run.identity import versions
 from amp.run.world import alone
 from amp.scoring import reads_images, score, score_heads
 from amp.settings.prune import PruneConfig
+from amp.statistics.kept_moments import KeptMoments
 from amp.towers import Tower, in_order, with_heads, wrap_tower
 
 HOW = "model={'name': ..., 'kwargs': {...}} says what its library's factory was given"
@@ -36,7 +37,8 @@ class Report:
     Attributes:
         record: as in `prune.json`: `widths`, `dense_widths`, `params` and `flops` `{dense, pruned}`, `dense_entropy`
             and `final_entropy` in nats, `probes` of a search, `compensation` (errors of every block's output),
-            `feature_cosine` (of held-out images' features to the dense ones), `cost`.
+            `feature_cosine` (of held-out images' features to the dense ones; before a recovery
+            `feature_cosine_before_recovery`), `cost`.
     """
 
     record: Mapping[str, Any]
@@ -59,7 +61,7 @@ class Report:
         if "heads" in own:
             lines.append(f"heads {own['heads']}, of {sorted(set(own['dense_heads']))}")
         lines.append(f"entropy {own['dense_entropy']:.4f} -> {own['final_entropy']:.4f} nats on held-out images")
-        lines.append(describe_features(own["feature_cosine"]))
+        lines.append(describe_features(own))
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -125,6 +127,7 @@ class _Work:
     asked: Asked
     images: Images
     scores: list[Tensor]
+    moments: KeptMoments | None
 
     def sliced(self, asked: Asked, tower: Tower | None = None) -> PrunedModel:
         """A model of a size.
@@ -143,16 +146,17 @@ class _Work:
         record = {**pruned.record, "cost": {**cost, "seconds": round(time.monotonic() - started, 2)}}
         provenance = {"settings": config.decisive(), "versions": versions()}
         remember(tower.model, Known(tower, pruned.kept, provenance, record))
-        return PrunedModel(
-            tower.model, Report(record), tower.transform, _Work(self.dense, asked, self.images, self.scores)
-        )
+        return PrunedModel(tower.model, Report(record), tower.transform, replace(self, asked=asked))
 
     def _dense_tower(self, asked: Asked, config: PruneConfig) -> Tower:
         tower = wrap_tower(working_copy(self.dense), asked.model)
         return tower if config.prune.attention == "none" else with_heads(tower)
 
     def _slice(self, tower: Tower, config: PruneConfig) -> tuple[Pruned, dict[str, int]]:
-        with networks_over(tower, self.scores, config, self.images.held_out, self.images.calibration) as networks:
+        images = self.images
+        with networks_over(
+            tower, self.scores, config, images.held_out, images.calibration, known=self.moments
+        ) as networks:
             size_of = relative_size(config.prune, tower, networks.journal)
             return prune_tower(networks, config.prune, size_of), networks.held_out.cost
 
@@ -198,10 +202,12 @@ def prune(
         own = open_images(images, held_out, tower, asked)
         config = own.config
         tower = tower if config.prune.attention == "none" else with_heads(tower)
-        scores = score(tower, own.scored if reads_images(config.score) else [], config.score)
+        moments = KeptMoments(len(own.scored)) if config.score.keep_moments else None
+        images = own.scored if reads_images(config.score) else []
+        scores = score(tower, images, config.score, moments=moments)
         if tower.heads:
-            scores = in_order(scores, score_heads(tower, own.scored, config.score))
-        return _Work(dense, asked, own, scores).sliced(asked, tower)
+            scores = in_order(scores, score_heads(tower, images, config.score))
+        return _Work(dense, asked, own, scores, moments).sliced(asked, tower)
 
 
 def compile(model: Any, **options: Any) -> Any:

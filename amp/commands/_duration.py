@@ -22,7 +22,7 @@ from amp.towers import Tower
 BACKWARD = 3.0  # a forward and a backward pass, of a forward pass
 READ = 16  # images, to time the reading
 TOGETHER = 4  # blocks that are picked from at once, to time the picks
-WHOLE, TOKENS = 3.5, 1024  # forward passes of a refit of the whole, and tokens of one of its steps
+WHOLE, TOKENS = 1.8, 1024  # forward passes of a refit of the whole, of each view, and tokens of one of its steps
 PRODUCTS = 4  # of the covariance with a matrix of the tower's width, in the refit of a block
 
 
@@ -44,8 +44,10 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
     def read_and(computing: float) -> float:
         return max(reading, computing) if config.data.num_workers else reading + computing
 
-    widths = [slot.hidden_width for slot in tower.slots]
-    parts = groups(widths)
+    from amp.scoring.criteria.reconstruction import backward_every
+
+    widths = tower.widths
+    parts = groups(widths, sums=2 if tower.read_tokens else 1)
     with torch.no_grad():
         forward = _seconds(lambda: tower.feature(images_BCSS))
         with MomentCollector([tower.slots[block] for block in parts[0]]) as seen_tokens:
@@ -53,17 +55,20 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
         seen = sum(widths[block] ** 2 for block in parts[0]) / sum(width**2 for width in widths)
         moments = max(0.0, with_moments - forward) / seen
         picks, product = _of_a_block(tower)
-    of_batch = read_and(BACKWARD * forward) + (len(parts) - 1) * read_and(forward) + moments
+    every = backward_every(tower, len(batches) * config.data.batch_size)
+    first_pass = read_and(BACKWARD * forward) / every + read_and(forward) * (1 - 1 / every)
+    of_batch = first_pass + (len(parts) - 1) * read_and(forward) + moments
     of_scoring = len(batches) * of_batch + picks * sum(width**3 for width in widths) / max(widths) ** 3
     of_entropy = 2 * ((config.data.num_val_samples or 0) // config.data.batch_size) * read_and(forward)
     refits = 0.0
     calibration = min(own.num_calibration_samples, len(batches.paths)) // config.data.batch_size
     if refits_whole(own):
         steps = own.refit_steps * TOKENS * BACKWARD / (seen_tokens.num_tokens / 2) * forward
-        refits = calibration * (read_and(WHOLE * forward) + 2 * moments) + steps
+        refits = calibration * (read_and(own.refit_views * WHOLE * forward) + moments) + steps
     elif own.compensation != "none":
         refits = calibration * (len(parts) * read_and(forward) + moments) + PRODUCTS * product * len(widths)
-    return of_scoring + of_entropy + refits
+    recovery = own.recover_steps * read_and((1 + BACKWARD) * forward)
+    return of_scoring + of_entropy + refits + recovery
 
 
 def _read_some(batches: Batches) -> tuple[Tensor, float] | None:

@@ -53,7 +53,7 @@ def prune_named(named: Named, options: PruneOptions) -> None:
             print(describe_plan(config, options.gpu_memory))
             return
         with start():
-            say(describe(config, options.sizes))
+            say(describe(config, options.sweep.targets))
             score_model(config, lambda tower, batches: say(describe_time(config, tower, batches)))
             say(what_next(prune_models(config, options)))
 
@@ -126,18 +126,18 @@ def find_weights(model: ModelSettings, frame: Frame) -> str | None:
     raise UserError("model.pretrained", f"missing; say {known}, or {RANDOM} to try it out")
 
 
-def describe(config: PruneConfig, sizes: Sequence[float] = ()) -> str:
-    """What will be done; `sizes` where there are several."""
+def describe(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> str:
+    """What will be done; `targets` where there are several."""
     model, data, own = config.model, config.data, config.prune
     weights = model.weights or ("random weights" if not library(model.frame or "").folders else "its own weights")
     lines = [
         f"{model.name} ({model.frame}; {weights}), images of {data.root}:",
         f"- {data.num_samples} rank the neurons, by {config.score.criterion}, in batches of {data.batch_size};",
     ]
-    if asked := own.target.asked or (("params", " and ".join(map("{:g}".format, sizes))) if sizes else None):
+    if asked := targets or (own.target.asked and [own.target.asked]):
         refit = "" if own.compensation == "none" else f"; {own.compensation} refits the out-projections"
-        what = TARGETS[asked[0]]
-        lines.append(f"- the aim is {asked[1]} of the tower's {what}, by allocation {own.allocation}{refit};")
+        what, values = TARGETS[asked[0][0]], " and ".join(f"{value:g}" for _, value in asked)
+        lines.append(f"- the aim is {values} of the tower's {what}, by allocation {own.allocation}{refit};")
     lines.append(f"- {data.num_val_samples} are held out to measure on; all goes to {config.output.dir}/.")
     if (data.num_samples or FEW) < FEW:
         lines.append(f"note: {data.num_samples} images are few to rank neurons on; {FEW} do better, 2048 well")

@@ -31,17 +31,18 @@ def main() -> None:
 
 
 def prune_models(config: PruneConfig, options: PruneOptions) -> Path:
-    """One pruning, or one for each of `--sizes`; gives the folder of the last one."""
+    """One pruning, or one for each size of `--sweep`; gives the folder of the last one."""
     from amp.pruning import write_sizes
 
-    folders = [prune_model(own, options) for own in [config.of_params(size) for size in options.sizes] or [config]]
-    if options.sizes:
+    each = [config.of_target(key, value) for key, value in options.sweep.targets]
+    folders = [prune_model(own, options) for own in each or [config]]
+    if each:
         write_sizes(Path(config.output.dir), folders)
     return folders[-1]
 
 
 def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
-    """One pruning, or one sweep, unless its files are there; gives its folder."""
+    """One pruning, or one sweep of thresholds, unless its files are there; gives its folder."""
     from amp.data.identity import digests_of
     from amp.pruning import check_widths, open_networks, prune, refit_pruned, relative_size, write_pruning, write_sweep
     from amp.pruning.places import own_place, place_of, place_to_refit
@@ -51,18 +52,19 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
     from amp.scoring.scores_file import check_fit, check_scores, load_head_scores, load_scores
     from amp.towers import build_tower, describe_preprocess, in_order, with_heads
 
+    thresholds = options.sweep.thresholds
     outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
 
     def place(run: Run[PruneConfig]) -> Path:
         if options.compensate_only:
             return place_to_refit(run)
-        return own_place(run) if options.sizes else place_of(run, options.sweep)
+        return own_place(run) if options.sweep.targets else place_of(run, thresholds)
 
     with open_run(config, lambda: digests_of(config.data, "train", "val"), outputs, place=place) as run:
         if options.compensate_only:
             refit_pruned(run)
             return run.folder
-        if not options.sweep and run.with_frame_of(*outputs).done(*outputs):
+        if not thresholds and run.with_frame_of(*outputs).done(*outputs):
             return run.folder
         scores_file = Path(config.output.dir, SCORES)
         scores, scored = load_scores(scores_file)
@@ -76,9 +78,9 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
             scores = in_order(scores, load_head_scores(run, tower))
         say(describe_preprocess(tower))
         check_widths(tower, own)
-        with open_networks(run, tower, scores, options.sweep) as networks:
-            if options.sweep:
-                write_sweep(run, networks, options.sweep)
+        with open_networks(run, tower, scores, thresholds) as networks:
+            if thresholds:
+                write_sweep(run, networks, thresholds)
                 return run.folder
             pruned = prune(networks, own, relative_size(own, tower, networks.journal))
         cost = {**networks.held_out.cost, "seconds": round(time.monotonic() - started, 2)}

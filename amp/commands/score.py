@@ -45,6 +45,7 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
     from amp.run.run import HEAD_SCORES, SCORES, open_run
     from amp.run.world import world
     from amp.scoring import reads_images, save_scores, score, score_heads
+    from amp.statistics.kept_moments import MOMENTS, KeptMoments
     from amp.statistics.saved_sums import SavedSums, forget_sums
     from amp.towers import build_tower, default_frame, describe_preprocess, with_heads
 
@@ -71,7 +72,9 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
         images: Batches | list[Tensor] = batches if reads_images(config.score) else []
         if look and images:
             look(tower, batches)
-        for name, rank in zip(outputs, (score, score_heads), strict=False):
+        kept = KeptMoments(len(batches), run.path(MOMENTS), run.header) if config.score.keep_moments else None
+        ranks: tuple[Callable[..., list[Tensor]], ...] = (partial(score, moments=kept), score_heads)
+        for name, rank in zip(outputs, ranks, strict=False):
             if len(outputs) > 1 and run.done(name):
                 continue
             saved = SavedSums(unfinished[name], run.header, config.score.save_every) if images else None

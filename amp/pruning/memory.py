@@ -24,7 +24,7 @@ def plan_search(
     store: str,
     every: int | None,
     num_calibration: int = 0,
-    whole: bool = False,
+    views: int = 0,
 ) -> dict[str, int]:
     """Bytes while widths are searched: on the device `{weights, narrowed, activations, stored, total}`, and elsewhere.
 
@@ -33,8 +33,8 @@ def plan_search(
     MLPs with a hidden norm, of the blocks that are prepared together, where there are calibration images.
 
     Args:
-        whole: the sliced network is refitted as a whole, which keeps what blocks are handed of all calibration images,
-            four times, after the search.
+        views: of a calibration image, where the sliced network is refitted as a whole, which keeps what blocks are
+            handed of all of them, four times, after the search.
     """
 
     @torch.inference_mode()
@@ -46,7 +46,7 @@ def plan_search(
     inputs = 0 if every is None else levels * input_bytes(tower)
     stored = num_batches * batch_size * (3 * size * size * one + inputs)
     narrowed = sum(p.numel() * p.element_size() for slot in tower.slots for m in slot.modules for p in m.parameters())
-    stored = max(stored, STREAMS * num_calibration * input_bytes(tower) * whole)
+    stored = max(stored, STREAMS * num_calibration * input_bytes(tower) * views)
     on_device = stored if store == "device" else 0
     activations = peak_bytes(tower, batch_size, run)
     plan = with_total(weights=weight_bytes(tower), narrowed=narrowed, activations=activations, stored=on_device)
@@ -83,9 +83,8 @@ def describe_plan(config: PruneConfig, gpu_gb: float) -> str:
             num_images = GUESSED_IMAGES
             title.append(f"{config.data.root} is not here: {num_images} held-out images are assumed")
     calibration = 0 if own.compensation == "none" else own.num_calibration_samples
-    plan = plan_search(
-        tower, batch_size, num_images // batch_size, own.store, inputs_every(own), calibration, refits_whole(own)
-    )
+    views = own.refit_views if refits_whole(own) else 0
+    plan = plan_search(tower, batch_size, num_images // batch_size, own.store, inputs_every(own), calibration, views)
     advice = "more processes, or model.precision: bf16"
     if plan["stored"]:
         advice = "prune.store: host or disk, or a larger prune.store_every"

@@ -14,7 +14,10 @@ from amp.run.run import SCORES, Run
 from amp.settings.prune import PruneConfig, SearchSettings
 
 RECORD = "prune.json"
-REFIT = ("compensation", "compensate_in_search", "damping", "refit_steps", "num_calibration_samples")
+REFIT = (
+    *("compensation", "compensate_in_search", "damping", "refit_steps", "refit_views", "num_calibration_samples"),
+    *("recover_steps", "recover_images"),
+)
 JOURNAL = "prune_journal.jsonl"
 
 

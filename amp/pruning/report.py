@@ -48,7 +48,7 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
     say(f"widths {tower.widths}; entropy {pruned.dense_entropy:.4f} -> {pruned.final_entropy:.4f} nats")
     if pruned.heads:
         say(f"heads {pruned.heads}, of {sorted(set(pruned.dense_heads))}")
-    say(describe_features(pruned.feature_cosine))
+    say(describe_features(record))
     say(f"wrote {run.folder}/prune.json, prune.png and pruned/ in {cost['seconds']:.0f} s")
 
 
@@ -58,9 +58,11 @@ def describe_errors(errors: Sequence[Mapping[str, float]]) -> str:
     return f"compensation: error of the MLPs' outputs {means[0]:.1%} -> {means[1]:.1%} of their variance"
 
 
-def describe_features(cosine: float) -> str:
+def describe_features(record: Mapping[str, Any]) -> str:
     """One line: how much of the dense network's features is left."""
-    return f"features of held-out images: cosine {cosine:.4f} to the dense network's, on average"
+    said = f"features of held-out images: cosine {record['feature_cosine']:.4f} to the dense network's, on average"
+    before = record.get("feature_cosine_before_recovery")
+    return said if before is None else f"{said}; {before:.4f} before the recovery"
 
 
 def describe_sizes(params: Mapping[str, int], flops: Mapping[str, int]) -> str:
@@ -215,19 +217,27 @@ def _size(size: Mapping[str, int]) -> tuple[str, str]:
 
 
 def plot_sizes(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """`prune_sizes.png`: what is left of the features against the share of the parameters, and widths per block."""
-    figure, axes = panels(2, 11.2, 4)
-    shares = [own["params"]["pruned"] / own["params"]["dense"] for own in records]
-    axes[0].plot(shares, [own["feature_cosine"] for own in records], marker="o", color=BLUE)
-    axes[0].set(xlabel="parameters, of the dense tower's", ylabel="mean cosine to the dense features")
-    axes[0].set_title("Features of held-out images at each size")
+    """`prune_sizes.png`: what is left of the features against the size that was asked for, and widths per block."""
+    figure, axes = panels(2, 11.2, 4.4)
+    settings = records[0]["settings"]
+    key = "flops" if settings["prune"]["target"].get("flops") else "params"
+    what = {"params": "parameters", "flops": "FLOPs"}[key]
+    shares = [own[key]["pruned"] / own[key]["dense"] for own in records]
+    cosines = [own["feature_cosine"] for own in records]
+    refit = settings["prune"]["compensation"]
+    figure.suptitle(f"{settings['model']['name']}, pruned to several sizes" + f", refit: {refit}" * (refit != "none"))
+    axes[0].plot([1.0, *shares], [1.0, *cosines], marker="o", color=BLUE)
+    for share, cosine in zip(shares, cosines, strict=True):
+        axes[0].annotate(f"{cosine:.4f}", (share, cosine), (5, -9), textcoords="offset points", fontsize=8)
+    axes[0].annotate("dense", (1.0, 1.0), (-5, -12), textcoords="offset points", fontsize=8, ha="right")
+    axes[0].set(xlabel=f"{what}, of the dense tower's", ylabel="cosine to the dense features, mean over images")
+    axes[0].set_title("Features of held-out images")
+    axes[0].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     colours = colormaps["viridis"]
     for place, (share, own) in enumerate(zip(shares, records, strict=True)):
         colour = colours(0.92 * place / max(1, len(records) - 1))
-        axes[1].plot(own["widths"], marker=".", color=colour, label=f"{share:.0%} of the parameters")
-    axes[1].set(
-        xlabel="block (first to last)", ylabel="hidden neurons", title="Width of each block's MLP", ylim=(0, None)
-    )
+        axes[1].plot(own["widths"], marker=".", color=colour, label=f"{share:.0%} of the {what}")
+    axes[1].set(xlabel="block (first to last)", ylabel="hidden neurons", title="Width of each block's MLP")
     axes[1].set_ylim(bottom=0)
     axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].legend(frameon=False, fontsize=8)

@@ -26,6 +26,7 @@ class Pruned:
         errors: of every block's output, where compensation refitted it.
         heads, dense_heads: of every block's attention, where heads may be removed.
         feature_cosine: of the pruned and the dense tower's features of a held-out image, on average.
+        cosine_before_recovery: the same, before the recovery; None: there was none.
     """
 
     kept: list[list[int]]
@@ -37,6 +38,7 @@ class Pruned:
     feature_cosine: float
     found: WidthsFound | None = None
     errors: list[dict[str, float]] = field(default_factory=list)
+    cosine_before_recovery: float | None = None
     heads: list[int] = field(default_factory=list)
     dense_heads: list[int] = field(default_factory=list)
 
@@ -51,6 +53,8 @@ class Pruned:
         own = {"widths": self.widths, "dense_widths": self.dense_widths, **self.entropies, **self.sizes}
         own |= {"heads": self.heads, "dense_heads": self.dense_heads} if self.heads else {}
         own["feature_cosine"] = self.feature_cosine
+        if self.cosine_before_recovery is not None:
+            own["feature_cosine_before_recovery"] = self.cosine_before_recovery
         return {**own, "compensation": self.errors} if self.errors else own
 
     @property
@@ -100,22 +104,26 @@ def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: Relativ
     Raises:
         UserError: the widths do not fit the tower, or no widths have the size.
     """
-    tower = networks.tower
+    tower, held_out = networks.tower, networks.held_out
     check_widths(tower, settings)
     counts, found = choose_widths(networks, settings, size_of)
-    dense = networks.mean() if found is None else found.dense_entropy
+    dense, features = held_out.look() if found is None else (found.dense_entropy, held_out.features())
     dense_widths, dense_heads = tower.widths, tower.num_heads
     of_counts = sizes_of(tower)
     ends = {"dense": of_counts(tower.counts), "pruned": of_counts(counts)}
     sizes = {key: {end: of_end[key] for end, of_end in ends.items()} for key in ("params", "flops")}
-    features = networks.held_out.features()
+    recovery = networks.open_recovery() if networks.open_recovery else None
     kept, errors = networks.keep(counts)
-    # No probe saw widths that are given, nor a compensation or a scale that comes after the search.
-    unseen = found is None or found.scale != 1 or not networks.seen_as_kept
-    final = found.final_entropy if found and not unseen else networks.mean()
-    cosine = mean_cosine(features, networks.held_out.features())
-    own = kept, dense_widths, sizes, dense, final, networks.held_out.num_batches, cosine, found, errors
-    return Pruned(*own, tower.num_heads, dense_heads)
+    before = None
+    if recovery is not None:
+        before = mean_cosine(features, held_out.features())
+        recovery.run()
+    # No probe saw widths that are given, nor a compensation, a scale or a recovery that comes after the search.
+    unseen = found is None or found.scale != 1 or not networks.seen_as_kept or recovery is not None
+    final, own = (found.final_entropy, held_out.features()) if found and not unseen else held_out.look()
+    cosine = mean_cosine(features, own)
+    measured = sizes, dense, final, held_out.num_batches, cosine, found, errors, before
+    return Pruned(kept, dense_widths, *measured, tower.num_heads, dense_heads)
 
 
 def mean_cosine(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:

@@ -120,6 +120,12 @@ class World:
         dist.gather_object(value, values if self.is_main else None, dst=0)
         return values
 
+    def in_bf16(self) -> torch.autocast:
+        """Within it, products are of bf16, where the device has instructions for them."""
+        kind = self.device.type
+        has = torch.cuda.is_bf16_supported() if kind == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.autocast(kind, torch.bfloat16, enabled=bool(has))
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

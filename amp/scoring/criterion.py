@@ -17,6 +17,7 @@ from amp.registry import CRITERIA
 from amp.run.console import progress, say
 from amp.run.world import world
 from amp.settings.score import ScoreSettings
+from amp.statistics.kept_moments import KeptMoments
 from amp.statistics.saved_sums import HasSums, SavedSums
 from amp.towers import Tower
 from amp.towers.mlps.slots import Slot
@@ -38,17 +39,29 @@ class Scoring:
         images: global batches, of each this process's share (B, C, S, S); empty where the criterion reads none.
         settings: temperature, seed and the like.
         saved: sums of an earlier, killed run to go on from, and the place of this one's; None keeps nothing.
+        moments: take each block's, where the criterion sums some; None keeps none.
     """
 
     tower: Tower
     images: Batches | Sequence[Tensor]
     settings: ScoreSettings
     saved: SavedSums | None = None
+    moments: KeptMoments | None = None
 
     @property
     def num_done(self) -> int:
         """Batches of the pass under way whose sums are there already."""
         return 0 if self.saved is None else self.saved.num_batches
+
+    @property
+    def num_images(self) -> int:
+        """Of all batches of a pass, of all processes."""
+        return len(self.images) * self._batch_size
+
+    @property
+    def _batch_size(self) -> int:
+        images = self.images
+        return images.settings.batch_size if isinstance(images, Batches) else sum(map(len, images[:1])) * world().size
 
     def steps(self, scorer: HasSums) -> Iterator[Tensor]:
         """One pass: (B, C, S, S) of each batch, on the device, in the tower's precision, under a progress bar.
@@ -62,8 +75,7 @@ class Scoring:
             self.saved.restore(scorer)
         remaining = images.epoch(0, start) if isinstance(images, Batches) else images[start:]
         moved = (world().take(batch_BCSS).to(self.tower.dtype) for batch_BCSS in remaining)
-        size = images.settings.batch_size if isinstance(images, Batches) else sum(map(len, images[:1])) * world().size
-        speed = LoopSpeed(size, world().device)
+        speed = LoopSpeed(self._batch_size, world().device)
         bar = progress(speed.watch(moved), "score", "batch", total=len(images), initial=start)
         for done, images_BCSS in enumerate(bar, start + 1):
             yield images_BCSS
@@ -71,6 +83,10 @@ class Scoring:
                 self.saved.step(scorer)
             if done % SPEED_EVERY == 0 or done == len(images):
                 bar.set_postfix_str(in_words(speed.read(len(images) - done)), refresh=False)
+
+    def parts(self, images_BCSS: Tensor) -> Iterator[Tensor]:
+        """A batch's images, as many at once as `score.micro_batch` allows."""
+        return iter(images_BCSS.split(self.settings.micro_batch or len(images_BCSS)))
 
     def finished(self, name: str, work: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
         """What one of several passes gives, on the device: as an earlier run kept it, or done now and kept.
@@ -108,16 +124,20 @@ def reads_images(settings: ScoreSettings) -> bool:
 
 
 def score(
-    tower: Tower, images: Batches | Sequence[Tensor], settings: ScoreSettings, saved: SavedSums | None = None
+    tower: Tower,
+    images: Batches | Sequence[Tensor],
+    settings: ScoreSettings,
+    saved: SavedSums | None = None,
+    moments: KeptMoments | None = None,
 ) -> list[Tensor]:
     """What `settings.criterion` makes of every neuron: one (H,) fp32 tensor a block, equal on every process.
 
     Args:
-        tower, images, settings, saved: as of `Scoring`.
+        tower, images, settings, saved, moments: as of `Scoring`.
     Raises:
         UserError: a criterion that this tower does not have, or values that are not finite.
     """
-    return load_criterion(settings.criterion).score(Scoring(tower, images, settings, saved))
+    return load_criterion(settings.criterion).score(Scoring(tower, images, settings, saved, moments))
 
 
 def checked(slots: Sequence[Slot], scores: list[Tensor]) -> list[Tensor]:

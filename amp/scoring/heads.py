@@ -22,15 +22,8 @@ from amp.data.batches import Batches
 from amp.run.console import progress
 from amp.run.world import world
 from amp.scoring.criteria._picks import DAMPING
-from amp.scoring.criteria.reconstruction import (
-    ASKS,
-    READ_WEIGHT,
-    SensitivityCollector,
-    _Both,
-    _covariances,
-    _sense,
-    _settle,
-)
+from amp.scoring.criteria._sensitivity import SensitivityCollector
+from amp.scoring.criteria.reconstruction import ASKS, Both, covariances, sense, settle
 from amp.scoring.criterion import Scoring, checked
 from amp.settings.score import ScoreSettings
 from amp.statistics.moments import MomentCollector
@@ -60,16 +53,17 @@ def score_heads(
 def _scored(scoring: Scoring) -> list[Tensor]:
     tower = scoring.tower
     with (
-        MomentCollector(tower.heads, *ASKS, tower.read_tokens, READ_WEIGHT) as moments,
-        SensitivityCollector(tower.heads) as collector,
+        MomentCollector(tower.heads, *ASKS, tower.read_tokens) as moments,
+        SensitivityCollector(tower.heads, tower.read_tokens) as collector,
     ):
-        both = _Both([*collector.sums, *moments.sums])
-        _sense(scoring, collector, both)
-        _settle(scoring, both)
+        both = Both([*collector.sums, *moments.sums])
+        sense(scoring, collector, both)
+        settle(scoring, both)
     scores = []
-    for block, sensitivity_DD in enumerate(progress(collector.sensitivities(), "heads", "block")):
+    sensitivities, weights = collector.sensitivities()
+    for block, sensitivity_DD in enumerate(progress(sensitivities, "heads", "block")):
         slot = tower.heads[block]
-        (covariance_EE,) = _covariances(tower.heads, [block], moments, 0)
+        (covariance_EE,) = covariances(tower.heads, [block], moments, 0, weights)
         weight_DE = slot.out_projection.weight.detach().double()
         scores.append(losses(covariance_EE, weight_DE, sensitivity_DD, slot.num_units).to(world().device))
     return scores

@@ -26,13 +26,18 @@ def taylor_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
 def backward_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
     """The most that a forward and a backward pass of a micro-batch to the activations take at once, beside the
     weights, and the batch's images."""
-    one = torch.empty(3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta")
-    return taylor_bytes(tower, micro_batch, micro_batch) + (batch_size - micro_batch) * one.nbytes
+    return taylor_bytes(tower, micro_batch, micro_batch) + _images_bytes(tower, batch_size - micro_batch)
 
 
 def forward_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
-    """The most that a forward pass without a graph takes at once, beside the weights."""
-    return peak_bytes(tower, batch_size, torch.inference_mode()(tower.feature))
+    """The most that a forward pass of a micro-batch without a graph takes at once, beside the weights, and the batch's
+    images."""
+    own = peak_bytes(tower, micro_batch, torch.inference_mode()(tower.feature))
+    return own + _images_bytes(tower, batch_size - micro_batch)
+
+
+def _images_bytes(tower: Tower, count: int) -> int:
+    return count * torch.empty(3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta").nbytes
 
 
 def plan_scoring(

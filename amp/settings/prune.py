@@ -37,6 +37,7 @@ Width = Annotated[int, Field(ge=1, le=MOST_WIDTH)]
 Block = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 
 ALIGNED = 8  # neurons, of which hardware that multiplies matrices wants multiples
+OF_SEQUENTIAL, OF_RECOVERY = ("refit_steps", "refit_views"), ("recover_steps", "recover_images")
 FINEST = 64  # widths of a block that are to choose from at least: as many as the published search has
 PUBLISHED = ("plain", "exact")  # searches of the paper's own grid, where no size is asked for
 
@@ -144,7 +145,16 @@ class SearchSettings(Settings):
         150,
         description="of sequential: steps of gradient descent on each block's MLP, whose in-projections adapt too",
     )
-    num_calibration_samples: Count = Field(2048, description="images of the training split that compensation sees")
+    refit_views: Annotated[int, Field(ge=1, le=64)] = Field(
+        2, description="of sequential: views of each calibration image: itself, and random crops of it"
+    )
+    recover_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        0, description="steps of gradient descent on the pruned tower, without labels, to the dense one's features"
+    )
+    recover_images: Count | None = Field(None, description="calibration images that these steps see; null: all")
+    num_calibration_samples: Count = Field(
+        2048, description="images of the training split that compensation and recovery see"
+    )
 
     @property
     def multiple(self) -> int:
@@ -162,15 +172,16 @@ class SearchSettings(Settings):
         return own
 
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-        """As of all settings; an open `width_multiple` by what it is, and no steps of a refit that has none."""
+        """As of all settings; an open `width_multiple` by what it is, and nothing of a refit or a recovery not made."""
         own = {**super().decisive(leave_out), "width_multiple": self.multiple}
-        idle = {"attention"} if self.attention == "none" else set()
-        idle |= set() if self.compensation == "sequential" else {"refit_steps"}
-        return {key: value for key, value in own.items() if key not in idle}
+        unused = () if self.compensation == "sequential" else OF_SEQUENTIAL
+        unused = unused if self.recover_steps else (*unused, *OF_RECOVERY)
+        unused = unused if self.attention != "none" else (*unused, "attention")
+        return {key: value for key, value in own.items() if key not in unused}
 
     def check_calibration(self, key: str, batch_size: int) -> None:
         """Raises ValueError where the images that compensation sees, or that were asked for, fill no batch."""
-        asked = self.compensation != "none" or "num_calibration_samples" in self.model_fields_set
+        asked = self.compensation != "none" or self.recover_steps or "num_calibration_samples" in self.model_fields_set
         if asked and (count := self.num_calibration_samples) < batch_size:
             name = f"{key}.num_calibration_samples"
             raise ValueError(f"{name} {count} is less than one batch of batch_size {batch_size}")
@@ -223,7 +234,7 @@ class PruneConfig(RunConfig):
     def check_has_size(self) -> None:
         """Raises UserError where the widths are to meet a size that nobody says."""
         if self.prune.allocation != "search" and not self.prune.target.asked:
-            text = f"missing; prune.allocation: {self.prune.allocation} needs a size to meet, here or by --sizes"
+            text = f"missing; prune.allocation: {self.prune.allocation} needs a size to meet, here or by --sweep"
             raise UserError("prune.target", text)
 
     @property
@@ -231,9 +242,9 @@ class PruneConfig(RunConfig):
         """The dense model."""
         return self.model
 
-    def of_params(self, share: float) -> Self:
-        """The same settings with `prune.target.params`."""
-        own = self.prune.model_copy(update={"target": TargetSettings(params=share)})
+    def of_target(self, key: str, value: float) -> Self:
+        """The same settings with this one of `prune.target`."""
+        own = self.prune.model_copy(update={"target": TargetSettings.model_validate({key: value})})
         return self.model_copy(update={"prune": own})
 
     def with_frame(self, frame: Frame | None) -> Self:

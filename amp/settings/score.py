@@ -30,10 +30,18 @@ class ScoreSettings(Settings):
         description="images of a process whose graph is kept; of the others, blocks are computed again; null: all",
         **ASIDE,
     )
+    keep_moments: bool = Field(
+        False,
+        description="of 'reconstruction': keep what refits are made of, in the folder 'moments', half of the squared "
+        "hidden width in fp64 a block; then ridge and mean take no images again",
+        **ASIDE,
+    )
     save_every: Count = Field(50, description="batches after which a killed run can go on", **ASIDE)
 
     @model_validator(mode="after")
     def _classes_are_there(self) -> "ScoreSettings":
         if self.criterion == "cross_entropy" and self.classes is None:
             raise ValueError("classes: missing; criterion cross_entropy needs the classes' names, a list")
+        if self.keep_moments and self.criterion != "reconstruction":
+            raise ValueError(f"keep_moments: criterion {self.criterion} sums none; only reconstruction does")
         return self

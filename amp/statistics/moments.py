@@ -41,12 +41,11 @@ class MomentCollector(MlpHooks):
 
     Attributes:
         sums: over this process's tokens so far, for each block its stripes, fp64, the sum of a (H,), fp64, and the
-            number of tokens, and as how many they count, on the CPU.
+            number of tokens, on the CPU; then the same of the tokens `read` alone, where there are any.
 
     Args:
         asks, num_images: the settings that want the moments and that say of how many images; for messages.
-        read, weight: tokens, by their places in an image, each of which counts as so many; a square, so that nothing
-            is rounded.
+        read: tokens, by their places in an image, that can be counted more than once when all is summed.
     """
 
     def __init__(
@@ -55,18 +54,21 @@ class MomentCollector(MlpHooks):
         asks: str = "prune.compensation",
         num_images: str = "prune.num_calibration_samples",
         read: Sequence[int] = (),
-        weight: int = 1,
     ) -> None:
         super().__init__(slots)
         self._asks, self._num_images = asks, num_images
-        self._weight = weight
-        self._read = [torch.tensor(list(read), device=slot.out_projection.weight.device).long() for slot in slots]
-        self._own = [_Sums(slot.hidden_width, slot.out_projection.weight.device) for slot in slots]
-        self.sums = [total for own in self._own for total in (*own.stripes, own.total_H, own.num_tokens, own.count)]
+        self._places = [torch.tensor(list(read), device=slot.out_projection.weight.device).long() for slot in slots]
+        sizes = [(slot.hidden_width, slot.out_projection.weight.device) for slot in slots]
+        self._own = [_Sums(*size) for size in sizes]
+        self._read = [_Sums(*size) for size in sizes] if read else []
+        self.sums = [total for own in (*self._own, *self._read) for total in own.all]
 
     def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._own[index].add(inputs[0].detach(), self._read[index], self._weight)
+            a_BTH = inputs[0].detach()
+            self._own[index].add(a_BTH.flatten(0, -2))
+            if self._read and a_BTH.ndim == 3:
+                self._read[index].add(a_BTH[:, self._places[index]].flatten(0, 1))
 
         return see
 
@@ -75,20 +77,30 @@ class MomentCollector(MlpHooks):
         """Of this process, so far, of the first of `slots`."""
         return int(self._own[0].num_tokens)
 
-    def of(self, index: int) -> Moments:
+    def of(self, index: int, weight: float = 1.0) -> Moments:
         """Of one of `slots`, the same on every process.
 
+        Args:
+            weight: as how many tokens each one of `read` counts.
         Raises:
             UserError: an activation that is not finite, or fewer tokens than the block is wide.
         """
         slot, own = self._slots[index], self._own[index]
-        counts = torch.stack([own.num_tokens, own.count]).to(own.total_H.device)
-        num_tokens, count = map(int, world().sum(counts).tolist())
-        mean_H = world().sum(own.total_H) / count
+        again = self._read[index] if self._read and weight != 1 else None
+
+        def total(place: int) -> Tensor:
+            whole = own.all[place].to(own.total_H)
+            if again is not None:
+                whole = whole + (weight - 1) * again.all[place].to(own.total_H)
+            return world().sum(whole)
+
+        num_tokens = int(world().sum(own.num_tokens.to(own.total_H.device)))
+        count = total(-1)
+        mean_H = total(-2) / count
         covariance_HH = mean_H.new_empty(len(mean_H), len(mean_H))
-        for start, stripe_XY in zip(_starts(slot.hidden_width), own.stripes, strict=True):
-            end = start + stripe_XY.shape[1]
-            covariance_HH[start:, start:end] = world().sum(stripe_XY)
+        for stripe, start in enumerate(_starts(slot.hidden_width)):
+            end = start + own.stripes[stripe].shape[1]
+            covariance_HH[start:, start:end] = total(stripe)
             covariance_HH[start:end, end:] = covariance_HH[end:, start:end].T
         if not bool(covariance_HH.isfinite().all()):
             raise UserError(self._asks, f"block {slot.name}: an activation is not finite; try model.precision: fp32")
@@ -98,7 +110,11 @@ class MomentCollector(MlpHooks):
 
 
 class _Sums:
-    """Those of one block."""
+    """Those of one block.
+
+    Attributes:
+        all: its stripes, the sum of a, and the number of tokens.
+    """
 
     def __init__(self, width: int, device: torch.device) -> None:
         self._starts = _starts(width)
@@ -108,19 +124,14 @@ class _Sums:
             for start, end in zip(self._starts, ends, strict=True)
         ]
         self.total_H = torch.zeros(width, dtype=torch.float64, device=device)
-        self.num_tokens, self.count = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+        self.num_tokens = torch.zeros((), dtype=torch.int64)
+        self.all = [*self.stripes, self.total_H, self.num_tokens]
 
-    def add(self, a_BTH: Tensor, read: Tensor, weight: int) -> None:
-        """Activations of some tokens; those at the places `read` of an image count `weight` times."""
-        a_BTH = a_BTH if _multiplies(a_BTH) else a_BTH.float()
-        self.total_H += a_BTH.flatten(0, -2).sum(0, dtype=torch.float32)
-        self.num_tokens += a_BTH[..., 0].numel()
-        self.count += a_BTH[..., 0].numel()
-        if len(read) and a_BTH.ndim == 3:
-            self.total_H += (weight - 1) * a_BTH[:, read].flatten(0, 1).sum(0, dtype=torch.float32)
-            self.count += (weight - 1) * len(read) * len(a_BTH)
-            a_BTH = a_BTH.index_copy(1, read, a_BTH[:, read] * weight**0.5)
-        a_NH = a_BTH.flatten(0, -2)
+    def add(self, a_NH: Tensor) -> None:
+        """Activations of some tokens."""
+        a_NH = a_NH if _multiplies(a_NH) else a_NH.float()
+        self.total_H += a_NH.sum(0, dtype=torch.float32)
+        self.num_tokens += len(a_NH)
         for start, stripe_XY in zip(self._starts, self.stripes, strict=True):
             stripe_XY += product(a_NH[:, start:], a_NH[:, start : start + stripe_XY.shape[1]])
 
@@ -183,33 +194,37 @@ def _check_enough(num_tokens: int, slot: Slot, key: str) -> None:
         )
 
 
-def last_group(widths: Sequence[int], gigabytes: float = GIGABYTES) -> range:
-    """The last blocks, of the given hidden widths, whose moments are held and worked on at once; at least one."""
+def last_group(widths: Sequence[int], gigabytes: float = GIGABYTES, sums: int = 1) -> range:
+    """The last blocks, of the given hidden widths, whose moments are held and worked on at once; at least one.
+
+    Args:
+        sums: 2 where those of some tokens are held apart, here and below.
+    """
     first = len(widths) - 1
-    while first > 0 and group_bytes(widths[first - 1 :]) <= gigabytes * 1e9:
+    while first > 0 and group_bytes(widths[first - 1 :], sums) <= gigabytes * 1e9:
         first -= 1
     return range(first, len(widths))
 
 
-def groups(widths: Sequence[int], gigabytes: float = GIGABYTES) -> list[range]:
+def groups(widths: Sequence[int], gigabytes: float = GIGABYTES, sums: int = 1) -> list[range]:
     """All blocks as such groups, the first blocks first."""
     found: list[range] = []
     last = len(widths)
     while last:
-        found.insert(0, last_group(widths[:last], gigabytes))
+        found.insert(0, last_group(widths[:last], gigabytes, sums))
         last = found[0].start
     return found
 
 
-def group_bytes(widths: Sequence[int]) -> int:
+def group_bytes(widths: Sequence[int], sums: int = 1) -> int:
     """Memory of the moments of a group of blocks of these hidden widths, and of what is made of one block at a time."""
-    return sum(moment_bytes(width) for width in widths) + max(work_bytes(width) for width in widths)
+    return sum(moment_bytes(width, sums) for width in widths) + max(work_bytes(width) for width in widths)
 
 
-def moment_bytes(width: int) -> int:
+def moment_bytes(width: int, sums: int = 1) -> int:
     """Memory of the sums of a block of this hidden width."""
     starts = _starts(width)
-    return 8 * (width + sum((width - start) * min(starts.step, width - start) for start in starts))
+    return sums * 8 * (width + sum((width - start) * min(starts.step, width - start) for start in starts))
 
 
 def work_bytes(width: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amp.run.world import world
 from amp.scoring.criteria._picks import forward_gains
-from amp.scoring.criteria.reconstruction import SensitivityCollector
+from amp.scoring.criteria._sensitivity import SensitivityCollector
 from amp.statistics.moments import MomentCollector
 from amp.towers import Tower
 

@@ -126,7 +126,7 @@ REFIT = ("--compensate_only", "--set", "prune.compensation=mean", "--set", "prun
 
 
 def test_a_refit_is_of_the_pruning_that_is_asked_for(place: Path) -> None:
-    assert run_in(place, *PRUNE, "--sizes", "0.8").code == 0
+    assert run_in(place, *PRUNE, "--sweep", "params", "0.8").code == 0
     ended = run_in(place, *PRUNE, *REFIT, "--set", "prune.target.params=0.8")
     assert ended.code == 0, ended.err
     assert "wrote out/params-0.8/compensated" in ended.out

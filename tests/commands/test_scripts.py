@@ -148,12 +148,11 @@ def test_a_second_size_goes_to_a_folder_of_its_own(prune_yaml: Path, tmp_path: P
     code, console, err = call("main_prune.py", *words, "--set", "prune.target.params=0.6", "--set", "prune.min_width=9")
     assert code == 0, err
     assert f"goes to {out}/params-0.6-" in console, "of two with one name the second has a digest in its own"
-    code, _, err = call("main_prune.py", *words, "--sizes", "0.7", "0.8")
+    code, _, err = call("main_prune.py", *words, "--sweep", "params", "0.7", "0.8")
     assert code == 0, err
     assert (out / "params-0.7" / "pruned").is_dir()
-    for wrong in (["0.7", "60"], ["0.5", "--sweep", "0.1"], ["0.5", "--set", "prune.target.flops=0.5"]):
-        code, _, err = call("main_prune.py", *words, "--sizes", *wrong)
-        assert (code, err.startswith("error: --sizes: ")) == (2, True)
+    code, _, err = call("main_prune.py", *words, "--sweep", "params", "0.5", "--set", "prune.target.flops=0.5")
+    assert (code, err.startswith("error: --sweep: ")) == (2, True)
     assert {path: content for path, content in _files(tmp_path).items() if path in first} == first
 
 

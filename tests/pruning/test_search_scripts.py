@@ -136,7 +136,7 @@ def test_a_size_is_met_without_a_search(words: tuple[str, str], tmp_path: Path, 
 @pytest.mark.parametrize(
     "size",
     [
-        ["--sizes", "0.1"],
+        ["--sweep", "params", "0.1"],
         ["--set", "prune.target.params=0.1"],
         ["--set", "prune.target.params=0.1", "--set", "prune.allocation=uniform"],
     ],
@@ -154,7 +154,7 @@ def test_a_size_out_of_reach_leaves_nothing(words: tuple[str, str], scored: Path
     [
         (
             ["--set", "prune.allocation=global"],
-            "prune.target: missing; prune.allocation: global needs a size to meet, here or by --sizes",
+            "prune.target: missing; prune.allocation: global needs a size to meet, here or by --sweep",
         ),
         (
             ["--set", "prune.allocation=uniform", "--set", "prune.target.params=0.5", "--set", "prune.two_sided=true"],

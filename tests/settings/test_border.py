@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from amp.settings.base import check_numbers
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import parse_prune
+from amp.settings.reading.sweep import Sweep, parse_sweep
 from amp.settings.reading.yaml_files import CONFIGS, load_config
 
 YAML = "model: {name: ViT-B-32}\ndata: {name: coco, root: r, batch_size: 8}\noutput: {dir: o}\n"
@@ -170,6 +171,33 @@ def test_thresholds_are_numbers_that_can_be_met(yaml: Path, words: list[str]) ->
     message = refusal(lambda: parse_prune("", ["--config_file", str(yaml), "--sweep", *words]))
     assert message.startswith("--sweep: ")
     assert "is no number from 0 to 1e+09" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("params 0.4 0.8 0.6", Sweep(targets=(("params", 0.8), ("params", 0.6), ("params", 0.4)))),
+        ("throughput 3 2", Sweep(targets=(("throughput", 2.0), ("throughput", 3.0)))),
+        ("entropy_increase 1e-2 1e-3", Sweep(thresholds=(1e-3, 1e-2))),
+        ("1e-2", Sweep(thresholds=(1e-2,))),
+        ("", Sweep()),
+    ],
+)
+def test_a_sweep_says_of_what_and_which(words: str, asked: Sweep) -> None:
+    assert parse_sweep(words.split()) == asked
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("params", "params: which? 0.8 0.6 0.4 for example"),
+        ("params 0.7 60", "params 60: shares lie between 0 and 1"),
+        ("throughput 1", "throughput 1: times the dense tower's, above 1"),
+        ("size 0.5", "'size' is no number, nor one of params, flops, latency, throughput, entropy_increase"),
+    ],
+)
+def test_a_sweep_of_nothing_that_can_be_is_refused(words: str, says: str) -> None:
+    assert refusal(lambda: parse_sweep(words.split())).startswith(f"--sweep: {says}")
 
 
 def test_an_unreadable_file_is_told(yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:

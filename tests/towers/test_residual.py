@@ -40,6 +40,8 @@ def first_block(tower: Tower) -> tuple[Branch, Branch, Tensor, Tensor, Tensor]:
             entering, attention.linear.weight, attention.linear.bias
         )
     assert torch.equal(x, entering_blocks(tower, images))
+    assert mlp.norm is not None
+    torch.testing.assert_close(mlp.norm(attention.added(x, entering)), run.tokens_BTD, rtol=0, atol=1e-4)
     torch.testing.assert_close(x + added, run.mid_BTD, rtol=0, atol=1e-5)
     return attention, mlp, x, run.mid_BTD, run.out_BTD
 

@@ -53,22 +53,36 @@ class HeldOutEntropy:
             UserError: an entropy is not finite.
         """
         self.charge(block, batches)
-        values = torch.stack(self._replay.map(block, batches, self._entropy)).tolist()
+        return self._agreed(self._replay.map(block, batches, self._entropy))
+
+    @torch.inference_mode()
+    def look(self) -> tuple[float, list[Tensor]]:
+        """The entropy of the tower as it is, over all batches, in nats; and the features that it is of.
+
+        (B, D) fp32 on the CPU for each batch: this process's images, of unit length.
+        """
+        batches = range(self.num_batches)
+        self.charge(0, batches)
+
+        def both(own_BD: Tensor) -> tuple[Tensor, Tensor]:
+            return self._entropy(own_BD), _unit(own_BD)
+
+        entropies, features = zip(*self._replay.map(0, batches, both), strict=True)
+        return math.fsum(self._agreed(entropies)) / self.num_batches, list(features)
+
+    def _agreed(self, entropies: Sequence[Tensor]) -> list[float]:
         # One process decides for all, so that rounding can never part their ways.
-        entropies: list[float] = world().broadcast(values)
-        if not all(map(math.isfinite, entropies)):
+        values: list[float] = world().broadcast(torch.stack(list(entropies)).tolist())
+        if not all(map(math.isfinite, values)):
             raise UserError(
                 "model.precision", "the entropy of the held-out images is not finite; fp32 has the widest range"
             )
-        return entropies
+        return values
 
     @torch.inference_mode()
     def features(self) -> list[Tensor]:
-        """(B, D) fp32 on the CPU for each batch: this process's images, of unit length, by the tower as it is.
-
-        They decide on nothing, and are not counted as a search's cost.
-        """
-        return self._replay.map(0, range(self.num_batches), lambda own_BD: F.normalize(own_BD.float(), dim=-1).cpu())
+        """As `look` gives them; they decide on nothing, and are not counted as a search's cost."""
+        return self._replay.map(0, range(self.num_batches), _unit)
 
     @property
     def stored_bytes(self) -> int:
@@ -86,6 +100,10 @@ class HeldOutEntropy:
 
     def _entropy(self, feature_BD: Tensor) -> Tensor:
         return information_entropy(world().gather(feature_BD), self._inverse_temperature).double()
+
+
+def _unit(feature_BD: Tensor) -> Tensor:
+    return F.normalize(feature_BD.float(), dim=-1).cpu()
 
 
 class ForwardCounter:

@@ -3,14 +3,14 @@
 H hidden width, K kept neurons.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 from torch import Tensor
 
 from amp.pruning.measure.journal import Journal
+from amp.pruning.recovery import Recovery
 from amp.pruning.refit import Compensation
 from amp.towers import Tower
 from amp.towers.mlps.slots import check_scores
@@ -25,6 +25,8 @@ class Entropy(Protocol):
     def measure(self, block: int, batches: range) -> list[float]: ...
 
     def charge(self, block: int, batches: range) -> None: ...
+
+    def look(self) -> tuple[float, list[Tensor]]: ...
 
     def features(self) -> list[Tensor]: ...
 
@@ -49,6 +51,7 @@ class NarrowedNetworks:
         held_out: measures `tower` as it is at the moment.
         journal: what is measured is written there, and what stands there is not measured again.
         compensation: refits what is sliced for good; with `in_search` also every network that is measured.
+        open_recovery: -> the recovery of the tower, opened while it is dense; None: there is none.
     Raises:
         UserError: the scores are not one finite number a neuron.
     """
@@ -61,11 +64,12 @@ class NarrowedNetworks:
         journal: Journal,
         compensation: Compensation | None = None,
         in_search: bool = True,
+        open_recovery: Callable[[], Recovery] | None = None,
     ) -> None:
         check_scores(tower.units, scores)
         self.tower, self.held_out = tower, held_out
         self._compensation, self._in_search = compensation, in_search
-        self.scores, self.journal = scores, journal
+        self.scores, self.journal, self.open_recovery = scores, journal, open_recovery
         self._seen: dict[tuple[int, ...], int] = {}
 
     @contextmanager
@@ -98,11 +102,6 @@ class NarrowedNetworks:
     def seen_as_kept(self) -> bool:
         """Whether a network is measured with the compensation that it is kept with."""
         return self._compensation is None or (self._in_search and not self._compensation.sees_whole)
-
-    def mean(self) -> float:
-        """Entropy of the tower as it is, over all batches."""
-        values = self.held_out.measure(0, range(self.held_out.num_batches))
-        return math.fsum(values) / len(values)
 
     def keep(self, counts: Sequence[int]) -> tuple[list[list[int]], list[dict[str, float]]]:
         """Slices the tower for good: `keep_units`."""

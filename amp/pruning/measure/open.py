@@ -15,12 +15,15 @@ from amp.pruning.measure.journal import Journal
 from amp.pruning.measure.networks import NarrowedNetworks, rank
 from amp.pruning.measure.store import InputStore
 from amp.pruning.places import JOURNAL, journal_header
+from amp.pruning.recovery import Recovery
 from amp.pruning.refit import calibration_sums, open_compensation
 from amp.pruning.search import inputs_every
 from amp.run.console import say
+from amp.run.identity import read_header
 from amp.run.run import SCORES, Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
+from amp.statistics.kept_moments import KeptMoments, find_moments
 from amp.statistics.saved_sums import SavedSums
 from amp.towers import Tower
 
@@ -46,9 +49,10 @@ def open_networks(
     journal = Journal(run.path(JOURNAL), about, thresholds or [own.entropy_increase], len(batches))
     world().from_main(lambda: _remove_inputs(run.folder))
     store = InputStore(own.store, world().device, run.path(f"{INPUTS}{world().rank}"))
-    saved = calibration_sums(run)
+    saved, home = calibration_sums(run), Path(config.output.dir)
+    known = world().from_main(lambda: find_moments(home, len(tower.slots), read_header(home / SCORES)))
     with networks_over(
-        tower, scores, config, batches, lambda: calibration_batches(config, tower), journal, store, saved
+        tower, scores, config, batches, lambda: calibration_batches(config, tower), journal, store, saved, known
     ) as networks:
         yield networks
     batches.say_broken()
@@ -64,6 +68,7 @@ def networks_over(
     journal: Journal | None = None,
     store: InputStore | None = None,
     saved: Callable[[str], SavedSums] | None = None,
+    known: KeptMoments | None = None,
 ) -> Iterator[NarrowedNetworks]:
     """The same, over images that are at hand.
 
@@ -73,6 +78,7 @@ def networks_over(
         journal: None: nothing is known yet, and nothing is kept.
         store: None: in the host's memory.
         saved: where the sums of the calibration are kept, by the name of a group of blocks; None: nowhere.
+        known: moments that the scoring has kept.
     """
     own = config.prune
     measured = HeldOutEntropy(tower, held_out, config.score.inverse_temperature, store, inputs_every(own))
@@ -81,9 +87,18 @@ def networks_over(
     if own.widths is None and own.allocation == "search":
         warn_of_few(measured.num_batches, config.data)
     orders = [slot.inputs_of(rank(score_U)) for slot, score_U in zip(tower.units, scores, strict=True)]
-    compensation = open_compensation(tower, orders, own, calibration, saved, store and store.beside())
+    known = None if tower.heads else known  # Moments are kept of MLPs alone.
+    compensation = open_compensation(tower, orders, own, calibration, saved, store and store.beside(), known)
     try:
-        yield NarrowedNetworks(tower, scores, measured, journal or Journal(), compensation, own.compensate_in_search)
+        yield NarrowedNetworks(
+            tower,
+            scores,
+            measured,
+            journal or Journal(),
+            compensation,
+            own.compensate_in_search,
+            (lambda: Recovery(tower, calibration(), own)) if own.recover_steps else None,
+        )
     finally:
         measured.close()
 

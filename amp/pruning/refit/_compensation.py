@@ -13,6 +13,7 @@ from amp.run.console import progress, say
 from amp.run.run import Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig, SearchSettings
+from amp.statistics.kept_moments import KeptMoments
 from amp.statistics.moments import GIGABYTES, MomentCollector, TokenCollector, last_group
 from amp.statistics.saved_sums import SavedSums
 from amp.towers import MlpSlot, Slot, Tower
@@ -32,6 +33,7 @@ class Compensation:
         saved: of a name like no other's: the sums of an earlier, killed run to go on from, and the place of this one's;
             None keeps nothing.
         store: of what enters blocks, for a refit of the whole; None: in host memory.
+        known: moments that a scoring has kept, which are taken where they are of as many batches.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class Compensation:
         gigabytes: float = GIGABYTES,
         saved: Callable[[str], SavedSums] | None = None,
         store: InputStore | None = None,
+        known: KeptMoments | None = None,
     ) -> None:
+        self._known = known if known is not None and known.num_batches == len(batches) else None
         self._store = store or InputStore("host", world().device)
         self._slots, self._orders, self._run, self._batches = slots, orders, run, batches
         self._settings, self._gigabytes, self._saved = settings, gigabytes, saved
@@ -55,10 +59,14 @@ class Compensation:
         """Of a block that, like all before it, is dense."""
         if self._made is None or self._made[0] != block:
             self._made = None  # The last one goes before the next one comes.
-            if block not in self._group:
+            if block not in self._group and not self._knows(block):
                 self._collect(last_group([slot.hidden_width for slot in self._slots[: block + 1]], self._gigabytes))
             self._made = block, self._make(block)
         return self._made[1]
+
+    def _knows(self, block: int) -> bool:
+        slot = self._slots[block]
+        return self._known is not None and not (isinstance(slot, MlpSlot) and slot.norm is not None)
 
     @property
     def sees_whole(self) -> bool:
@@ -82,7 +90,8 @@ class Compensation:
         if isinstance(slot, MlpSlot) and slot.norm is not None:
             normed: NormedCompensator = method.normed(self._settings, slot, self._tokens.of(slot))
             return normed
-        moments = self._moments.of(self._plain.index(block))
+        known = self._known
+        moments = self._moments.of(self._plain.index(block)) if known is None else known.of(block)
         plain: Compensator = method.plain(self._settings, slot, self._orders[block], moments)
         return plain
 
@@ -137,13 +146,14 @@ def open_compensation(
     images: Callable[[], Batches | Sequence[Tensor]],
     saved: Callable[[str], SavedSums] | None = None,
     store: InputStore | None = None,
+    known: KeptMoments | None = None,
 ) -> Compensation | None:
     """What refits the out-projections of a dense tower as `settings` say; None where they say not to.
 
     Args:
         orders: (H,) for each of the tower's `units`: what enters its out-projection by rank, first to be kept first.
         images: -> calibration batches (B, C, S, S), this process's share; asked for where they are needed.
-        saved, store: as of `Compensation`.
+        saved, store, known: as of `Compensation`.
     """
     if settings.compensation == "none":
         return None
@@ -151,4 +161,4 @@ def open_compensation(
     def run(images_BCHW: Tensor) -> None:
         tower.feature(images_BCHW.to(world().device, tower.dtype))
 
-    return Compensation(tower.units, orders, run, images(), settings, saved=saved, store=store)
+    return Compensation(tower.units, orders, run, images(), settings, saved=saved, store=store, known=known)

@@ -1,9 +1,7 @@
 """Damped least squares for one out-projection, from sums over tokens, so that any number of processes gives one answer.
 
-N tokens, B images, T tokens of an image, E width of what enters the out-projection, D of its output.
+N tokens, E width of what enters the out-projection, D of its output.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,43 +15,40 @@ class LeastSquares:
     """Sums of what enters an out-projection, and of what is missing of its output.
 
     Args:
+        entering, output: E and D.
         name: of the block, for messages.
-        read: tokens that count `weight` times, by their places in an image; all others count once.
     """
 
-    def __init__(self, entering: int, output: int, device: torch.device, name: str, read: Sequence[int], weight: float):
-        self._name, self._weight = name, weight
-        self._read = torch.tensor(list(read), device=device).long()
+    def __init__(self, entering: int, output: int, device: torch.device, name: str) -> None:
+        self._name = name
 
         def zeros(*size: int) -> Tensor:
             return torch.zeros(size, dtype=torch.float64, device=device)
 
-        self._count, self._missing_squared, self._whole_squared = zeros(), zeros(), zeros()
-        self._total_E, self._missing_D, self._whole_D = zeros(entering), zeros(output), zeros(output)
+        self._count, self._missing_squared, self._asked_squared = zeros(), zeros(), zeros()
+        self._total_E, self._missing_D, self._asked_D = zeros(entering), zeros(output), zeros(output)
         self._square_EE, self._cross_ED = zeros(entering, entering), zeros(entering, output)
 
-    def add(self, entering_BTE: Tensor, missing_BTD: Tensor, whole_BTD: Tensor) -> None:
-        """Some images.
+    def add(self, entering_NE: Tensor, missing_ND: Tensor, asked_ND: Tensor, weight: float = 1.0) -> None:
+        """Some tokens.
 
         Args:
-            missing_BTD: of the output, fp32. whole_BTD: the output that is wanted, fp32, for the errors.
+            missing_ND: of the output, fp32. asked_ND: the output that is asked for, fp32, for the errors.
+            weight: as how many each counts.
         """
-        rows: list[tuple[float, slice | Tensor]] = [(1.0, slice(None)), (self._weight - 1, self._read)]
-        for weight, places in rows[: 1 + bool(len(self._read))]:
-            a_NE, y_ND, w_ND = (t[:, places].flatten(0, 1) for t in (entering_BTE, missing_BTD, whole_BTD))
-            self._count += weight * len(a_NE)
-            self._total_E += weight * a_NE.sum(0, dtype=torch.float32)
-            self._missing_D += weight * y_ND.sum(0)
-            self._whole_D += weight * w_ND.sum(0)
-            self._missing_squared += weight * y_ND.square().sum()
-            self._whole_squared += weight * w_ND.square().sum()
-            self._square_EE += weight * product(a_NE, a_NE)
-            self._cross_ED += weight * product(a_NE.float(), y_ND)
+        self._count += weight * len(entering_NE)
+        self._total_E += weight * entering_NE.sum(0, dtype=torch.float32)
+        self._missing_D += weight * missing_ND.sum(0)
+        self._asked_D += weight * asked_ND.sum(0)
+        self._missing_squared += weight * missing_ND.square().sum()
+        self._asked_squared += weight * asked_ND.square().sum()
+        self._square_EE += weight * product(entering_NE, entering_NE)
+        self._cross_ED += weight * product(entering_NE.float(), missing_ND)
 
     def solve(self, damping: float, constant: bool) -> tuple[Tensor, Tensor, dict[str, float]]:
         """What to add to the weight (D, E) and to the bias (D,), fp64, and the error of the output.
 
-        The error is `{without, with}`, as of `Compensator.errors`.
+        The error is `{without, with}`, as of `Compensator.errors`, as a share of the variance of what is asked for.
 
         Args:
             damping: added to the covariance's diagonal, as a share of its mean.
@@ -61,8 +56,8 @@ class LeastSquares:
         Raises:
             UserError: what enters is not finite, or its covariance is singular, which a damping above zero cures.
         """
-        sums = (self._count, self._missing_squared, self._whole_squared, self._total_E, self._missing_D, self._whole_D)
-        count, missing, whole, total_E, missing_D, whole_D = (world().sum(own) for own in sums)
+        sums = (self._count, self._missing_squared, self._asked_squared, self._total_E, self._missing_D, self._asked_D)
+        count, missing, asked, total_E, missing_D, asked_D = (world().sum(own) for own in sums)
         square_EE, cross_ED = world().sum(self._square_EE) / count, world().sum(self._cross_ED) / count
         if not bool(square_EE.isfinite().all() & cross_ED.isfinite().all()):
             text = f"block {self._name}: an activation is not finite; try model.precision: fp32"
@@ -74,7 +69,7 @@ class LeastSquares:
         change_ED = torch.cholesky_solve(centred_ED, factor_EE)
         error = missing / count - mean_D.square().sum()
         left = error - 2 * (change_ED * centred_ED).sum() + ((covariance_EE @ change_ED) * change_ED).sum()
-        variance = whole / count - (whole_D / count * constant).square().sum()
+        variance = asked / count - (asked_D / count * constant).square().sum()
         errors = {"without": float(missing / count / variance), "with": float(left / variance)}
         return change_ED.T, mean_D - mean_E @ change_ED, errors
 

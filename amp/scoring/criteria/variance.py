@@ -22,7 +22,8 @@ def score(scoring: Scoring) -> list[Tensor]:
     """The variance of every neuron's activation. Needs no backward pass."""
     with VarianceScorer(scoring.tower.slots) as scorer:
         for images_BCSS in scoring.steps(scorer):
-            scoring.tower.feature(images_BCSS)
+            for part_BCSS in scoring.parts(images_BCSS):
+                scoring.tower.feature(part_BCSS)
         return scorer.scores()
 
 

@@ -17,6 +17,8 @@ from amp.errors import UserError, under
 from amp.registry import ALLOCATIONS, COMPENSATIONS, CRITERIA, FRAMES, LAYOUTS, SEARCHES
 from amp.settings.base import Parser, number_from
 from amp.settings.prune import RECOMMENDED, PruneConfig
+from amp.settings.reading import sweep as sweeps
+from amp.settings.reading.sweep import Sweep, parse_sweep
 from amp.settings.reading.yaml_files import CONFIGS, Config, build_config, load_config
 
 REGISTRIES = {
@@ -141,7 +143,7 @@ def _named_of(args: argparse.Namespace, overrides: Sequence[str]) -> Named | Non
     settings["output"] = {"dir": args.output or f"out/{Path(name).resolve().name.removesuffix('.json')}"}
     if args.params is not None:
         settings["prune"]["target"] = {"params": args.params}
-    elif not vars(args).get("sizes") and not any(word.startswith("prune.target.") for word in overrides):
+    elif not vars(args).get("sweep") and not any(word.startswith("prune.target.") for word in overrides):
         del settings["prune"]
     return Named(settings, tuple(overrides))
 
@@ -166,13 +168,11 @@ class PruneOptions(ScoreOptions):
     """Options of main_prune.py besides its settings.
 
     Attributes:
-        sweep: thresholds to compare, in nats, ascending; none: prune to the settings'.
-        sizes: shares of the dense tower's parameters to prune to, one after another, descending; none: the settings'.
+        sweep: what several networks are asked for, which come one after another.
         compensate_only: refit a folder that is pruned already.
     """
 
-    sweep: tuple[float, ...]
-    sizes: tuple[float, ...]
+    sweep: Sweep
     compensate_only: bool
 
 
@@ -203,40 +203,26 @@ def parse_prune(description: str, argv: Sequence[str] | None = None) -> tuple[Pr
     """The command line of main_prune.py. Raises UserError; --help exits with 0."""
     parser = plan_options()
     add = parser.add_argument
-    several_sizes = "size and entropy at several entropy_increases"
-    add("--sweep", nargs="+", type=number_from(0), default=[], metavar="NATS", help=several_sizes)
-    each = "prune to each of these shares of the parameters, into output.dir/params-SHARE"
-    add("--sizes", nargs="+", type=number_from(0), default=[], metavar="SHARE", help=each)
+    add(sweeps.OPTION, nargs="+", default=[], metavar=("KIND", "VALUE"), help=sweeps.HELP)
     refit = "refit the out-projections of output.dir/pruned as prune.compensation says; writes output.dir/compensated"
     add("--compensate_only", action="store_true", help=refit)
     config, named, args = _parse_named(description, argv, [parser])
     if named and "prune" not in named.settings:
         raise UserError("--params", f"missing; {NAMED['--params'][1]}, or --set prune.target.throughput=1.5")
-    if args.sizes and args.params is not None:
-        raise UserError("--params", "goes without --sizes, which name the sizes themselves")
-    sweep, sizes = tuple(sorted(set(args.sweep))), tuple(sorted(set(args.sizes), reverse=True))
-    options = PruneOptions(
-        named,
-        args.dry_run,
-        args.gpu_memory,
-        sweep=sweep,
-        sizes=sizes,
-        compensate_only=args.compensate_only,
-    )
+    sweep = parse_sweep(args.sweep)
+    if args.sweep and args.params is not None:
+        raise UserError("--params", f"goes without {sweeps.OPTION}, which names the sizes itself")
+    options = PruneOptions(named, args.dry_run, args.gpu_memory, sweep=sweep, compensate_only=args.compensate_only)
     own = config.prune
     if options.compensate_only and own.compensation == "none":
         raise UserError("--compensate_only", "prune.compensation is none; say --set prune.compensation=ridge, or mean")
     for key, given in (("widths", own.widths), ("target", own.target.asked)):
-        if options.sweep and given:
-            raise UserError("--sweep", f"prune.{key} must be null; the thresholds alone decide")
-        if options.sizes and given:
-            raise UserError("--sizes", f"prune.{key} must be null; the sizes alone decide")
-    if not sizes:
+        if args.sweep and given:
+            raise UserError(sweeps.OPTION, f"prune.{key} must be null; the values behind {sweeps.OPTION} alone decide")
+    if not sweep.targets:
         config.check_has_size()
-    if sizes and (options.sweep or options.compensate_only):
-        raise UserError("--sizes", "goes with neither --sweep nor --compensate_only")
-    if wrong := [size for size in sizes if not 0 < size < 1]:
-        raise UserError("--sizes", f"{wrong[0]:g}: shares lie between 0 and 1, for example 0.8 0.6 0.4")
+    if args.sweep and options.compensate_only:
+        raise UserError(sweeps.OPTION, "goes without --compensate_only")
     return config, options
 
 

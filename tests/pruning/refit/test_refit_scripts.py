@@ -45,11 +45,11 @@ def test_the_saved_network_is_the_one_that_was_judged(
     assert record["final_entropy"] == pytest.approx(entropy, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", ["ridge", "sequential"])
+@pytest.mark.parametrize(("method", "steps"), [("ridge", 0), ("sequential", 0), ("none", 4)])
 def test_two_processes_write_the_same_weights(
-    scored: Path, prune_yaml: Path, call: Callable[..., Any], launch: Callable[..., Any], method: str
+    scored: Path, prune_yaml: Path, call: Callable[..., Any], launch: Callable[..., Any], method: str, steps: int
 ) -> None:
-    own = _words(prune_yaml, *RIDGE, f"prune.compensation={method}", WIDTHS)
+    own = _words(prune_yaml, *RIDGE, f"prune.compensation={method}", f"prune.recover_steps={steps}", WIDTHS)
     code, _, err = call("main_prune.py", *own)
     assert code == 0, err
     weights = [load_file(scored / "pruned" / "model.safetensors")]
@@ -58,9 +58,12 @@ def test_two_processes_write_the_same_weights(
     assert done.returncode == 0, done.stderr
     weights.append(load_file(scored / "pruned" / "model.safetensors"))
     # Sums of a batch are of fp32; a sequential refit fits each block to what the ones before it have made of that.
-    bound = {"rtol": 1e-5, "atol": 1e-5 if method == "ridge" else 2e-4}
+    # Adam makes whole steps of gradients that are nothing but rounding, as those of a key's bias.
+    bound = {"rtol": 1e-5, "atol": {"ridge": 1e-5, "sequential": 2e-4, "none": 5e-3}[method]}
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, **bound)
+    cosines = [json.loads((scored / name).read_text())["feature_cosine"] for name in ("prune.json.one", "prune.json")]
+    assert cosines[0] == pytest.approx(cosines[1], abs=1e-3)
 
 
 def _set_aside(folder: Path, name: str) -> None:

@@ -40,7 +40,7 @@ def images(count: int, seed: int = 0) -> list[Tensor]:
 
 
 def refit(tower: Tower, kept: Sequence[Tensor], batches: Sequence[Tensor], damping: float = 1e-3, **saved: Any) -> Any:
-    settings = SearchSettings(compensation="sequential", damping=damping, refit_steps=20)
+    settings = SearchSettings(compensation="sequential", damping=damping, refit_steps=20, refit_views=2)
     return refit_whole(tower, kept, batches, settings, InputStore("host", world().device), saved.get("saved"))
 
 
@@ -100,9 +100,10 @@ def test_sums_give_the_weighted_least_squares() -> None:
     generator = torch.Generator().manual_seed(0)
     a_BTE, y_BTD = torch.randn(40, 5, 6, generator=generator), torch.randn(40, 5, 3, generator=generator)
     y_BTD += a_BTE @ torch.randn(6, 3, generator=generator) + 2.0
-    sums = LeastSquares(6, 3, torch.device("cpu"), "block", (0,), 16.0)
+    sums = LeastSquares(6, 3, torch.device("cpu"), "block")
     for a, y in zip(a_BTE.chunk(4), y_BTD.chunk(4), strict=True):
-        sums.add(a, y, y)
+        sums.add(a.flatten(0, 1), y.flatten(0, 1), y.flatten(0, 1))
+        sums.add(a[:, 0], y[:, 0], y[:, 0], weight=15.0)
     change_DE, shift_D, errors = sums.solve(0.0, constant=True)
     root_N1 = torch.tensor([16.0, 1, 1, 1, 1]).sqrt().repeat(40)[:, None].double()
     rows = torch.cat([a_BTE.flatten(0, 1), torch.ones(200, 1)], 1).double()
@@ -121,14 +122,14 @@ def test_a_killed_refit_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pyte
     whole, killed, resumed = build(), build(), build()
     kept, batches = first_neurons(whole, 0.5), images(4)
     expected = refit(whole, kept, batches)
-    hand_on: Callable[..., None] = sequential._Refit.hand_on
+    run_attention: Callable[..., None] = sequential._Refit.run_attention
 
     def die(self: Any, block: int) -> None:
-        if block == 1:
+        if block == 2:
             raise KeyboardInterrupt
-        hand_on(self, block)
+        run_attention(self, block)
 
-    monkeypatch.setattr(sequential._Refit, "hand_on", die)
+    monkeypatch.setattr(sequential._Refit, "run_attention", die)
     with pytest.raises(KeyboardInterrupt):
         refit(killed, kept, batches, saved=saved)
     monkeypatch.undo()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from amp.pruning.refit.ridge import Ridge
 from amp.scoring.criteria._picks import forward_gains as gains_of_all
-from amp.scoring.criteria.reconstruction import SensitivityCollector
+from amp.scoring.criteria._sensitivity import INDIRECT, MOST, SensitivityCollector
 from amp.scoring.criteria.reconstruction import score as reconstruction_scores
 from amp.scoring.criterion import Scoring, score
 from amp.settings.score import ScoreSettings
@@ -149,7 +149,7 @@ def test_sensitivities_are_sums_of_the_outputs_gradients(name: str) -> None:
         loss.backward()
         handle.remove()
     g_ND = expected_BTD.flatten(0, 1).double()
-    torch.testing.assert_close(collector.sensitivities()[0], g_ND.T @ g_ND / 5, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(collector.sensitivities()[0][0], g_ND.T @ g_ND / 5, rtol=1e-4, atol=1e-6)
     assert not slot.out_projection._backward_pre_hooks
     assert not slot.out_projection._forward_pre_hooks
 
@@ -198,7 +198,7 @@ def test_the_scores_of_all_blocks_foretell_the_feature(tower: Tower) -> None:
             gone = [F.normalize(tower.feature(images), dim=-1) for images in batches]
         handle.remove()
         moved = torch.cat([(a - b).square().sum(1) for a, b in zip(dense, gone, strict=True)]).mean().item()
-        assert 1 / 3 < scores[block].sum().item() / moved < 3
+        assert 1 / 4 < scores[block].sum().item() / moved < 4
 
 
 def test_too_few_tokens_are_refused(tower: Tower) -> None:
@@ -212,11 +212,42 @@ def test_too_few_tokens_are_refused(tower: Tower) -> None:
 def test_tokens_that_the_feature_reads_count_as_many() -> None:
     _, slot = make_block("timm-mlp")
     a_BTH = torch.randn(6, 5, slot.hidden_width, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), MomentCollector([slot], read=(0,), weight=4) as collector:
+    with torch.no_grad(), MomentCollector([slot], read=(0,)) as collector:
         for part in a_BTH.chunk(2):
             slot.out_projection(part)
     repeated_NH = torch.cat([a_BTH.flatten(0, 1), *[a_BTH[:, 0]] * 3]).double()
-    moments = collector.of(0)
+    moments = collector.of(0, 4.0)
     assert moments.num_tokens == 30
     torch.testing.assert_close(moments.mean_H, repeated_NH.mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(moments.covariance_HH, torch.cov(repeated_NH.T, correction=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "weight"), [(0.1, 1.0), (8.0, 64 / INDIRECT), (1e3, MOST)])
+def test_a_token_that_the_feature_reads_counts_by_its_gradients(scale: float, weight: float) -> None:
+    """Two of six tokens, whose gradients are `scale` times those of the others; in a second block, of these alone."""
+    found_DD, found = _sensed([scale, 1.0], [1.0, 0.0], (0, 1))
+    assert found == pytest.approx([weight, MOST])
+    assert found_DD[0] == pytest.approx((2 * scale**2) * (1 + 2 / weight))
+    assert found_DD[1] == pytest.approx(2 * (1 + 2 / MOST))
+
+
+def test_where_the_feature_reads_others_too_all_gradients_count() -> None:
+    found_DD, found = _sensed([4.0, 2.0], [1.0, 1.0], (0, 1))
+    assert found == pytest.approx([16.0, 4.0])
+    assert found_DD == pytest.approx([2 * 16 + 4, 2 * 4 + 4])
+    found_DD, found = _sensed([4.0, 2.0], [1.0, 1.0], ())
+    assert (found, found_DD) == ([1.0, 1.0], pytest.approx([2 * 16 + 4, 2 * 4 + 4]))
+
+
+def _sensed(of_two: list[float], of_others: list[float], read: tuple[int, ...]) -> tuple[list[float], list[float]]:
+    """An entry of G of two blocks with such gradients at two of six tokens and at the others; and the weights."""
+    slots = [make_block("timm-mlp")[1] for _ in of_two]
+    with SensitivityCollector(slots, read) as collector:
+        for slot, two, others in zip(slots, of_two, of_others, strict=True):
+            a_BTH = torch.randn(4, 6, slot.hidden_width, generator=torch.Generator().manual_seed(0))
+            gradient_BTD = torch.full((4, 6, slot.out_projection.out_features), others)
+            gradient_BTD[:, :2] = two
+            slot.out_projection(a_BTH).backward(gradient_BTD)
+        collector.sums[-1] += 4
+    sensitivities, weights = collector.sensitivities()
+    return [sensitivity_DD[0, 1].item() for sensitivity_DD in sensitivities], weights

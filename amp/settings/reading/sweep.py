@@ -1,0 +1,62 @@
+"""What `--sweep` asks for: several networks of one model, by their sizes or by the entropy that a block may add."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from amp.errors import UserError
+from amp.settings.base import number_from
+
+OPTION = "--sweep"
+SHARES = ("params", "flops", "latency")
+THRESHOLD = "entropy_increase"
+KINDS = (*SHARES, "throughput", THRESHOLD)
+HELP = (
+    f"several networks: {', '.join(KINDS)}, and its values, as `params 0.8 0.6 0.4`; each size gets a folder in "
+    f"output.dir, and a table and a picture compare them; {THRESHOLD}, which may be left out, tells sizes alone"
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What several networks are asked for; empty where there is one.
+
+    Attributes:
+        targets: (key of `prune.target`, value) of each, the largest network first.
+        thresholds: in nats, ascending.
+    """
+
+    targets: tuple[tuple[str, float], ...] = ()
+    thresholds: tuple[float, ...] = ()
+
+
+def parse_sweep(words: Sequence[str]) -> Sweep:
+    """Of the words behind `--sweep`. Raises UserError."""
+    if not words:
+        return Sweep()
+    kind, values = (words[0], words[1:]) if words[0] in KINDS else (THRESHOLD, words)
+    if not values:
+        raise UserError(OPTION, f"{kind}: which? {'2 3' if kind == 'throughput' else '0.8 0.6 0.4'} for example")
+    try:
+        numbers = {number_from(0)(word) for word in values}
+    except argparse.ArgumentTypeError as error:
+        raise UserError(OPTION, str(error)) from None
+    except ValueError:
+        word = next(word for word in values if not _is_number(word))
+        raise UserError(OPTION, f"{word!r} is no number, nor one of {', '.join(KINDS)} before them") from None
+    if kind == THRESHOLD:
+        return Sweep(thresholds=tuple(sorted(numbers)))
+    if kind == "throughput" and (wrong := [number for number in numbers if number <= 1]):
+        raise UserError(OPTION, f"throughput {wrong[0]:g}: times the dense tower's, above 1, for example 1.5 2")
+    if kind in SHARES and (wrong := [number for number in numbers if not 0 < number < 1]):
+        raise UserError(OPTION, f"{kind} {wrong[0]:g}: shares lie between 0 and 1, for example 0.8 0.6 0.4")
+    largest_first = sorted(numbers, reverse=kind in SHARES)
+    return Sweep(targets=tuple((kind, number) for number in largest_first))
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

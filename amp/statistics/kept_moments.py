@@ -1,0 +1,88 @@
+"""The moments of a scoring that are kept, so that a network of any size is refitted without the images.
+
+H hidden neurons.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amp.run.files import atomic, room_for
+from amp.run.identity import first_difference
+from amp.run.sealed import read_tensor_header, read_tensors, write_tensors
+from amp.run.world import world
+from amp.statistics.moments import Moments
+
+MOMENTS = "moments"
+ADVICE = f"delete the folder {MOMENTS} to refit on images"
+
+
+class KeptMoments:
+    """Of every block by its number, all tokens alike, as far as they are there.
+
+    Attributes:
+        num_batches: global batches of images that they are of.
+
+    Args:
+        folder: of a file a block; None: they are held in memory, on the CPU.
+        header: of the run whose scoring it is.
+    """
+
+    def __init__(self, num_batches: int, folder: Path | None = None, header: Mapping[str, Any] | None = None) -> None:
+        self.num_batches, self._folder = num_batches, folder
+        self._header = {**(header or {}), "num_batches": num_batches}
+        self._held: dict[int, dict[str, Tensor]] = {}
+
+    def keep(self, block: int, moments: Moments) -> None:
+        """Those of a block, the same on every process. Raises StoppedError when the disk is full."""
+        lower_2X = torch.tril_indices(*moments.covariance_HH.shape, device=moments.covariance_HH.device)
+        tensors = {
+            "num_tokens": torch.tensor(moments.num_tokens),
+            "mean": moments.mean_H.cpu(),
+            "covariance": moments.covariance_HH[lower_2X[0], lower_2X[1]].cpu(),
+        }
+        if self._folder is None:
+            self._held[block] = tensors
+        else:
+            path = _file(self._folder, block)
+            world().from_main(lambda: self._write(path, tensors))
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        path.parent.mkdir(exist_ok=True)
+        with room_for(path), atomic(path) as partial:
+            write_tensors(partial, tensors, self._header)
+
+    def of(self, block: int) -> Moments:
+        """Of a block that is kept, on the device. Raises UserError where its file is damaged."""
+        if self._folder is None:
+            tensors = self._held[block]
+        else:
+            _, tensors = read_tensors(_file(self._folder, block), ADVICE)
+        mean_H, lower_X = (tensors[name].to(world().device) for name in ("mean", "covariance"))
+        covariance_HH = mean_H.new_zeros(len(mean_H), len(mean_H))
+        rows_X, columns_X = torch.tril_indices(*covariance_HH.shape, device=covariance_HH.device)
+        covariance_HH[rows_X, columns_X] = lower_X
+        covariance_HH[columns_X, rows_X] = lower_X
+        return Moments(int(tensors["num_tokens"]), mean_H, covariance_HH)
+
+
+def find_moments(folder: Path, num_blocks: int, scored: Mapping[str, Any]) -> KeptMoments | None:
+    """What a scoring has kept in its folder; None where one of the blocks is missing, or it was another scoring.
+
+    Args:
+        scored: the header of the scores.
+    """
+    files = [_file(folder / MOMENTS, block) for block in range(num_blocks)]
+    if not all(path.exists() for path in files):
+        return None
+    headers = [read_tensor_header(path, ADVICE) for path in files]
+    if any(first_difference(own, scored) for own in headers):
+        return None
+    return KeptMoments(headers[0]["num_batches"], folder / MOMENTS, scored)
+
+
+def _file(folder: Path, block: int) -> Path:
+    return folder / f"block_{block}.safetensors"
