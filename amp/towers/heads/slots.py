@@ -97,10 +97,8 @@ class HeadSlot:
             indices_K: int64, distinct, each in [0, num_units); at least one.
         """
         for part in self.parts:
-            module, rows = (
-                self.module.get_submodule(part.path),
-                _spread(indices_K, part.groups, self.num_units, part.width),
-            )
+            module = self.module.get_submodule(part.path)
+            rows = _spread(indices_K, part.groups, self.num_units, part.width)
             slice_tensor(module, part.key, part.dim, rows)
             if isinstance(module, nn.Linear) and part.key == "weight":
                 setattr(module, ("out_features", "in_features")[part.dim], len(rows))
