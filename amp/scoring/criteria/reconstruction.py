@@ -144,6 +144,7 @@ class Both:
 
 
 def settle(scoring: Scoring, scorer: HasSums) -> None:
+    """After a pass, whose sums it takes long to make something of: they are kept, where any are."""
     if scoring.saved is not None:
         scoring.saved.settle(scorer)
 
