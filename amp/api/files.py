@@ -70,7 +70,7 @@ def _as_it_is(tower: Tower) -> Tower:
 def _difference(tower: Tower) -> str | None:
     """In what a model differs from the one that its description builds; None where it does not."""
     try:
-        twin = rebuild(tower.base, "meta", tower.widths)
+        twin = rebuild(tower.base, "meta", tower.counts)
     except UserError as error:
         return str(error)
     theirs, own = ({name: [*t.shape] for name, t in one.model.state_dict().items()} for one in (twin, tower))

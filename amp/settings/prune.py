@@ -134,6 +134,11 @@ class SearchSettings(Settings):
         False, description="refuse also widths at which the entropy falls by more than entropy_increase"
     )
     total_increase: Positive | None = Field(None, description="entropy all blocks together may add, in nats; null: any")
+    attention: Literal["none", "heads"] = Field(
+        "none",
+        description="what of attention may go beside neurons. heads: whole ones, by the same loss, under one budget; "
+        "needs criterion reconstruction and allocation global",
+    )
     compensation: Compensation = Field(
         "none",
         description="refit of out-projections, so that kept neurons stand in for removed ones. mean, ridge: each MLP "
@@ -178,6 +183,7 @@ class SearchSettings(Settings):
         own = {**super().decisive(leave_out), "width_multiple": self.multiple}
         unused = () if self.compensation == "sequential" else OF_SEQUENTIAL
         unused = unused if self.recover_steps else (*unused, *OF_RECOVERY)
+        unused = unused if self.attention != "none" else (*unused, "attention")
         return {key: value for key, value in own.items() if key not in unused}
 
     def check_calibration(self, key: str, batch_size: int) -> None:
@@ -191,6 +197,16 @@ class SearchSettings(Settings):
     def _one_way_to_widths(self) -> "SearchSettings":
         if self.widths is not None and self.target.asked:
             raise ValueError("widths and target: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _heads_are_allocated(self) -> "SearchSettings":
+        if self.attention == "none":
+            return self
+        if self.allocation != "global":
+            raise ValueError(f"attention: {self.attention} needs allocation: global, not {self.allocation}")
+        if self.target.asked and self.target.asked[0] not in ("params", "flops"):
+            raise ValueError(f"attention: {self.attention} needs a target of params or flops")
         return self
 
     @model_validator(mode="after")
@@ -213,6 +229,13 @@ class PruneConfig(RunConfig):
     @model_validator(mode="after")
     def _calibration_fills_a_batch(self) -> "PruneConfig":
         self.prune.check_calibration("prune", self.data.batch_size)
+        return self
+
+    @model_validator(mode="after")
+    def _heads_have_scores(self) -> "PruneConfig":
+        if self.prune.attention != "none" and self.score.criterion != "reconstruction":
+            asked = f"prune.attention: {self.prune.attention}"
+            raise ValueError(f"{asked} needs score.criterion: reconstruction, not {self.score.criterion}")
         return self
 
     def check_has_size(self) -> None:

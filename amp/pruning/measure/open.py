@@ -87,7 +87,8 @@ def networks_over(
     say(f"held-out images to measure on, in batches: {measured.num_batches}{stored}")
     if own.widths is None and own.allocation == "search":
         warn_of_few(measured.num_batches, config.data)
-    orders = [rank(score_H) for score_H in scores]
+    orders = [slot.inputs_of(rank(score_U)) for slot, score_U in zip(tower.units, scores, strict=True)]
+    known = None if tower.heads else known  # Moments are kept of MLPs alone.
     compensation = open_compensation(tower, orders, own, calibration, saved, store and store.beside(), known)
     try:
         yield NarrowedNetworks(
