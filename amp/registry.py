@@ -17,14 +17,12 @@ class Registry:
 
     Args:
         package: `amp.scoring.criteria`, for example.
+        folder: of the package, where it lies outside of `amp`.
     """
 
-    def __init__(self, package: str) -> None:
+    def __init__(self, package: str, folder: Path | None = None) -> None:
         self.package = package
-
-    @property
-    def _folder(self) -> Path:
-        return Path(__file__).parent.joinpath(*self.package.split(".")[1:])
+        self._folder = folder or Path(__file__).parent.joinpath(*package.split(".")[1:])
 
     @cached_property
     def _files(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Compares criteria, allocations and compensations on one dense model; writes compare.md and compare.png."""
+"""Compares ways of pruning, and other libraries, on one dense model; writes compare.md and compare.png."""
 
 from amp.errors import UserError
 from amp.run.console import run_script, say
@@ -8,10 +8,13 @@ from amp.settings.reading.command_line import parse_args
 
 def main() -> None:
     config = parse_args(CompareConfig, __doc__)
-    if config.data.name != "digit_scenes":
-        raise UserError(
-            "data.name", f"{config.data.name}: only digit_scenes has the classes and captions to compare on"
-        )
+    if config.test is None and config.data.name != "digit_scenes":
+        raise UserError("test", f"missing; of data.name: {config.data.name} it names the class folders to test on")
+
+    from studies.methods import check_method
+
+    for name, peer in config.peers.items():
+        check_method(f"peers.{name}.method", peer.method)
 
     from studies.compare_cells import NOT_OF_A_CELL, fill_cells, open_cells, read_cells, train_dense
     from studies.compare_table import plot, tabulate

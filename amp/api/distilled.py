@@ -23,7 +23,7 @@ from amp.run.world import alone
 from amp.settings.distill import RECOMMENDED, DistillConfig
 from amp.settings.reading.keywords import from_keywords, merged
 from amp.settings.reading.yaml_files import validate
-from amp.towers import Tower, after_last_block, on_meta, wrap_tower
+from amp.towers import Tower, after_last_block, on_meta, with_heads, wrap_tower
 
 SOURCE = "amp.distill"
 WARM_UP_SHARE = 10  # of the steps, one in so many
@@ -68,6 +68,7 @@ def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, 
         steps: of the optimizer.
         settings: all that the YAML of distill.py can say of `data` and `optim`, by these groups or by a key alone
             (`base_lr=1e-4`, `batch_size=32`); docs/settings.md lists them.
+
     Raises:
         UserError: models that do not belong together, or a setting that is not allowed.
         StoppedError: Ctrl-C came, or a loss is not finite.
@@ -121,7 +122,8 @@ def _config(model: nn.Module, images: Any, steps: int, keywords: Mapping[str, An
 
 
 def _check_pair(dense: Tower, pruned: Tower) -> None:
-    """Raises UserError unless one is the other with narrower MLPs."""
+    """Raises UserError unless one is the other with narrower MLPs, or fewer heads."""
+    dense = with_heads(dense) if pruned.heads else dense
     theirs, own = (_shapes(tower) for tower in (dense, pruned))
     for name in sorted(theirs.keys() | own.keys()):
         if theirs.get(name) != own.get(name):
@@ -136,7 +138,7 @@ def _check_pair(dense: Tower, pruned: Tower) -> None:
 
 def _shapes(tower: Tower) -> dict[str, list[int]]:
     """Of all but what a slice changes, whose shapes say nothing."""
-    sliced = {id(parameter) for slot in tower.slots for module in slot.modules for parameter in module.parameters()}
+    sliced = {id(parameter) for slot in tower.units for parameter in slot.shared}
     named = tower.visual.state_dict(keep_vars=True).items()
     return {name: [] if id(tensor) in sliced else [*tensor.shape] for name, tensor in named}
 

@@ -22,6 +22,7 @@ def save(pruned: Any, folder: str | Path) -> Path:
     Args:
         pruned: what `amp.prune` gave, or a model of it or of `amp.load_pruned`, trained or not.
         folder: is made; a pruned model that is there is replaced.
+
     Raises:
         UserError: another object, a model that no name rebuilds, or a folder of something else.
     """
@@ -69,7 +70,7 @@ def _as_it_is(tower: Tower) -> Tower:
 def _difference(tower: Tower) -> str | None:
     """In what a model differs from the one that its description builds; None where it does not."""
     try:
-        twin = rebuild(tower.base, "meta", tower.widths)
+        twin = rebuild(tower.base, "meta", tower.counts)
     except UserError as error:
         return str(error)
     theirs, own = ({name: [*t.shape] for name, t in one.model.state_dict().items()} for one in (twin, tower))
@@ -84,10 +85,12 @@ def load_pruned(folder: str | Path, device: str = "cpu", trainable: bool = True)
         folder: a `pruned/` or `distilled/` folder.
         device: 'cpu' or 'cuda'.
         trainable: whether the parameters take gradients.
+
     Returns:
         model: the library's own model (open_clip: `encode_image`, `encode_text`), in eval mode.
         transform: PIL image -> (3, S, S) fp32, the evaluation transform.
         tokenizer: list of texts -> token ids, or None where the model has no text tower.
+
     Raises:
         UserError: not such a folder, or a damaged one.
     """

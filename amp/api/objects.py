@@ -76,7 +76,8 @@ def _around_copy(tower: Tower, model: nn.Module) -> Tower:
         )
         for slot in tower.slots
     )
-    return replace(tower, model=model, visual=twin(tower.visual), slots=slots)
+    heads = tuple(replace(slot, module=twin(slot.module)) for slot in tower.heads)
+    return replace(tower, model=model, visual=twin(tower.visual), slots=slots, heads=heads)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -22,10 +22,10 @@ from amp.pruning.report import describe_errors, describe_features, describe_size
 from amp.run.console import say
 from amp.run.identity import versions
 from amp.run.world import alone
-from amp.scoring import reads_images, score
+from amp.scoring import reads_images, score, score_heads
 from amp.settings.prune import PruneConfig
 from amp.statistics.kept_moments import KeptMoments
-from amp.towers import Tower, wrap_tower
+from amp.towers import Tower, in_order, with_heads, wrap_tower
 
 HOW = "model={'name': ..., 'kwargs': {...}} says what its library's factory was given"
 
@@ -58,6 +58,8 @@ class Report:
         if own.get("compensation"):
             lines.append(describe_errors(own["compensation"]))
         lines.append(f"widths {own['widths']}, of {sorted(set(own['dense_widths']))} neurons")
+        if "heads" in own:
+            lines.append(f"heads {own['heads']}, of {sorted(set(own['dense_heads']))}")
         lines.append(f"entropy {own['dense_entropy']:.4f} -> {own['final_entropy']:.4f} nats on held-out images")
         lines.append(describe_features(own))
         return "\n".join(lines)
@@ -114,6 +116,7 @@ class PrunedModel:
             throughput: the same.
             latency: the same.
             compensation: another refit than that of this model.
+
         Raises:
             UserError: none of them or several, or a size that is out of reach.
         """
@@ -143,7 +146,7 @@ class _Work:
         counts = self.images.config.data
         config = asked.config(counts.num_samples or asked.most, counts.num_val_samples or asked.most)
         with alone(device_of(self.dense)):
-            tower = tower or wrap_tower(working_copy(self.dense), asked.model)
+            tower = tower or self._dense_tower(asked, config)
             started = time.monotonic()
             pruned, cost = self._slice(tower, config)
         settle(tower)
@@ -152,6 +155,10 @@ class _Work:
         provenance = {"settings": config.decisive(), "versions": versions()}
         remember(tower.model, Known(tower, pruned.kept, provenance, record))
         return PrunedModel(tower.model, Report(record), tower.transform, replace(self, asked=asked))
+
+    def _dense_tower(self, asked: Asked, config: PruneConfig) -> Tower:
+        tower = wrap_tower(working_copy(self.dense), asked.model)
+        return tower if config.prune.attention == "none" else with_heads(tower)
 
     def _slice(self, tower: Tower, config: PruneConfig) -> tuple[Pruned, dict[str, int]]:
         images = self.images
@@ -190,6 +197,7 @@ def prune(
         settings: all that the YAML can say, by its groups (`prune={"compensation": "none"}`) or by a key alone
             (`criterion="entropy"`); docs/settings.md lists them. Of `model`: `{name, kwargs, transform}`, where the
             object does not say what built it.
+
     Raises:
         UserError: a model that cannot be pruned, images that it does not take, a setting that is not allowed.
     """
@@ -202,9 +210,12 @@ def prune(
             say(f"note: nothing tells how this {tower.base['name']} was built, so that amp.save cannot write it; {HOW}")
         own = open_images(images, held_out, tower, asked)
         config = own.config
+        tower = tower if config.prune.attention == "none" else with_heads(tower)
         moments = KeptMoments(len(own.scored)) if config.score.keep_moments else None
         images = own.scored if reads_images(config.score) else []
         scores = score(tower, images, config.score, moments=moments)
+        if tower.heads:
+            scores = in_order(scores, score_heads(tower, images, config.score))
         return _Work(dense, asked, own, scores, moments).sliced(asked, tower)
 
 

@@ -111,15 +111,15 @@ def describe(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> 
     weights = model.weights or ("random weights" if not library(model.frame or "").folders else "its own weights")
     lines = [
         f"{model.name} ({model.frame}; {weights}), images of {data.root}:",
-        f"- {data.num_samples} rank the neurons, by {config.score.criterion}, in batches of {data.batch_size};",
+        f"- rank the neurons on {data.num_samples} images, in batches of {data.batch_size} ({config.score.criterion});",
     ]
     if asked := targets or (own.target.asked and [own.target.asked]):
-        refit = "" if own.compensation == "none" else f"; {own.compensation} refits the out-projections"
+        refit = "" if own.compensation == "none" else f"; {own.compensation} refit"
         what, values = TARGETS[asked[0][0]], " and ".join(f"{value:g}" for _, value in asked)
-        lines.append(f"- the aim is {values} of the tower's {what}, by allocation {own.allocation}{refit};")
-    lines.append(f"- {data.num_val_samples} are held out to measure on; all goes to {config.output.dir}/.")
+        lines.append(f"- prune to {values} of the tower's {what} ({own.allocation} allocation{refit});")
+    lines.append(f"- measure on {data.num_val_samples} held-out images, and write to {config.output.dir}/.")
     if (data.num_samples or FEW) < FEW:
-        lines.append(f"note: {data.num_samples} images are few to rank neurons on; {FEW} do better, 2048 well")
+        lines.append(f"note: {data.num_samples} images are few to rank neurons on; {FEW} are better, 2048 are good")
     return "\n".join(lines)
 
 
@@ -128,7 +128,7 @@ def describe_time(config: PruneConfig, tower: Tower, batches: Batches) -> str:
     seconds = estimate_seconds(config, tower, batches)
     if seconds is None:
         return "how long it takes is told as it goes"
-    return f"by one batch, it will take about {in_words(seconds)}"
+    return f"judging by one batch, it will take about {in_words(seconds)}"
 
 
 def in_words(seconds: float) -> str:

@@ -49,8 +49,8 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
     from amp.run.identity import recorded_frame
     from amp.run.run import SCORES, Run, open_run
     from amp.run.world import world
-    from amp.scoring.scores_file import check_fit, check_scores, load_scores
-    from amp.towers import build_tower, describe_preprocess
+    from amp.scoring.scores_file import check_fit, check_scores, load_head_scores, load_scores
+    from amp.towers import build_tower, describe_preprocess, in_order, with_heads
 
     thresholds = options.sweep.thresholds
     outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
@@ -73,6 +73,9 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
         started, own = time.monotonic(), run.config.prune
         tower = build_tower(run.config.model, str(world().device))
         check_fit(scores, tower, scores_file)
+        if own.attention != "none":
+            tower = with_heads(tower)
+            scores = in_order(scores, load_head_scores(run, tower))
         say(describe_preprocess(tower))
         check_widths(tower, own)
         with open_networks(run, tower, scores, thresholds) as networks:

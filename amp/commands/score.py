@@ -1,6 +1,7 @@
 """Scores the hidden neurons of every MLP by one criterion; writes scores.safetensors."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from amp.run.console import called, say
@@ -9,6 +10,8 @@ from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import parse_score
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from amp.data.batches import Batches
     from amp.towers import Tower
 
@@ -39,41 +42,48 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
     from amp.data.batches import Batches
     from amp.data.identity import digests_of
     from amp.data.listing import check_fills_batch, list_images
-    from amp.run.run import SCORES, open_run
+    from amp.run.run import HEAD_SCORES, SCORES, open_run
     from amp.run.world import world
-    from amp.scoring import reads_images, save_scores, score
+    from amp.scoring import reads_images, save_scores, score, score_heads
     from amp.statistics.kept_moments import MOMENTS, KeptMoments
     from amp.statistics.saved_sums import SavedSums, forget_sums
-    from amp.towers import build_tower, default_frame, describe_preprocess
+    from amp.towers import build_tower, default_frame, describe_preprocess, with_heads
 
     config = config.with_frame(config.model.frame or default_frame(config.model.name))
+    outputs = (SCORES,) if config.prune.attention == "none" else (SCORES, HEAD_SCORES)
 
     def inputs() -> dict[str, str]:
         check_fills_batch(config.data, "val")  # What the search needs is better missed now than after the scoring.
         return digests_of(config.data, "train")
 
-    with open_run(config, inputs, (SCORES,), leave_out=("prune",)) as run:
-        path, unfinished = run.path(SCORES), run.path("scores_unfinished.safetensors")
-        if run.done(SCORES):
-            world().from_main(lambda: forget_sums(unfinished))
+    with open_run(config, inputs, outputs, leave_out=("prune",)) as run:
+        unfinished = {name: run.path(name.replace("scores", "scores_unfinished")) for name in outputs}
+        if run.done(*outputs):
+            for path in unfinished.values():
+                world().from_main(partial(forget_sums, path))
             if config.score.keep_moments and not run.path(MOMENTS).exists():
-                say(f"note: {path} was made without score.keep_moments; delete it to keep them")
+                say(f"note: {run.path(SCORES)} was made without score.keep_moments; delete it to keep them")
             return
         paths = list_images(config.data, "train")
         tower = build_tower(config.model, str(world().device))
+        tower = tower if config.prune.attention == "none" else with_heads(tower)
         widths = " or ".join(map(str, sorted(set(tower.widths))))
         say(f"{config.model.name}: {len(tower.slots)} blocks, each with {widths} hidden neurons in its MLP")
         say(describe_preprocess(tower))
+        images: Batches | list[Tensor] = []
         if reads_images(config.score):
-            batches = Batches(paths, tower.transform, config.data, config.data.num_samples)
+            images = Batches(paths, tower.transform, config.data, config.data.num_samples)
             if look:
-                look(tower, batches)
-            saved = SavedSums(unfinished, run.header, config.score.save_every)
-            kept = KeptMoments(len(batches), run.path(MOMENTS), run.header) if config.score.keep_moments else None
-            scores = score(tower, batches, config.score, saved, kept)
-            batches.say_broken()
-        else:
-            scores = score(tower, [], config.score)
-        world().from_main(lambda: save_scores(scores, run.header, path))
-        world().from_main(lambda: forget_sums(unfinished))
-        say(f"wrote {path}")
+                look(tower, images)
+        kept = KeptMoments(len(images), run.path(MOMENTS), run.header) if config.score.keep_moments else None
+        ranks: tuple[Callable[..., list[Tensor]], ...] = (partial(score, moments=kept), score_heads)
+        for name, rank in zip(outputs, ranks, strict=False):
+            if len(outputs) > 1 and run.done(name):
+                continue
+            saved = SavedSums(unfinished[name], run.header, config.score.save_every) if images else None
+            scores = rank(tower, images, config.score, saved)
+            world().from_main(partial(save_scores, scores, run.header, run.path(name)))
+            world().from_main(partial(forget_sums, unfinished[name]))
+            say(f"wrote {run.path(name)}")
+        if isinstance(images, Batches):
+            images.say_broken()

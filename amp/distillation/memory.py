@@ -16,7 +16,7 @@ from amp.models.memory import GB, describe_memory, tensor_bytes, with_total
 from amp.models.published import published_widths
 from amp.run.sealed import read_json
 from amp.settings.distill import DistillConfig, OptimSettings
-from amp.towers import TokenReadout, Tower, after_last_block, build_tower
+from amp.towers import TokenReadout, Tower, after_last_block, build_tower, with_heads
 
 
 def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
@@ -110,7 +110,7 @@ def _widths(config: DistillConfig) -> list[int] | None:
     if folder.is_file():
         return published_widths(folder, build_tower(config.teacher.as_model("fp32"), "meta"))
     if (folder / "config.json").is_file():
-        return list(read_folder_config(folder).widths)
+        return read_folder_config(folder).counts
     record = folder.parent / "prune.json"
     return list(read_json(record)["widths"]) if record.is_file() else None
 
@@ -123,8 +123,10 @@ def _source(config: DistillConfig) -> str:
 
 def _student(config: DistillConfig) -> Tower:
     tower = build_tower(config.teacher.as_model("fp32"), "meta")
-    for slot, width in zip(tower.slots, _widths(config) or tower.widths, strict=True):
-        slot.keep(torch.arange(width))
+    counts = _widths(config) or tower.widths
+    tower = with_heads(tower) if len(counts) > len(tower.slots) else tower
+    for slot, count in zip(tower.units, counts, strict=True):
+        slot.keep(torch.arange(count))
     return tower
 
 

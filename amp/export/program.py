@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from amp.errors import UserError
 from amp.export.outputs import Read, reader
-from amp.towers import Tower, rebuild_dense
+from amp.models.throughput import rebuild
+from amp.towers import Tower
 from amp.towers.base import first_line, quiet
 
 Precision = Literal["fp32", "fp16"]
@@ -81,9 +82,7 @@ class _Touched(TorchDispatchMode):
 
 def _in_half(tower: Tower) -> Tower:
     """The tower in fp16, built by its library as for bf16: which of them does what to norms and buffers is its own."""
-    half = rebuild_dense({**tower.base, "precision": "bf16"}, "meta")
-    for slot, width in zip(half.slots, tower.widths, strict=True):
-        slot.keep(torch.arange(width, device="meta"))
+    half = rebuild({**tower.base, "precision": "bf16"}, "meta", tower.counts)
     for path, module in tower.model.named_modules():
         twin = half.model.get_submodule(path)
         for key, parameter in module._parameters.items():

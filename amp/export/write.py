@@ -37,9 +37,11 @@ def export_tower(
         tower: dense or pruned, on any device; it is left as it is.
         target: ends in .onnx or .pt2; what stands there is replaced.
         output: embeddings, logits or features; None: what the model's users call it for.
+
     Returns:
         {output, precision, difference, scale, width, bytes, checked}: the largest difference between the outputs of
         file and model, and the largest of these outputs; None for both where nothing here can run the file.
+
     Raises:
         UserError: the model has no such output, or cannot be exported; `target` cannot be written.
         StoppedError: the written file gives something else than the model; nothing is left of it.

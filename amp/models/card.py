@@ -15,7 +15,7 @@ from huggingface_hub import ModelCardData
 
 from amp.models.sizes import count_by_width
 from amp.run.tables import human, table
-from amp.towers import Tower, library, rebuild_dense
+from amp.towers import Tower, library, rebuild_dense, with_heads
 from amp.towers.library import FOLDER, Files
 
 CARD = "README.md"
@@ -54,7 +54,8 @@ def card(
     ]
     parts = [
         f"---\n{head.to_yaml()}\n---\n\n# {name}, pruned",
-        f"`{name}` of {files.library_name} with fewer hidden neurons in the MLPs of its vision transformer, chosen by "
+        f"`{name}` of {files.library_name} with fewer hidden neurons in the MLPs of its vision transformer"
+        f"{', and fewer attention heads' if tower.heads else ''}, chosen by "
         f"[Adaptive MLP Pruning]({PAPER}). Everything else is the dense model's.",
         _sizes(tower),
         *(
@@ -82,22 +83,26 @@ def _shown(name: str) -> str:
 
 
 def _sizes(tower: Tower) -> str:
-    dense, before, after = _measured(json.dumps(tower.base), tuple(tower.widths))
+    widths, heads, before, after = _measured(json.dumps(tower.base), tuple(tower.counts))
     rows = [
         [word, human(before[key]), human(after[key]), f"{after[key] / before[key] - 1:+.1%}"]
         for key, word in (("params", "parameters"), ("flops", "FLOPs of an image"))
     ]
     sizes = table(["vision tower", "dense", "pruned", "change"], rows)
     neurons = f"Hidden neurons of the {len(tower.widths)} MLPs, first to last"
-    return f"{sizes}\n\n{neurons}: {_list(tower.widths)}; dense: {_list(dense)}."
+    told = f"{sizes}\n\n{neurons}: {_list(tower.widths)}; dense: {_list(widths)}."
+    if heads:
+        told += f"\n\nAttention heads, first block to last: {_list(tower.num_heads)}; dense: {_list(heads)}."
+    return told
 
 
 @lru_cache(maxsize=16)
-def _measured(base: str, widths: tuple[int, ...]) -> tuple[list[int], dict[str, int], dict[str, int]]:
-    """Dense widths, and `{params, flops}` with those and with `widths`, of a tower's base as JSON."""
+def _measured(base: str, counts: tuple[int, ...]) -> tuple[list[int], list[int], dict[str, int], dict[str, int]]:
+    """Dense widths and heads, and `{params, flops}` dense and with `counts`, of a tower's base as JSON."""
     dense = rebuild_dense(json.loads(base), "meta")
+    dense = with_heads(dense) if len(counts) > len(dense.slots) else dense
     sizes = count_by_width(dense)
-    return dense.widths, sizes(dense.widths), sizes(widths)
+    return dense.widths, dense.num_heads, sizes(dense.counts), sizes(counts)
 
 
 def _list(widths: Sequence[int]) -> str:

@@ -29,7 +29,7 @@ from amp.run.sealed import (
 )
 from amp.settings.base import MOST_SIDE, Positive, Precision, Settings, Side
 from amp.settings.model import Frame, TransformSettings
-from amp.towers import Tower, rebuild_dense
+from amp.towers import Tower, in_order, rebuild_dense, with_heads
 
 FORMAT = 1
 
@@ -63,7 +63,8 @@ class Base(Settings):
 class FolderConfig(Settings):
     """The description: the dense model, each block's width and kept neurons, provenance.
 
-    `kept` are indices into the dense model; null where they are not known, as of a published checkpoint. `files` are
+    `kept` are indices into the dense model; null where they are not known, as of a published checkpoint. `heads` are
+    the attention heads kept of every block, by their places in the dense model; missing where none may go. `files` are
     written beside it for the library, and `library_keys` of this file are the library's. `weights_sha256` is the
     digest of `model.safetensors`.
     """
@@ -72,10 +73,16 @@ class FolderConfig(Settings):
     base: dict[str, Any]
     widths: tuple[int, ...]
     kept: tuple[tuple[int, ...], ...] | None
+    heads: tuple[tuple[int, ...], ...] | None = None
     provenance: dict[str, Any]
     files: tuple[str, ...] = ()
     library_keys: tuple[str, ...] = ()
     weights_sha256: str | None = None
+
+    @property
+    def counts(self) -> list[int]:
+        """As of `Tower.counts`."""
+        return in_order(self.widths, [len(indices) for indices in self.heads or ()])
 
     @field_validator("base")
     @classmethod
@@ -128,6 +135,7 @@ def save_tower(
         base=dict(tower.base),
         widths=tuple(tower.widths),
         kept=None if kept is None else tuple(tuple(indices) for indices in kept),
+        heads=tuple(tuple(slot.held) for slot in tower.heads) or None,
         provenance=dict(provenance),
         files=names_of(files),
         library_keys=tuple(beside),
@@ -139,7 +147,8 @@ def save_tower(
         write_tensors(partial / "model.safetensors", tower.model.state_dict() | own)
         digest = {WEIGHTS_DIGEST: file_sha256(str(partial / "model.safetensors"))}
         name = BESIDE if files.alone else "config.json"
-        write_json(partial / name, config.model_dump(mode="json") | digest | beside)
+        own_keys = config.model_dump(mode="json", exclude=None if tower.heads else {"heads"})
+        write_json(partial / name, own_keys | digest | beside)
         write_beside(files, tower, provenance, partial, folder, measured, command)
     for name in stale:
         (folder / name).unlink(missing_ok=True)
@@ -202,10 +211,11 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
         begin_sha256(weights)
     try:
         tower = rebuild_dense(base, device)
+        tower = tower if config.heads is None else with_heads(tower)
     except Exception as error:  # The library may raise anything when told to build nonsense.
         reason = shortened(error)
         raise UserError(description_of(Path(folder)), f"base: does not describe a model ({reason})") from None
-    for slot, indices in zip(tower.slots, _kept(config, tower, folder), strict=True):
+    for slot, indices in zip(tower.units, _kept(config, tower, folder), strict=True):
         slot.keep(torch.tensor(indices))
     if device != "meta":
         _load(tower, weights, config.weights_sha256, description_of(Path(folder)).name)
@@ -229,12 +239,16 @@ def _load(tower: Tower, weights: Path, recorded: str | None, description: str) -
 
 
 def _kept(config: FolderConfig, dense: Tower, folder: str | Path) -> list[Sequence[int]]:
-    """Neurons to keep of every block: where they are not known, as many as the block is wide."""
+    """Units to keep of every slot: where neurons are not known, as many as the block is wide."""
     where = f"{description_of(Path(folder))}: " + ("widths" if config.kept is None else "kept")
     if len(config.widths) != len(dense.slots):
         raise UserError(where, f"{len(config.widths)} blocks, the model has {len(dense.slots)}")
-    kept: list[Sequence[int]] = [*(map(range, config.widths) if config.kept is None else config.kept)]
-    for slot, indices in zip(dense.slots, kept, strict=True):
-        if any(not 0 <= i < slot.hidden_width for i in indices) or len(set(indices)) != len(indices) or not indices:
-            raise UserError(where, f"{slot.name}: indices must be distinct, 0-{slot.hidden_width - 1}")
+    if config.heads is not None and len(config.heads) != len(dense.heads):
+        told = f"{len(config.heads)} blocks, the model has {len(dense.heads)}"
+        raise UserError(f"{description_of(Path(folder))}: heads", told)
+    neurons = [*(map(range, config.widths) if config.kept is None else config.kept)]
+    kept: list[Sequence[int]] = in_order(neurons, config.heads or ())
+    for slot, indices in zip(dense.units, kept, strict=True):
+        if any(not 0 <= i < slot.num_units for i in indices) or len(set(indices)) != len(indices) or not indices:
+            raise UserError(where, f"{slot.name}: indices must be distinct, 0-{slot.num_units - 1}")
     return kept

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from amp.towers import MlpSlot, Tower
+from amp.towers import Slot, Tower
 
 # Products of weights with tokens.
 WEIGHT_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
@@ -56,56 +56,53 @@ def _sum_flops(counts: Mapping[Any, int], attention_products: bool) -> int:
     return sum(flops for op, flops in counts.items() if attention_products or op in WEIGHT_PRODUCTS)
 
 
-def neuron_params(slot: MlpSlot) -> int:
-    """Parameters that go when one neuron of the MLP goes."""
-    bias = slot.out_projection.bias
-    total = sum(p.numel() for module in slot.modules for p in module.parameters(recurse=False))
-    return (total - (0 if bias is None else bias.numel())) // slot.hidden_width
+def neuron_params(slot: Slot) -> int:
+    """Parameters that go when one neuron of an MLP, or one head of an attention, goes."""
+    return sum(parameter.numel() for parameter in slot.shared) // slot.num_units
 
 
 def count_by_width(tower: Tower) -> Callable[[Sequence[int]], dict[str, int]]:
-    """Widths -> `{params, flops}` of the tower with them, by arithmetic: both fall by the same with each neuron.
+    """Counts, as of `Tower.counts`, -> `{params, flops}` of the tower with them, by arithmetic: both fall by the same
+    with each neuron of an MLP, and with each head of an attention.
 
     Args:
         tower: dense, on the meta device; it is run once, now.
     """
-    tokens = [0] * len(tower.slots)
+    tokens = [0] * len(tower.units)
 
-    def watch(block: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def watch(place: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            tokens[block] += inputs[0].numel() // inputs[0].shape[-1]
+            tokens[place] += inputs[0].numel() // inputs[0].shape[-1]
 
         return add
 
     with ExitStack() as hooks:
-        for block, slot in enumerate(tower.slots):
-            hooks.callback(slot.out_projection.register_forward_pre_hook(watch(block)).remove)
+        for place, slot in enumerate(tower.units):
+            hooks.callback(slot.out_projection.register_forward_pre_hook(watch(place)).remove)
         dense = {"params": count_params(tower), "flops": count_flops(tower)}
-    linears = [[*slot.in_projections, slot.out_projection] for slot in tower.slots]
-    weights = [sum(m.weight.numel() for m in own) // own[-1].in_features for own in linears]
+    weights = [sum(linear.weight.numel() for linear in slot.linears) // slot.num_units for slot in tower.units]
     each = {
-        "params": [neuron_params(slot) for slot in tower.slots],
-        "flops": [2 * number * of_neuron for number, of_neuron in zip(tokens, weights, strict=True)],
+        "params": [neuron_params(slot) for slot in tower.units],
+        "flops": [2 * number * of_unit for number, of_unit in zip(tokens, weights, strict=True)],
     }
-    whole = tower.widths
+    whole = tower.counts
 
-    def sizes(widths: Sequence[int]) -> dict[str, int]:
-        gone = [wide - width for wide, width in zip(whole, widths, strict=True)]
-        return {key: dense[key] - sum(map(mul, gone, of_neuron)) for key, of_neuron in each.items()}
+    def sizes(counts: Sequence[int]) -> dict[str, int]:
+        gone = [number - left for number, left in zip(whole, counts, strict=True)]
+        return {key: dense[key] - sum(map(mul, gone, of_unit)) for key, of_unit in each.items()}
 
     return sizes
 
 
-def measure_widths(tower: Tower, widths: Sequence[int]) -> dict[str, int]:
-    """`{params, flops}` of the tower with these widths; it is left as it was.
+def measure_widths(tower: Tower, counts: Sequence[int]) -> dict[str, int]:
+    """`{params, flops}` of the tower with these counts, as of `Tower.counts`; it is left as it was.
 
     Args:
         tower: dense, on the meta device.
-        widths: hidden widths, one a block.
     """
     with ExitStack() as narrowed:
-        for slot, width in zip(tower.slots, widths, strict=True):
-            narrowed.enter_context(slot.narrowed(torch.arange(width)))
+        for slot, count in zip(tower.units, counts, strict=True):
+            narrowed.enter_context(slot.narrowed(torch.arange(count)))
         return {"params": count_params(tower), "flops": count_flops(tower)}
 
 

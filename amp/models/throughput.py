@@ -16,21 +16,23 @@ import torch
 from torch import Tensor
 
 from amp.errors import UserError
-from amp.towers import Tower, rebuild_dense
+from amp.towers import Tower, rebuild_dense, with_heads
 from amp.towers.weights import fill_randomly
 
 
-def rebuild(base: Mapping[str, Any], device: str, widths: Sequence[int] | None = None) -> Tower:
+def rebuild(base: Mapping[str, Any], device: str, counts: Sequence[int] | None = None) -> Tower:
     """A model of the same shapes with random weights: its sizes and its speed are those of the trained one.
 
     Args:
         base: `Tower.base` of the model.
         device: 'cpu', 'cuda' or 'meta'. Off 'meta' it is the vision tower alone, its weights drawn on the device.
-        widths: to slice its MLPs to, one a block; None leaves it dense.
+        counts: of neurons, and of heads where any may be removed, as of `Tower.counts`; None leaves it dense.
     """
     tower = rebuild_dense(base, device)
-    for slot, width in zip(tower.slots, widths or tower.widths, strict=True):
-        slot.keep(torch.arange(width))
+    if counts and len(counts) > len(tower.slots):
+        tower = with_heads(tower)
+    for slot, count in zip(tower.units, counts or tower.counts, strict=True):
+        slot.keep(torch.arange(count))
     if device == "meta":
         return tower
     fill_randomly(tower.visual, device)

@@ -4,7 +4,7 @@ import torch
 
 from amp.errors import UserError
 from amp.models.folder import read_folder_config, save_tower
-from amp.pruning.measure.networks import keep_neurons, rank
+from amp.pruning.measure.networks import keep_units, rank
 from amp.pruning.measure.open import calibration_batches
 from amp.pruning.refit import CALIBRATION, calibration_sums, open_compensation
 from amp.pruning.report import describe_errors
@@ -13,7 +13,7 @@ from amp.run.run import Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
 from amp.statistics.saved_sums import forget_sums
-from amp.towers import build_tower
+from amp.towers import build_tower, in_order, with_heads
 
 
 def refit_pruned(run: Run[PruneConfig]) -> None:
@@ -27,19 +27,20 @@ def refit_pruned(run: Run[PruneConfig]) -> None:
     if run.done("compensated/config.json", "compensated/model.safetensors"):
         return
     tower = build_tower(run.config.model, str(world().device))
+    tower = with_heads(tower) if pruned.heads else tower
     if pruned.kept is None or tower.difference(pruned.base):
         name = run.config.model.name
         raise UserError("--compensate_only", f"{run.path('pruned')}: its kept neurons are not those of {name}")
-    # Scores by which the neurons that were kept come first, in their own order.
+    # Scores by which what was kept comes first, in its own order.
     chosen = [
-        torch.zeros(width).index_fill(0, torch.tensor(indices), 1.0)
-        for width, indices in zip(tower.widths, pruned.kept, strict=True)
+        torch.zeros(count).index_fill(0, torch.tensor(indices), 1.0)
+        for count, indices in zip(tower.counts, in_order(pruned.kept, pruned.heads or ()), strict=True)
     ]
-    orders = [rank(chosen_H) for chosen_H in chosen]
+    orders = [slot.inputs_of(rank(chosen_U)) for slot, chosen_U in zip(tower.units, chosen, strict=True)]
     compensation = open_compensation(
         tower, orders, run.config.prune, lambda: calibration_batches(run.config, tower), calibration_sums(run)
     )
-    _, errors = keep_neurons(tower, chosen, pruned.widths, compensation)
+    _, errors = keep_units(tower, chosen, pruned.counts, compensation)
     say(describe_errors(errors))
     if world().is_main:
         provenance = {**run.header, "pruned": pruned.provenance}

@@ -47,6 +47,8 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
         say("note: the entropy fell, which the published search allows; compare the features before you trust it")
     say(f"hidden neurons kept in each block: {tower.widths}")
     say(f"entropy of held-out features: {pruned.dense_entropy:.4f} dense, {pruned.final_entropy:.4f} pruned (nats)")
+    if pruned.heads:
+        say(f"attention heads kept in each block: {pruned.heads}, of {sorted(set(pruned.dense_heads))}")
     say(describe_features(record))
     say(f"wrote {run.folder}/prune.json, prune.png and pruned/ in {cost['seconds']:.0f} s")
 

@@ -1,6 +1,6 @@
 """The tower sliced to widths that are given, allocated to a size, or searched."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,10 @@ from torch import Tensor
 from amp.errors import UserError
 from amp.pruning.blocks import WidthsFound, searched_blocks
 from amp.pruning.measure.networks import NarrowedNetworks
+from amp.pruning.recovery import Recovery
 from amp.pruning.size import RelativeSize, Widths, sizes_of
 from amp.registry import ALLOCATIONS
+from amp.run.console import say
 from amp.run.world import world
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
@@ -24,6 +26,7 @@ class Pruned:
     Attributes:
         sizes: `{params: {dense, pruned}, flops: {dense, pruned}}` of the vision tower.
         errors: of every block's output, where compensation refitted it.
+        heads, dense_heads: of every block's attention, where heads may be removed.
         feature_cosine: of the pruned and the dense tower's features of a held-out image, on average.
         cosine_before_recovery: the same, before the recovery; None: there was none.
     """
@@ -38,6 +41,8 @@ class Pruned:
     found: WidthsFound | None = None
     errors: list[dict[str, float]] = field(default_factory=list)
     cosine_before_recovery: float | None = None
+    heads: list[int] = field(default_factory=list)
+    dense_heads: list[int] = field(default_factory=list)
 
     @property
     def widths(self) -> list[int]:
@@ -48,6 +53,7 @@ class Pruned:
     def record(self) -> dict[str, Any]:
         """What `prune.json` says of the result."""
         own = {"widths": self.widths, "dense_widths": self.dense_widths, **self.entropies, **self.sizes}
+        own |= {"heads": self.heads, "dense_heads": self.dense_heads} if self.heads else {}
         own["feature_cosine"] = self.feature_cosine
         if self.cosine_before_recovery is not None:
             own["feature_cosine_before_recovery"] = self.cosine_before_recovery
@@ -100,25 +106,33 @@ def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: Relativ
     Raises:
         UserError: the widths do not fit the tower, or no widths have the size.
     """
-    check_widths(networks.tower, settings)
-    widths, found = choose_widths(networks, settings, size_of)
-    held_out = networks.held_out
+    tower, held_out = networks.tower, networks.held_out
+    check_widths(tower, settings)
+    counts, found = choose_widths(networks, settings, size_of)
     dense, features = held_out.look() if found is None else (found.dense_entropy, held_out.features())
-    dense_widths = networks.tower.widths
-    of_widths = sizes_of(networks.tower)
-    ends = {"dense": of_widths(dense_widths), "pruned": of_widths(widths)}
+    dense_widths, dense_heads = tower.widths, tower.num_heads
+    of_counts = sizes_of(tower)
+    ends = {"dense": of_counts(tower.counts), "pruned": of_counts(counts)}
     sizes = {key: {end: of_end[key] for end, of_end in ends.items()} for key in ("params", "flops")}
     recovery = networks.open_recovery() if networks.open_recovery else None
-    kept, errors = networks.keep(widths)
-    before = None
-    if recovery is not None:
-        before = mean_cosine(features, held_out.features())
-        recovery.run()
+    kept, errors = networks.keep(counts)
+    before = None if recovery is None else _recover(recovery, lambda: mean_cosine(features, held_out.features()))
     # No probe saw widths that are given, nor a compensation, a scale or a recovery that comes after the search.
     unseen = found is None or found.scale != 1 or not networks.seen_as_kept or recovery is not None
     final, own = (found.final_entropy, held_out.features()) if found and not unseen else held_out.look()
     cosine = mean_cosine(features, own)
-    return Pruned(kept, dense_widths, sizes, dense, final, held_out.num_batches, cosine, found, errors, before)
+    measured = sizes, dense, final, held_out.num_batches, cosine, found, errors, before
+    return Pruned(kept, dense_widths, *measured, tower.num_heads, dense_heads)
+
+
+def _recover(recovery: Recovery, cosine: Callable[[], float]) -> float:
+    """Keeps what a recovery has done where held-out images are closer to the dense tower then; the cosine before it."""
+    before = cosine()
+    recovery.run()
+    if cosine() <= before:
+        recovery.undo()
+        say("recovery: its steps brought held-out images no closer to the dense network, and are undone")
+    return before
 
 
 def mean_cosine(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:

@@ -15,6 +15,7 @@ from amp.run.world import start, world
 from amp.settings.model import Frame
 from amp.settings.run import RunConfig
 
+HEAD_SCORES = "head_scores.safetensors"
 SCORES = "scores.safetensors"  # Written by a scoring, read by the prunings of its folder.
 Config = TypeVar("Config")
 RunSettings = TypeVar("RunSettings", bound=RunConfig)

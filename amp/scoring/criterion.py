@@ -20,7 +20,7 @@ from amp.settings.score import ScoreSettings
 from amp.statistics.kept_moments import KeptMoments
 from amp.statistics.saved_sums import HasSums, SavedSums
 from amp.towers import Tower
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.mlps.slots import Slot
 
 # The most bytes that each kind of pass over images takes beside the weights, of a tower on the meta device, B and the
 # images of a micro-batch.
@@ -140,7 +140,7 @@ def score(
     return load_criterion(settings.criterion).score(Scoring(tower, images, settings, saved, moments))
 
 
-def checked(slots: Sequence[MlpSlot], scores: list[Tensor]) -> list[Tensor]:
+def checked(slots: Sequence[Slot], scores: list[Tensor]) -> list[Tensor]:
     """The scores. Raises UserError when one is not finite, or when all of a block are zero."""
     for slot, score_H in zip(slots, scores, strict=True):
         if not torch.isfinite(score_H).all():

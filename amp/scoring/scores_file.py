@@ -11,8 +11,9 @@ from amp.errors import UserError
 from amp.run.console import called
 from amp.run.files import atomic, room_for
 from amp.run.identity import first_difference, in_words
-from amp.run.run import SCORES
+from amp.run.run import HEAD_SCORES, SCORES, Run
 from amp.run.sealed import read_tensors, write_tensors
+from amp.settings.prune import PruneConfig
 from amp.towers import Tower
 from amp.towers.mlps import slots
 
@@ -47,10 +48,26 @@ def load_scores(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
     return [tensors[name] for name in names], header
 
 
+def load_head_scores(run: Run[PruneConfig], tower: Tower) -> list[Tensor]:
+    """(U,) fp32 scores of the heads by block, on the CPU, as `prune.attention` needs them.
+
+    Raises:
+        UserError: there are none, or they were made for another run or tower.
+    """
+    path = Path(run.config.output.dir, HEAD_SCORES)
+    if not path.exists():
+        raise UserError(path, f"no such file; run {_score()} with prune.attention: {run.config.prune.attention} first")
+    scores, header = load_scores(path)
+    check_scores(header, run.header, path)
+    check_fit(scores, tower, path)
+    return scores
+
+
 def check_fit(scores: Sequence[Tensor], tower: Tower, path: Path) -> None:
-    """Raises UserError unless the file's scores are one for every neuron of every block of a dense tower."""
+    """Raises UserError unless the file's scores are one for every neuron of every block of a dense tower; of a file of
+    heads' scores, one for every head."""
     try:
-        slots.check_scores(tower.slots, scores)
+        slots.check_scores(tower.heads if path.name == HEAD_SCORES else tower.slots, scores)
     except UserError as error:
         raise UserError(path, f"scores {error.text}; delete it to score anew") from None
 

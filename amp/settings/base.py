@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -116,6 +116,12 @@ ASIDE: dict[str, Any] = {"json_schema_extra": {"decides the result": False}}
 def names_of(registry: Registry, *more: str) -> Any:
     """The type of a setting that names one of a registry's files, or one of `more`."""
     return Literal[(*more, *registry.names)]
+
+
+def group_of(kind: Any) -> type[BaseModel] | None:
+    """The group of settings that a field is, may be beside null, or holds by names; None where it is no group."""
+    parts = [part for part in (kind, *get_args(kind)) if isinstance(part, type) and not get_args(part)]
+    return next((part for part in parts if issubclass(part, BaseModel)), None)
 
 
 def at_least(least: int, most: int = MOST) -> Callable[[str], int]:

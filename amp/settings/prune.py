@@ -98,17 +98,22 @@ class SearchSettings(Settings):
         "search",
         description="what gives each block its width. uniform: one share for all; global: one threshold of the scores",
     )
-    entropy_increase: NonNegative = Field(1.0e-2, description="entropy a block may add, in nats")
-    search_steps: Annotated[int, Field(ge=1, le=32)] = Field(6, description="probes per block")
+    entropy_increase: NonNegative = Field(
+        1.0e-2, description="what a block may add to the entropy of held-out features, in nats"
+    )
+    search_steps: Annotated[int, Field(ge=1, le=32)] = Field(
+        6, description="measurements per block: steps of a bisection"
+    )
     widths: Some[Width] | None = Field(None, description="one width a block; skips the search")
     search: Search = Field(
-        "exact", description="exact: blocks before the one searched are not run again; racing: also few batches a probe"
+        "exact",
+        description="exact: blocks before the one searched are not run again; racing: also few batches a measurement",
     )
     preset: Literal["strict", "fast"] = Field(
         "strict", description="of racing. strict: the exact search's widths, or the next; fast: the cheapest"
     )
     confidence: Positive | None = Field(
-        None, description="of racing: standard errors between a probe and the limit; null: the preset's"
+        None, description="of racing: standard errors between a measurement and the limit; null: the preset's"
     )
     tolerance: NonNegative | None = Field(
         None, description="of racing: share of entropy_increase in which either answer is right; null: the preset's"
@@ -125,14 +130,21 @@ class SearchSettings(Settings):
     )
     min_width: Width = Field(1, description="no width is smaller")
     blocks: Some[Block] | None = Field(None, description="numbers of the blocks that may be pruned, from 0; null: all")
-    two_sided: bool = Field(False, description="refuse also a probe whose entropy falls by more than entropy_increase")
+    two_sided: bool = Field(
+        False, description="refuse also widths at which the entropy falls by more than entropy_increase"
+    )
     total_increase: Positive | None = Field(None, description="entropy all blocks together may add, in nats; null: any")
+    attention: Literal["none", "heads"] = Field(
+        "none",
+        description="what of attention may go beside neurons. heads: whole ones, by the same loss, under one budget; "
+        "needs criterion reconstruction and allocation global",
+    )
     compensation: Compensation = Field(
         "none",
         description="refit of out-projections, so that kept neurons stand in for removed ones. mean, ridge: each MLP "
         "by itself; sequential: block after block on what the pruned ones hand on, attention's too",
     )
-    compensate_in_search: bool = Field(True, description="judge each probe with its compensation")
+    compensate_in_search: bool = Field(True, description="measure each width with its compensation")
     damping: NonNegative = Field(
         1e-3, description="of ridge and sequential: added to the activations' covariance, as a share of its mean"
     )
@@ -171,6 +183,7 @@ class SearchSettings(Settings):
         own = {**super().decisive(leave_out), "width_multiple": self.multiple}
         unused = () if self.compensation == "sequential" else OF_SEQUENTIAL
         unused = unused if self.recover_steps else (*unused, *OF_RECOVERY)
+        unused = unused if self.attention != "none" else (*unused, "attention")
         return {key: value for key, value in own.items() if key not in unused}
 
     def check_calibration(self, key: str, batch_size: int) -> None:
@@ -184,6 +197,16 @@ class SearchSettings(Settings):
     def _one_way_to_widths(self) -> "SearchSettings":
         if self.widths is not None and self.target.asked:
             raise ValueError("widths and target: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _heads_are_allocated(self) -> "SearchSettings":
+        if self.attention == "none":
+            return self
+        if self.allocation != "global":
+            raise ValueError(f"attention: {self.attention} needs allocation: global, not {self.allocation}")
+        if self.target.asked and self.target.asked[0] not in ("params", "flops"):
+            raise ValueError(f"attention: {self.attention} needs a target of params or flops")
         return self
 
     @model_validator(mode="after")
@@ -206,6 +229,13 @@ class PruneConfig(RunConfig):
     @model_validator(mode="after")
     def _calibration_fills_a_batch(self) -> "PruneConfig":
         self.prune.check_calibration("prune", self.data.batch_size)
+        return self
+
+    @model_validator(mode="after")
+    def _heads_have_scores(self) -> "PruneConfig":
+        if self.prune.attention != "none" and self.score.criterion != "reconstruction":
+            asked = f"prune.attention: {self.prune.attention}"
+            raise ValueError(f"{asked} needs score.criterion: reconstruction, not {self.score.criterion}")
         return self
 
     def check_has_size(self) -> None:

@@ -1,4 +1,4 @@
-"""Hooks on what enters an MLP's out-projection."""
+"""Hooks on what enters an out-projection."""
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -7,22 +7,22 @@ from typing import Self
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.mlps.slots import Slot
 
 
 class MlpHooks:
-    """Hooks on what enters the out-projection, or another Linear, of some MLPs; they live inside a `with`.
+    """Hooks on what enters the out-projection, or another Linear, of some slots; they live inside a `with`.
 
     A subclass says in `_hook` what is done with it, and in `_module` which Linear it enters.
     """
 
-    def __init__(self, slots: Sequence[MlpSlot]) -> None:
+    def __init__(self, slots: Sequence[Slot]) -> None:
         self._slots = slots
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
-        for index, slot in enumerate(self._slots):
-            self._handles.append(self._module(slot).register_forward_pre_hook(self._hook(index)))
+        for index in range(len(self._slots)):
+            self._handles.append(self._module(index).register_forward_pre_hook(self._hook(index)))
         return self
 
     def __exit__(
@@ -32,8 +32,8 @@ class MlpHooks:
             handle.remove()
         self._handles.clear()
 
-    def _module(self, slot: MlpSlot) -> nn.Linear:
-        return slot.out_projection
+    def _module(self, index: int) -> nn.Linear:
+        return self._slots[index].out_projection
 
     def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         raise NotImplementedError

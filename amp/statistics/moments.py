@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from amp.errors import UserError
 from amp.run.world import world
 from amp.statistics.hooks import MlpHooks
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot, Slot
 
 GIGABYTES = 16.0  # for the moments of several blocks at once, and what is made of them
 STRIPES, NARROWEST = 8, 256  # at most that many stripes a block, that many columns at least
@@ -50,7 +50,7 @@ class MomentCollector(MlpHooks):
 
     def __init__(
         self,
-        slots: Sequence[MlpSlot],
+        slots: Sequence[Slot],
         asks: str = "prune.compensation",
         num_images: str = "prune.num_calibration_samples",
         read: Sequence[int] = (),
@@ -161,10 +161,11 @@ class TokenCollector(MlpHooks):
 
     def __init__(self, slots: Sequence[MlpSlot]) -> None:
         super().__init__(slots)
+        self._mlps = slots
         self._kept: dict[str, list[Tensor]] = {slot.name: [] for slot in slots}
 
-    def _module(self, slot: MlpSlot) -> nn.Linear:
-        return slot.in_projections[0]
+    def _module(self, index: int) -> nn.Linear:
+        return self._mlps[index].in_projections[0]
 
     def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         kept = self._kept[self._slots[index].name]
@@ -184,7 +185,7 @@ class TokenCollector(MlpHooks):
         return tokens_ND
 
 
-def _check_enough(num_tokens: int, slot: MlpSlot, key: str) -> None:
+def _check_enough(num_tokens: int, slot: Slot, key: str) -> None:
     if num_tokens <= slot.hidden_width:
         raise UserError(
             key,

@@ -10,12 +10,13 @@ from torch import nn
 from amp.errors import UserError
 from amp.registry import FRAMES
 from amp.settings.model import GivenModelSettings, ModelSettings
-from amp.towers.base import Tower, offline
+from amp.towers.base import Tower, in_order, offline
 from amp.towers.copies import duplicate, on_meta
 from amp.towers.frames._classifier import Classifier, find_classifier
 from amp.towers.given import made_by
+from amp.towers.heads.find_slots import with_heads
 from amp.towers.library import Library, library
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot, Slot
 from amp.towers.names import default_frame, find_frame, knows, other_reader
 from amp.towers.preprocess import describe_preprocess
 from amp.towers.readout import TokenReadout, after_last_block, check_readout
@@ -25,6 +26,7 @@ __all__ = [
     "Classifier",
     "Library",
     "MlpSlot",
+    "Slot",
     "TokenReadout",
     "Tower",
     "after_last_block",
@@ -34,10 +36,12 @@ __all__ = [
     "duplicate",
     "find_classifier",
     "find_frame",
+    "in_order",
     "knows",
     "library",
     "on_meta",
     "rebuild_dense",
+    "with_heads",
     "wrap_tower",
 ]
 

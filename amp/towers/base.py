@@ -4,7 +4,7 @@ import logging
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from amp.errors import UserError, nearest, shortened
 from amp.run.identity import first_difference
 from amp.settings.model import ModelSettings
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.heads.slots import HeadSlot
+from amp.towers.mlps.slots import MlpSlot, Slot
 from amp.towers.weights import why_refused
 
 
@@ -33,6 +34,7 @@ class Tower:
         visual: the vision tower, a submodule of `model` (or `model` itself).
         blocks: transformer blocks by path in `visual`, first to last.
         slots: the prunable MLP of each block, in the same order.
+        heads: the attention of each block, in the same order, where heads can be removed too; else none.
         feature: images (B, C, S, S) -> the criterion's feature (B, D).
         num_prefix_tokens: tokens before the patch tokens (CLS, registers).
         read_tokens: those of them that the feature reads, as `amp.towers.build_tower` finds it.
@@ -60,6 +62,7 @@ class Tower:
     encode_text: Callable[[Tensor], Tensor] | None = None
     read_tokens: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    heads: tuple[HeadSlot, ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -79,6 +82,28 @@ class Tower:
     def widths(self) -> list[int]:
         """Hidden width of every block, first to last."""
         return [slot.hidden_width for slot in self.slots]
+
+    @property
+    def num_heads(self) -> list[int]:
+        """Of every block, first to last, where heads can be removed; else none."""
+        return [slot.num_units for slot in self.heads]
+
+    @property
+    def units(self) -> list[Slot]:
+        """All that is pruned, in the order in which an image passes it."""
+        return in_order(self.slots, self.heads)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many units each of `units` has: the widths, and where heads can be removed, their numbers."""
+        return in_order(self.widths, self.num_heads)
+
+
+def in_order(of_mlps: Sequence[Any], of_heads: Sequence[Any]) -> list[Any]:
+    """Of every block what is its attention's, where there is such, before what is its MLP's."""
+    if not of_heads:
+        return list(of_mlps)
+    return [one for pair in zip(of_heads, of_mlps, strict=True) for one in pair]
 
 
 @contextmanager

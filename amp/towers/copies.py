@@ -30,6 +30,6 @@ def duplicate(tower: Tower) -> Tower:
 
 
 def _copied(tower: Tower, memo: dict[int, Any]) -> Tower:
-    parts = (tower.visual, dict(tower.blocks), tower.slots, tower.feature)
-    visual, blocks, slots, feature = copy.deepcopy(parts, memo)
-    return replace(tower, model=visual, visual=visual, blocks=blocks, slots=slots, feature=feature)
+    parts = (tower.visual, dict(tower.blocks), tower.slots, tower.heads, tower.feature)
+    visual, blocks, slots, heads, feature = copy.deepcopy(parts, memo)
+    return replace(tower, model=visual, visual=visual, blocks=blocks, slots=slots, heads=heads, feature=feature)

@@ -10,6 +10,7 @@ from torch import nn
 from amp.registry import FRAMES
 from amp.settings.model import Frame, GivenModelSettings, ModelSettings
 from amp.towers.base import Tower
+from amp.towers.heads.slots import HeadSlot
 from amp.towers.weights import WRAPPED
 
 FOLDER = "path/to/this/folder"  # In the Python of a README, where the reader's own path goes.
@@ -95,28 +96,55 @@ def library(frame: Frame) -> Library:
     return own
 
 
-def resizing(tower: Tower, blocks: str, widths: str) -> list[str]:
-    """Lines of Python that give the MLPs of a dense model other widths.
+def resizing(tower: Tower, blocks: str, widths: str | None = None, heads: str | None = None) -> list[str]:
+    """Lines of Python that give the MLPs of a dense model other widths, and its attentions fewer heads.
 
     Args:
         blocks: Python of the model's blocks, first to last.
-        widths: Python of their widths.
+        widths, heads: Python of their widths, and of their numbers of heads; None: those of the tower.
     """
     slot = tower.slots[0]
     paths = {module: path for path, module in tower.visual.get_submodule(slot.name).named_modules()}
-
-    def layer(module: Any, inputs: str, outputs: str) -> str:
-        bias = "" if module.bias is not None else ", bias=False"
-        return f"    block.{paths[module]} = nn.Linear({inputs}, {outputs}{bias})"
-
     rows = "2 * width" if slot.packed else "width"
-    lines = [f"for block, width in zip({blocks}, {widths}, strict=True):"]
-    lines += [layer(linear, f"block.{paths[linear]}.in_features", rows) for linear in slot.in_projections]
+    lines = [f"for block, width in zip({blocks}, {widths or tower.widths}, strict=True):"]
+    for linear in slot.in_projections:
+        lines.append(_layer(linear, paths[linear], f"block.{paths[linear]}.in_features", rows))
     if slot.norm is not None:
         norm = f"block.{paths[slot.norm]}"
         lines.append(f"    {norm} = type({norm})(width, eps={norm}.eps)")
     out = slot.out_projection
-    return [*lines, layer(out, "width", f"block.{paths[out]}.out_features")]
+    lines.append(_layer(out, paths[out], "width", f"block.{paths[out]}.out_features"))
+    if not tower.heads:
+        return lines
+    lines.append(f"for block, heads in zip({blocks}, {heads or tower.num_heads}, strict=True):")
+    return [*lines, *_fewer_heads(tower.heads[0], paths[tower.heads[0].module])]
+
+
+def _layer(module: Any, path: str, inputs: str, outputs: str) -> str:
+    bias = "" if module.bias is not None else ", bias=False"
+    return f"    block.{path} = nn.Linear({inputs}, {outputs}{bias})"
+
+
+def _fewer_heads(slot: HeadSlot, attention: str) -> list[str]:
+    """Within a loop over blocks and `heads`."""
+    lines = [f"    block.{attention}.{key} = {of_head} * heads" for key, of_head in slot.numbers]
+    for part in slot.parts:
+        path = f"{attention}.{part.path}".removesuffix(".")
+        module, own = slot.module.get_submodule(part.path), f"block.{path}.{part.key}"
+        size = f"{part.groups * part.width} * heads"
+        if isinstance(module, nn.Linear) and part.key == "weight":
+            ends = (f"block.{path}.in_features", size) if part.dim == 0 else (size, f"block.{path}.out_features")
+            lines.append(_layer(module, path, *ends))
+        elif not isinstance(module, nn.Linear):
+            cut = f"{own}[{':, ' * part.dim}: {size}]"
+            is_parameter = isinstance(getattr(module, part.key), nn.Parameter)
+            lines.append(f"    {own} = {f'nn.Parameter({cut})' if is_parameter else cut}")
+    return lines
+
+
+def or_heads(tower: Tower) -> str:
+    """What a sentence says of the numbers of heads, after the widths."""
+    return " or their numbers of heads" if tower.heads else ""
 
 
 def path_of_blocks(tower: Tower) -> str:

@@ -6,7 +6,7 @@ B images, C channels, S side in pixels, T tokens, D width, H hidden width.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from amp.settings.prune import TargetSettings
 from amp.towers import TokenReadout, Tower, after_last_block, build_tower
 
 Widths = list[int]
+Kept = TypeVar("Kept")
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Trial:
     seed: int
     _scores: dict[str, list[Tensor]] = field(default_factory=dict)
     _searches: dict[CompareRowSettings, NarrowedNetworks] = field(default_factory=dict)
+    _kept: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def dense(self) -> Tower:
@@ -53,7 +55,7 @@ class Trial:
 
     @cached_property
     def num_params(self) -> int:
-        return sum(parameter.numel() for parameter in self.dense.visual.parameters())
+        return num_params(self.dense)
 
     def build(self) -> Tower:
         """The dense tower, a new one."""
@@ -76,6 +78,7 @@ class Trial:
 
     @cached_property
     def distil_images(self) -> list[Tensor]:
+        assert self.config.distil is not None
         return self.images("train", self.config.distil.batch_size, self.config.distil.num_samples)
 
     @cached_property
@@ -92,10 +95,26 @@ class Trial:
             self._scores[criterion] = score(self.dense, self.scoring_images, settings)
         return self._scores[criterion]
 
+    def kept(self, key: str, work: Callable[[], Kept]) -> Kept:
+        """What `work` gives, done once for all sizes; `key` is like no other's."""
+        if key not in self._kept:
+            self._kept[key] = work()
+        kept: Kept = self._kept[key]
+        return kept
+
     def widths(self, row: CompareRowSettings, size: float) -> Widths:
         """The widths with which the tower keeps `size` of its parameters. Raises UserError where that cannot be."""
+        return self._widths(self._candidates(row), row, size)
+
+    def _widths(self, networks: NarrowedNetworks, row: CompareRowSettings, size: float) -> Widths:
         settings = row.model_copy(update={"target": TargetSettings(params=size)})
-        return choose_widths(self._candidates(row), settings, self.share)[0]
+        return choose_widths(networks, settings, self.share)[0]
+
+    def prune_by(self, scores: Sequence[Tensor], row: CompareRowSettings, size: float) -> Tower:
+        """A new tower at that size, by scores (H,) a block that stand in for those of the row's criterion."""
+        candidates = self._dense_candidates(row, scores)
+        candidates.keep(self._widths(candidates, row, size))
+        return candidates.tower
 
     @cached_property
     def share(self) -> RelativeSize:
@@ -114,8 +133,8 @@ class Trial:
             self._searches = {row: self._dense_candidates(row)}  # Rows come one after another.
         return self._searches[row]
 
-    def _dense_candidates(self, row: CompareRowSettings) -> NarrowedNetworks:
-        tower, scores = self.build(), self.scores(row.criterion)
+    def _dense_candidates(self, row: CompareRowSettings, scores: Sequence[Tensor] | None = None) -> NarrowedNetworks:
+        tower, scores = self.build(), scores or self.scores(row.criterion)
         scale = self.config.score.inverse_temperature
         meter = HeldOutEntropy(tower, self.held_out_images, scale, every=inputs_every(row))
         compensation = open_compensation(
@@ -130,6 +149,7 @@ class Trial:
     def distil(self, student: Tower, top1: Callable[[Tower], float]) -> list[tuple[int, float]]:
         """The method's distillation of `student`, in memory. Returns (steps done, top-1), every `measure_every`."""
         own, images, targets = self.config.distil, self.distil_images, self.target_tokens
+        assert own is not None
         share_head(self.dense, student, after_last_block(build_tower(self.config.model, "meta")))
         curve: list[tuple[int, float]] = []
         with under("distil.optim", instead_of="optim"), under("distil.batch_size", instead_of="data.batch_size"):
@@ -144,3 +164,8 @@ class Trial:
                 if trainer.step % own.measure_every == 0 or trainer.step == trainer.total_steps:
                     curve.append((trainer.step, top1(student)))
         return curve
+
+
+def num_params(tower: Tower) -> int:
+    """Parameters of a vision tower as it is."""
+    return sum(parameter.numel() for parameter in tower.visual.parameters())

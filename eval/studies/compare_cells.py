@@ -3,23 +3,29 @@
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from amp.data.identity import digests_of
-from amp.errors import UserError
-from amp.run.console import progress, say
-from amp.run.identity import identity
+from amp.errors import StoppedError, UserError
+from amp.run.console import progress, say, warn_here
+from amp.run.identity import identity, versions
 from amp.run.run import Run
 from amp.run.world import World, among, world
-from amp.settings.compare import CompareConfig
-from studies.compare import Trial
-from studies.quality import InMemoryQuality
+from amp.settings.compare import CompareConfig, CompareRowSettings
+from amp.towers import Tower
+from amp.towers.base import first_line
+from studies.compare import Trial, num_params
+from studies.methods import load_method
+from studies.quality import InMemoryQuality, digests_of_test
 
-NOT_OF_A_CELL = ("rows", "compare")  # A cell's own row decides it, and it stays when others come.
+NOT_OF_A_CELL = ("rows", "peers", "compare")  # A cell's own row decides it, and it stays when others come.
 SCRIPT = "eval/eval_compare.py"
+FAILED = "failed"  # in a cell: why a peer has no numbers
 
 
 class Cell(NamedTuple):
@@ -60,18 +66,22 @@ def open_cells(run: Run[CompareConfig]) -> Cells:
     A cell is decided by its row alone, not by the others; its size and seed are in its name. The dense model must be
     there.
     """
-    config, common = run.config, identity(run.config, NOT_OF_A_CELL, **digests_of(run.config.data, "train", "val"))
+    config = run.config
+    digests = {**digests_of(config.data, "train", "val"), **digests_of_test(config)}
+    common = identity(config, NOT_OF_A_CELL, **digests)
     cells = {}
     sizes, seeds = config.compare.sizes, config.compare.seeds
-    for cell in (Cell(seed, row, size) for seed in seeds for row in config.rows for size in sizes):
-        row = {"name": cell.row, **config.rows[cell.row].model_dump(mode="json")}
+    for cell in (Cell(seed, row, size) for seed in seeds for row in config.lines for size in sizes):
+        row = {"name": cell.row, **config.lines[cell.row].model_dump(mode="json")}
         own = {**common, "settings": {**common["settings"], "row": row}}
         cells[cell] = Run(config, run.path(cell.folder), own)
     return cells
 
 
 def fill_cells(cells: Cells, quality: InMemoryQuality) -> None:
-    """All are pruned, then all are distilled, each process its part of them; what is there is reused.
+    """All are pruned, then all are distilled where the settings ask for it, each process its part of them.
+
+    What is there is reused; what has failed is tried again.
 
     Raises:
         UserError: a cell is of another run.
@@ -83,7 +93,8 @@ def fill_cells(cells: Cells, quality: InMemoryQuality) -> None:
     # Neighbours share searches.
     part = slice(*(edge * len(names) // everyone.size for edge in (everyone.rank, everyone.rank + 1)))
     spread = names[everyone.rank :: everyone.size]
-    for name, work, own in (("prune", prune_cell, names[part]), ("distil", distil_cell, spread)):
+    steps = [("prune", prune_cell, names[part]), *([("distil", distil_cell, spread)] if config.distil else [])]
+    for name, work, own in steps:
         with among(alone):
             for cell in progress(own, name, "cell"):
                 work(cells[cell], cell, trial(cell.seed), quality)
@@ -91,22 +102,52 @@ def fill_cells(cells: Cells, quality: InMemoryQuality) -> None:
 
 
 def prune_cell(run: Run[CompareConfig], cell: Cell, trial: Trial, quality: InMemoryQuality) -> None:
-    """Widths and quality before any training."""
-    if run.found(cell.file) is None:
-        row = run.config.rows[cell.row]
-        widths = trial.widths(row, cell.size)
-        pruned = quality.measure(trial.prune(row, widths))
+    """Widths and quality before any training; of a peer that fails, why."""
+    found, line = run.found(cell.file), run.config.lines[cell.row]
+    if found is not None and FAILED not in found:
+        return
+    if isinstance(line, CompareRowSettings):
+        widths = trial.widths(line, cell.size)
+        pruned = quality.measure(trial.prune(line, widths))
         run.write(cell.file, {"widths": widths, "params": trial.share(widths), "pruned": pruned}, SCRIPT)
+        return
+    with _telling(run, cell, {}):
+        method, started = load_method(line.method), time.monotonic()
+        tower = method.prune(trial, line, cell.size)
+        seconds = round(time.monotonic() - started, 1)
+        own = {"widths": tower.widths, "params": num_params(tower) / trial.num_params, "seconds": seconds}
+        own["software"] = versions(tuple(pip.partition("==")[0] for pip in method.NEEDS.values()))
+        run.write(cell.file, {**own, "pruned": quality.measure(tower)}, SCRIPT)
+
+
+@contextmanager
+def _telling(run: Run[CompareConfig], cell: Cell, found: dict[str, Any]) -> Iterator[None]:
+    """What another library raises inside is written down, beside what was found before: one row's end is no other's."""
+    try:
+        yield
+    except (StoppedError, MemoryError):
+        raise
+    except Exception as failure:
+        warn_here(f"{cell.row} at {cell.size:g}, seed {cell.seed}: {first_line(failure)}")
+        run.write(cell.file, {**found, FAILED: first_line(failure) or type(failure).__name__}, SCRIPT)
 
 
 def distil_cell(run: Run[CompareConfig], cell: Cell, trial: Trial, quality: InMemoryQuality) -> None:
     """The distillation's curve and its end, beside what pruning found."""
-    found = run.found(cell.file)
+    found, line = run.found(cell.file), run.config.lines[cell.row]
     assert found is not None
-    if "curve" not in found:
-        student = trial.prune(run.config.rows[cell.row], found["widths"])
+    if "curve" in found or "pruned" not in found:
+        return
+
+    def distil(student: Tower) -> None:
         curve = trial.distil(student, quality.top1)
         run.write(cell.file, {"curve": curve, "distilled": quality.measure(student), **found}, SCRIPT)
+
+    if isinstance(line, CompareRowSettings):
+        distil(trial.prune(line, found["widths"]))
+    else:
+        with _telling(run, cell, found):
+            distil(load_method(line.method).prune(trial, line, cell.size))
 
 
 def read_cells(cells: Cells) -> dict[Cell, dict[str, Any]]:

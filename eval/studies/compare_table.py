@@ -7,7 +7,7 @@ from typing import Any
 
 from amp.run.figures import BLUE, GREY, panels, save_figure
 from amp.run.tables import table
-from studies.compare_cells import Cell
+from studies.compare_cells import FAILED, Cell
 
 METRICS = {"top1": "top-1", "recall1": "recall@1", "cosine": "cosine"}
 NEARLY = 0.99  # of the dense model's top-1
@@ -24,23 +24,44 @@ def steps_to(curve: Sequence[tuple[int, float]], top1: float) -> int | None:
 def tabulate(found: Mapping[Cell, Any], dense: Mapping[str, float]) -> str:
     """Markdown: a line for every size and row, in the order of `found`, and the dense model's atop.
 
+    Below it stands why a row has no numbers.
+
     Args:
-        found: `{params, pruned: {top1, recall1, cosine}, distilled: {...}, curve: [[step, top1], ...]}` of every cell.
-        dense: `{top1, recall1, cosine}`.
+        found: of every cell `{params, pruned: {top1, cosine, ...}}`; where it was distilled also `{distilled: {...},
+            curve: [[step, top1], ...]}`; of one that failed `{failed: why}`.
+        dense: `{top1, cosine, ...}`.
     """
-    headers = ["row", "size", *METRICS.values(), *(f"{name}, distilled" for name in METRICS.values()), "steps to 0.99"]
-    lines = [["dense", "1", *(f"{dense[key]:.3f}" for key in METRICS), *["-"] * 4]]
+    metrics = {key: METRICS[key] for key in dense}
+    with_distilled = any("distilled" in cell for cell in found.values())
+    after = [*(f"{name}, distilled" for name in metrics.values()), "steps to 0.99"] if with_distilled else []
+    lines = [["dense", "1", *(f"{dense[key]:.3f}" for key in metrics), *["-"] * len(after)]]
     for size in _distinct(found, 2):
         for row in _distinct(found, 1):
             cells = _cells(found, row, size)
-            pruned = [_spread([cell["pruned"][key] for cell in cells]) for key in METRICS]
-            distilled = [_spread([cell["distilled"][key] for cell in cells]) for key in METRICS]
-            steps = [steps_to(cell["curve"], NEARLY * dense["top1"]) for cell in cells]
-            share = statistics.fmean(cell["params"] for cell in cells)
-            # A search may have no step near the size that was asked for.
-            at = f"{size:g}" if abs(share - size) <= 0.01 * size else f"{size:g} ({share:.2f})"
-            lines.append([row, at, *pruned, *distilled, _middle(steps)])
-    return table(headers, lines)
+            pruned = [_spread([cell["pruned"][key] for cell in _having(cells, "pruned")]) for key in metrics]
+            distilled = [_spread([cell["distilled"][key] for cell in _having(cells, "distilled")]) for key in metrics]
+            steps = [steps_to(cell["curve"], NEARLY * dense["top1"]) for cell in _having(cells, "distilled")]
+            own = [*distilled, _middle(steps)] if with_distilled else []
+            lines.append([row, _at(size, cells), *pruned, *own])
+    return "\n".join([table(["row", "size", *metrics.values(), *after], lines), *_reasons(found)])
+
+
+def _at(size: float, cells: Sequence[Any]) -> str:
+    """The size asked for, with what the towers have where a search or a library has no step near it."""
+    shares = [cell["params"] for cell in _having(cells, "params")]
+    share = statistics.fmean(shares or [size])
+    return f"{size:g}" if abs(share - size) <= 0.01 * size else f"{size:g} ({share:.2f})"
+
+
+def _reasons(found: Mapping[Cell, Any]) -> list[str]:
+    """Why rows have no numbers, each once, with the sizes."""
+    sizes: dict[tuple[str, str], list[str]] = {}
+    for (_, row, size), cell in found.items():
+        if FAILED in cell:
+            own = sizes.setdefault((row, cell[FAILED]), [])
+            own += [f"{size:g}"] if f"{size:g}" not in own else []
+    lines = [f"- {row}, at {', '.join(own)}: {why}" for (row, why), own in sizes.items()]
+    return ["", "Rows without numbers:", "", *lines] if lines else []
 
 
 def plot(found: Mapping[Cell, Any], dense: Mapping[str, float], path: Path) -> None:
@@ -49,16 +70,19 @@ def plot(found: Mapping[Cell, Any], dense: Mapping[str, float], path: Path) -> N
     figure, axes = panels(len(sizes), 3.4 + 2.9 * len(sizes), 1.4 + 0.28 * len(rows))
     for panel, size in zip(axes, sizes, strict=True):
         for stage, colour, face in (("pruned", "#e08e2b", "white"), ("distilled", BLUE, BLUE)):
-            values = [[cell[stage]["top1"] for cell in _cells(found, row, size)] for row in rows]
+            cells = {place: _having(_cells(found, row, size), stage) for place, row in enumerate(rows)}
+            values = {place: [cell[stage]["top1"] for cell in own] for place, own in cells.items() if own}
+            if not values:
+                continue
             panel.errorbar(
-                [statistics.fmean(of_row) for of_row in values],
-                range(len(rows)),
-                xerr=[_deviation(of_row) for of_row in values],
+                [statistics.fmean(of_row) for of_row in values.values()],
+                list(values),
+                xerr=[_deviation(of_row) for of_row in values.values()],
                 **{"fmt": "o", "color": colour, "markerfacecolor": face, "markersize": 5, "capsize": 2},
                 label={"pruned": "before any training", "distilled": "distilled"}[stage],
             )
         panel.axvline(dense["top1"], color="black", linewidth=0.8, linestyle=":", label="dense")
-        panel.set(title=f"{size:.0%} of the parameters", xlabel="zero-shot top-1", yticks=range(len(rows)))
+        panel.set(title=f"{size:.0%} of the parameters", xlabel="top-1", yticks=range(len(rows)))
         panel.set_yticklabels(rows if panel is axes[0] else [])
         panel.grid(axis="y", color=GREY, linewidth=0.5)
         panel.set_axisbelow(True)
@@ -72,6 +96,10 @@ def _cells(found: Mapping[Cell, Any], row: str, size: float) -> list[Any]:
     return [record for (_, own, at), record in found.items() if (own, at) == (row, size)]
 
 
+def _having(cells: Sequence[Any], key: str) -> list[Any]:
+    return [cell for cell in cells if key in cell]
+
+
 def _distinct(found: Mapping[Cell, Any], place: int) -> list[Any]:
     return list(dict.fromkeys(cell[place] for cell in found))
 
@@ -81,10 +109,14 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.3f} ± {_deviation(values):.3f}"
+    if not values:
+        return "-"
+    return f"{values[0]:.3f}" if len(values) == 1 else f"{statistics.fmean(values):.3f} ± {_deviation(values):.3f}"
 
 
 def _middle(steps: Sequence[int | None]) -> str:
     """The median; rows that do not get there count as the slowest."""
+    if not steps:
+        return "-"
     middle = sorted(steps, key=lambda step: (step is None, step))[len(steps) // 2]
     return "-" if middle is None else str(middle)

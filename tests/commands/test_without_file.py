@@ -55,7 +55,11 @@ def test_one_command_scores_prunes_and_says_what_is_next(golden_images: Path, tm
     ]
     code, said, err = call("main_prune.py", *words, "--params", "0.7")
     assert code == 0, err
-    for part in ("64 rank the neurons, by reconstruction", "it will take about", f"--model {tmp_path}/out/pruned"):
+    for part in (
+        "rank the neurons on 64 images, in batches of 64 (reconstruction)",
+        "it will take about",
+        f"--model {tmp_path}/out/pruned",
+    ):
         assert part in said
     record = json.loads((tmp_path / "out" / "prune.json").read_text())
     assert record["params"]["pruned"] / record["params"]["dense"] == pytest.approx(0.7, abs=0.01)
@@ -70,7 +74,7 @@ def test_one_command_scores_prunes_and_says_what_is_next(golden_images: Path, tm
 
     code, said, err = call("main_prune.py", *words, "--sweep", "params", "0.5", "0.6")
     assert code == 0, err
-    assert "the aim is 0.6 and 0.5 of the tower's parameters" in said
+    assert "prune to 0.6 and 0.5 of the tower's parameters" in said
     assert f"already done: {tmp_path}/out/scores.safetensors" in said
     assert call("main_prune.py", *words, "--sweep", "params", "0.6", "--params", "0.6")[0] == 2
     for size in ("0.6", "0.5"):

@@ -23,7 +23,7 @@ from torch import Tensor
 from amp.models.folder import load_tower, save_tower
 from amp.models.native import settle
 from amp.settings.model import ModelSettings
-from amp.towers import Tower, build_tower
+from amp.towers import Tower, build_tower, with_heads
 from amp.towers.frames.eva_clip import REGISTERED
 
 pytestmark = pytest.mark.slow
@@ -47,6 +47,8 @@ TIMM = [
     ("dinov2", "vit_giant_patch14_dinov2", TINY | {"mlp_ratio": 5.5}, 88, OWN),
     ("timm", "vit_so400m_patch14_siglip_224", TINY, 101, LINES),
 ]
+# Of which attention heads are gone too.
+HEADED = ["CLIPModel", "Dinov2ForImageClassification", "vit_base_patch16_224.augreg_in21k", "trunk"]
 CLIP = str(GOLDEN / "tiny-clip.json"), str(GOLDEN / "tiny-clip.safetensors")
 
 
@@ -109,9 +111,11 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Read]
     place = tmp_path_factory.mktemp("strangers")
     done: dict[str, Read] = {}
     for name, (make, width) in _towers(place).items():
-        for kind in ("same", "free"):
-            tower = make()
+        for kind in ("same", "free", *(["heads"] if name in HEADED else [])):
+            tower = with_heads(make()) if kind == "heads" else make()
             widths = [width - (block if kind == "free" else 0) for block in range(len(tower.slots))]
+            for slot in tower.heads[1:]:
+                slot.keep(torch.tensor([1]))
             folder = place / f"{name}-{kind}"
             save_tower(tower, _slice(tower, widths), {}, folder)
             size = (2, 3, tower.image_size, tower.image_size)
@@ -139,10 +143,11 @@ def read(strangers: tuple[dict[str, Read], dict[str, Any]]) -> dict[str, Read]:
 NAMES = [*(name for name, *_ in HF), *(name for _, name, *_ in TIMM), "clip-fp32", "clip-bf16", "trunk"]
 
 
-@pytest.mark.parametrize("kind", ["same", "free"])
-@pytest.mark.parametrize("name", NAMES)
-def test_its_library_gives_the_same_outputs(name: str, kind: str, read: dict[str, Read]) -> None:
-    own = read[f"{name}-{kind}"]
+@pytest.mark.parametrize(
+    "named", [*(f"{name}-{kind}" for name in NAMES for kind in ("same", "free")), *(f"{name}-heads" for name in HEADED)]
+)
+def test_its_library_gives_the_same_outputs(named: str, read: dict[str, Read]) -> None:
+    own = read[named]
     assert "error" not in own.seen, own.seen["error"]
     assert torch.equal(own.seen["found"], own.found)
     # An image processor of transformers resizes in torch, which rounds to other bytes now and then.

@@ -11,7 +11,7 @@ from conftest import ROOT
 from PIL import Image
 from studies.compare import Trial
 from studies.compare_table import steps_to, tabulate
-from studies.quality import InMemoryQuality
+from studies.quality import InMemoryQuality, by_texts
 
 from amp.data.scenes import build_scenes
 from amp.evaluation.benchmarks import Benchmark
@@ -50,7 +50,8 @@ def words(scenes: Path, tmp_path: Path) -> list[str]:
 
 
 def run(call: Call, words: list[str], rows: dict[str, Any]) -> tuple[int, str, str]:
-    settings = [word for override in [*words, f"rows={json.dumps(rows)}"] for word in ("--set", override)]
+    overrides = ["peers={}", *words, f"rows={json.dumps(rows)}"]
+    settings = [word for override in overrides for word in ("--set", override)]
     return call("eval/eval_compare.py", "--config_file", CONFIG, *settings)
 
 
@@ -95,12 +96,14 @@ def test_a_comparison_its_table_and_a_row_added_to_it(words: list[str], tmp_path
         ("rows={a: {widths: [1]}}", "rows.a: widths and target: compare.sizes says"),
         ("rows={a: {allocation: global, two_sided: true}}", "rows.a: two_sided: allocation: global does not search"),
         ("compare.sizes=[0.1]", "prune.target.params: 0.1: out of reach"),
-        ("data.name=imagenet1k", "only digit_scenes"),
+        ("data.name=imagenet1k", "test: missing; of data.name: imagenet1k"),
+        ("peers={a: {method: osscarr}}", "peers.a.method: no 'osscarr'; did you mean 'osscar'"),
+        ("peers={a: {methods: osscar}}", "peers.a.methods: unknown key; did you mean 'method'"),
         ("model={frame: timm, name: vit_tiny_patch16_224, kwargs: {img_size: 32}}", "has no text encoder"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], override: str, says: str, call: Call) -> None:
-    settings = [w for o in [*words, f"rows={json.dumps(ROWS)}", override] for w in ("--set", o)]
+    settings = [w for o in ["peers={}", *words, f"rows={json.dumps(ROWS)}", override] for w in ("--set", o)]
     code, _, err = call("eval/eval_compare.py", "--config_file", CONFIG, *settings)
     assert code == 2
     line = err.strip().splitlines()[-1]
@@ -121,7 +124,7 @@ def test_what_is_measured_equals_the_zero_shot_evaluation(trial: Trial, scenes: 
     )
     evaluator = Evaluator(dense, num_workers=0)
     classifier = evaluator.text_classifier(labelled.classes, labelled.templates)
-    found = InMemoryQuality(dense, classifier, list(labelled), list(captioned)).measure(dense)
+    found = InMemoryQuality(dense, by_texts(classifier), list(labelled), list(captioned)).measure(dense)
     assert found["top1"] == pytest.approx(evaluator.classify(labelled, classifier)[0]["acc1"])
     assert found["recall1"] == pytest.approx(evaluator.retrieve(captioned)[0]["image_retrieval_recall@1"])
     assert found["cosine"] == pytest.approx(1.0, abs=1e-6)

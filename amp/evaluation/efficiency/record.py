@@ -40,10 +40,11 @@ def measure_efficiency(options: EfficiencyOptions, device: torch.device) -> dict
     # Weights matter to neither size nor speed, but a name that is wrong should be told, and widths come with them.
     reads = options.pretrained is not None and not is_model_folder(options.pretrained)
     opened = open_model(options, "fp32", "cpu" if reads else "meta")
-    base, widths, image_size = opened.base, opened.widths, opened.image_size
+    base, counts, image_size = opened.base, opened.counts, opened.image_size
+    widths = opened.widths
     del opened
     dense = rebuild(base, "meta")
-    variants = {"dense": None} if widths == dense.widths else {"dense": None, "pruned": widths}
+    variants = {"dense": None} if counts == dense.counts else {"dense": None, "pruned": counts}
     sizes = {name: describe_tower(rebuild(base, "meta", own) if own else dense) for name, own in variants.items()}
     record: dict[str, Any] = {"model": options.model, "pretrained": options.pretrained, "image_size": image_size}
     record |= {"widths": widths, "sizes": sizes}

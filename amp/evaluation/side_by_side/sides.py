@@ -178,7 +178,7 @@ def measure_side(tower: Tower, data: Data, tasks: Sequence[Measured], with_head:
     head, logits = _head(evaluator, data) if with_head else (None, None)
     batches = ShardedBatches(own.batch_size, own.num_workers)
     outputs = read_outputs(tower, ImageFiles(data.files, tower.transform), logits, batches, data.files_option)
-    sizes = world().from_main(lambda: describe_tower(rebuild(tower.base, "meta", tower.widths)))
+    sizes = world().from_main(lambda: describe_tower(rebuild(tower.base, "meta", tower.counts)))
     return Side(sizes, metrics, outputs, head)
 
 

@@ -24,7 +24,7 @@ def allocate_by(
     assert size_of is not None
 
     def widths_of(size: RelativeSize) -> tuple[Widths, None]:
-        target, grid = settings.target.left, Grid(networks.tower.widths, settings)
+        target, grid = settings.target.left, Grid.of(networks.tower, settings)
         assert target is not None
         check_reach(grid, size, settings.target)
         widths = choose(grid, networks.scores, size, target)

@@ -1,6 +1,7 @@
-"""One threshold over the scores of all blocks, for what their neurons cost.
+"""One threshold over the scores of all blocks, for what their neurons, and their heads, cost.
 
-From the dense tower on, neurons go in units of `width_multiple`, those of the lowest scores for their size first.
+From the dense tower on, neurons go in units of `width_multiple`, and heads one by one where `prune.attention` says so,
+those of the lowest scores for their size first.
 """
 
 from functools import partial

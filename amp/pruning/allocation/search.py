@@ -66,7 +66,7 @@ def find_size(
     Raises:
         UserError: the size is out of reach.
     """
-    check_reach(Grid(networks.tower.widths, settings), size_of, settings.target, networks.journal)
+    check_reach(Grid.of(networks.tower, settings), size_of, settings.target, networks.journal)
     trial, few = trial_of(settings, networks.held_out.num_batches)
     unit = UNITS[settings.target.asked[0]] if settings.target.asked else "size"
     tried: dict[float, float] = {}
@@ -109,7 +109,7 @@ def _scaled(
     """
     if abs(size_of(found.widths) / target - 1) <= CLOSE:
         return found
-    grid = Grid(networks.tower.widths, settings)
+    grid = Grid.of(networks.tower, settings)
     met = stretched(grid, found.widths, size_of, target, *FACTORS)
     if abs(met.size / target - 1) > CLOSE:
         raise out_of_reach(settings.target, met.size, "the closest network of these settings", networks.journal)

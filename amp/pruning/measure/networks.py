@@ -47,7 +47,7 @@ class NarrowedNetworks:
     Each batch of each network is measured once.
 
     Args:
-        scores: (H,) a block, of this tower.
+        scores: one a unit, for each of this tower's `units`.
         held_out: measures `tower` as it is at the moment.
         journal: what is measured is written there, and what stands there is not measured again.
         compensation: refits what is sliced for good; with `in_search` also every network that is measured.
@@ -66,7 +66,7 @@ class NarrowedNetworks:
         in_search: bool = True,
         open_recovery: Callable[[], Recovery] | None = None,
     ) -> None:
-        check_scores(tower.slots, scores)
+        check_scores(tower.units, scores)
         self.tower, self.held_out = tower, held_out
         self._compensation, self._in_search = compensation, in_search
         self.scores, self.journal, self.open_recovery = scores, journal, open_recovery
@@ -103,28 +103,33 @@ class NarrowedNetworks:
         """Whether a network is measured with the compensation that it is kept with."""
         return self._compensation is None or (self._in_search and not self._compensation.sees_whole)
 
-    def keep(self, widths: Sequence[int]) -> tuple[list[list[int]], list[dict[str, float]]]:
-        """Slices the tower for good: `keep_neurons`."""
-        return keep_neurons(self.tower, self.scores, widths, self._compensation)
+    def keep(self, counts: Sequence[int]) -> tuple[list[list[int]], list[dict[str, float]]]:
+        """Slices the tower for good: `keep_units`."""
+        return keep_units(self.tower, self.scores, counts, self._compensation)
 
 
-def keep_neurons(
-    tower: Tower, scores: Sequence[Tensor], widths: Sequence[int], compensation: Compensation | None
+def keep_units(
+    tower: Tower, scores: Sequence[Tensor], counts: Sequence[int], compensation: Compensation | None
 ) -> tuple[list[list[int]], list[dict[str, float]]]:
     """Slices a dense tower for good, last block first, or as its compensation does.
 
+    Args:
+        scores, counts: for each of the tower's `units`.
     Returns:
-        the kept neurons of every block, and with compensation the errors of every block's output.
+        the kept neurons of every block, and with compensation the errors of every MLP's output.
     """
-    kept_K = [top_neurons(score_H, width) for score_H, width in zip(scores, widths, strict=True)]
+    kept_K = [top_neurons(score_U, count) for score_U, count in zip(scores, counts, strict=True)]
+    units = tower.units
+    neurons = [indices.tolist() for slot, indices in zip(units, kept_K, strict=True) if slot in tower.slots]
     if compensation is not None and compensation.sees_whole:
-        return [indices.tolist() for indices in kept_K], compensation.refit_whole(tower, kept_K)
+        return neurons, compensation.refit_whole(tower, kept_K)
     errors = []
-    for block in reversed(range(len(widths))):
-        slot, width = tower.slots[block], widths[block]
-        compensator = compensation.of(block) if compensation else None
-        slot.keep(kept_K[block])
+    for place in reversed(range(len(units))):
+        slot = units[place]
+        compensator = compensation.of(place) if compensation else None
+        slot.keep(kept_K[place])
         if compensator is not None:
-            errors.append(compensator.errors(width))
-            compensator.apply(slot, width)
-    return [indices.tolist() for indices in kept_K], errors[::-1]
+            if slot in tower.slots:
+                errors.append(compensator.errors(slot.hidden_width))
+            compensator.apply(slot, slot.hidden_width)
+    return neurons, errors[::-1]

@@ -84,10 +84,11 @@ def networks_over(
     measured = HeldOutEntropy(tower, held_out, config.score.inverse_temperature, store, inputs_every(own))
     gigabytes = measured.stored_bytes / 1e9
     stored = f"; up to {gigabytes:.1f} GB of what enters the blocks are kept ({own.store})" if gigabytes > 0.1 else ""
-    say(f"measuring on {measured.num_batches} batches of held-out images{stored}")
+    say(f"held-out images to measure on, in batches: {measured.num_batches}{stored}")
     if own.widths is None and own.allocation == "search":
         warn_of_few(measured.num_batches, config.data)
-    orders = [rank(score_H) for score_H in scores]
+    orders = [slot.inputs_of(rank(score_U)) for slot, score_U in zip(tower.units, scores, strict=True)]
+    known = None if tower.heads else known  # Moments are kept of MLPs alone.
     compensation = open_compensation(tower, orders, own, calibration, saved, store and store.beside(), known)
     try:
         yield NarrowedNetworks(

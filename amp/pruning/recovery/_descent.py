@@ -11,7 +11,7 @@ from torch import Tensor
 from amp.run.world import world
 from amp.towers import Tower
 
-RATE, BETAS, CLIP = 0.02, (0.9, 0.98), 1.0  # the rate is a share of the mean size of the tower's matrices
+RATE, BETAS, CLIP = 0.01, (0.9, 0.98), 1.0  # the rate is a share of the mean size of the tower's matrices
 WARM_UP = 0.1  # of the steps
 AVERAGED = 0.25  # of the steps: of the last ones, the weights are averaged
 

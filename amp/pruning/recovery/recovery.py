@@ -1,28 +1,34 @@
 """Steps of gradient descent on a pruned tower, whatever its compensation, towards what the dense one gives.
 
-    loss = mean over images of 1 - cos(feature of the pruned tower, feature of the dense one)
+    loss = 1 - cos(feature, dense feature) + 0.3 error of the hidden states behind three blocks, of their variance
 
-Each step sees other crops of its images: a pruned network learns a few thousand images by heart all too soon.
+on average over images. Each step sees other crops of its images: a pruned network learns a few thousand images by heart
+all too soon.
 
-B images, C channels, S side in pixels, D width of the feature.
+B images, C channels, S side in pixels, T tokens, D width of the tower.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import count, islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from amp.data.augmentation import random_crops
 from amp.data.batches import Batches
 from amp.pruning.recovery._descent import Descent
-from amp.run.console import progress, say
+from amp.run.console import progress
 from amp.run.world import world
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
 from amp.towers.copies import duplicate
+
+DEEP = 0.3  # of the loss: the hidden states, of which the feature reads few
+LEVELS = (1 / 3, 2 / 3, 0.9)  # of the depth, where they are compared
 
 
 class Recovery:
@@ -30,48 +36,41 @@ class Recovery:
 
     Args:
         tower: dense as yet, of which a copy is kept until `run`.
-        batches: images (B, C, S, S), this process's share; the last batch is not learned from where there are others.
+        batches: images (B, C, S, S), this process's share.
     """
 
     def __init__(self, tower: Tower, batches: Batches | Sequence[Tensor], settings: SearchSettings) -> None:
         self._tower, self._dense = tower, duplicate(tower)
         self._batches, self._settings = batches, settings
-        most = (
-            len(batches) if settings.recover_images is None else max(1, settings.recover_images // self._global_batch())
-        )
-        self._num_learned = max(1, min(most, len(batches) - 1))
+        asked = settings.recover_images
+        self._num_batches = len(batches) if asked is None else min(len(batches), max(1, asked // self._global_batch()))
 
     def _global_batch(self) -> int:
         batches = self._batches
         return batches.settings.batch_size if isinstance(batches, Batches) else len(batches[0]) * world().size
 
-    def run(self) -> bool:
+    def run(self) -> None:
         """Changes the weights of the tower's vision part, which is sliced by now.
 
         All processes take the same steps, each for its share of the images.
-
-        Returns:
-            whether that has brought it closer to the dense one on the images left out; else the weights are as before.
         """
-        left_out_BCSS = self._taken(next(islice(iter(self._batches), len(self._batches) - 1, None)))
-        before = self._error(left_out_BCSS)
         steps = self._settings.recover_steps
-        with Descent(self._tower, steps) as descent:
+        self._descent = Descent(self._tower, steps)
+        with self._descent, _Levels(self._dense) as wanted, _Levels(self._tower) as own:
             for images_BCSS in progress(self._views(), "recovery", "step", total=steps):
-                descent.step(partial(self._loss, images_BCSS))
-        after = self._error(left_out_BCSS)
-        if not after < before:
-            descent.undo()
-            say("recovery: no step brought the features of images left out closer to the dense network's")
+                self._descent.step(partial(self._loss, images_BCSS, wanted, own))
         del self._dense
-        return after < before
+
+    def undo(self) -> None:
+        """Gives the tower the weights that it had before `run`."""
+        self._descent.undo()
 
     def _views(self) -> Iterator[Tensor]:
         """The images of each step."""
         generator = torch.Generator().manual_seed(0)
         step = 0
         for epoch in count():
-            for images_BCSS in islice(iter(self._batches), self._num_learned):
+            for images_BCSS in islice(iter(self._batches), self._num_batches):
                 if step == self._settings.recover_steps:
                     return
                 whole_BCSS = self._taken(images_BCSS)
@@ -83,16 +82,43 @@ class Recovery:
     def _taken(self, images_BCSS: Tensor) -> Tensor:
         return world().take(images_BCSS).to(self._tower.dtype)
 
-    def _loss(self, images_BCSS: Tensor) -> Tensor:
+    def _loss(self, images_BCSS: Tensor, wanted: "_Levels", own: "_Levels") -> Tensor:
         """Of this process's images."""
         with torch.no_grad(), world().in_bf16():
             dense_BD = self._dense.feature(images_BCSS)
-        own = next(self._tower.visual.parameters()).dtype  # fp32 within the steps
         with world().in_bf16():
-            own_BD = self._tower.feature(images_BCSS.to(own))
-        return (1 - F.cosine_similarity(own_BD.float(), dense_BD.float())).mean()
+            own_BD = self._tower.feature(images_BCSS.float())
+        loss = (1 - F.cosine_similarity(own_BD.float(), dense_BD.float())).mean()
+        shares = [_share(own.states[name], wanted_BTD, self._tower) for name, wanted_BTD in wanted.states.items()]
+        return loss + DEEP * torch.stack(shares).mean()
 
-    @torch.no_grad()
-    def _error(self, images_BCSS: Tensor) -> float:
-        """Over all processes."""
-        return float(world().sum(self._loss(images_BCSS).double())) / world().size
+
+class _Levels(ExitStack):
+    """What some blocks of a tower hand on, while inside `with`.
+
+    Attributes:
+        states: (B, T, D) fp32, of the last run, by the blocks' names.
+    """
+
+    def __init__(self, tower: Tower) -> None:
+        super().__init__()
+        self.states: dict[str, Tensor] = {}
+        blocks = list(tower.blocks.items())
+        for place in sorted({int(level * len(blocks)) for level in LEVELS}):
+            name, block = blocks[place]
+            self.callback(block.register_forward_hook(partial(self._see, name)).remove)
+
+    def _see(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.states[name] = (output[0] if isinstance(output, tuple) else output).float()
+
+
+def _share(own_BTD: Tensor, wanted_BTD: Tensor, tower: Tower) -> Tensor:
+    """Squared error, of the variance: of tokens that the feature reads, and of the others, where there are both."""
+    read = set(tower.read_tokens)
+    sorts = [sorted(read), [place for place in range(wanted_BTD.shape[1]) if place not in read]]
+    shares = [
+        (own_BTD[:, places] - wanted_BTD[:, places]).square().mean() / wanted_BTD[:, places].flatten(0, 1).var(0).mean()
+        for places in sorts
+        if places
+    ]
+    return torch.stack(shares).sum()

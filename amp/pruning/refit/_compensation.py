@@ -16,17 +16,16 @@ from amp.settings.prune import PruneConfig, SearchSettings
 from amp.statistics.kept_moments import KeptMoments
 from amp.statistics.moments import GIGABYTES, MomentCollector, TokenCollector, last_group
 from amp.statistics.saved_sums import SavedSums
-from amp.towers import Tower
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers import MlpSlot, Slot, Tower
 
 CALIBRATION = "calibration_unfinished.safetensors"
 
 
 class Compensation:
-    """The compensators of a dense tower's MLPs, made when they are asked for, from moments of several blocks at once.
+    """The compensators of a dense tower's units, made when they are asked for, from moments of several blocks at once.
 
     Args:
-        orders: (H,) a slot: neurons by rank, first to be kept first.
+        orders: (H,) a slot: what enters its out-projection by rank, first to be kept first.
         run: images (B, C, S, S) through the tower.
         batches: calibration images, this process's share; gone through once for each group of blocks.
         settings: `compensation` names the file that refits, and may have options of its own.
@@ -39,7 +38,7 @@ class Compensation:
 
     def __init__(
         self,
-        slots: Sequence[MlpSlot],
+        slots: Sequence[Slot],
         orders: Sequence[Tensor],
         run: Callable[[Tensor], object],
         batches: Batches | Sequence[Tensor],
@@ -66,7 +65,8 @@ class Compensation:
         return self._made[1]
 
     def _knows(self, block: int) -> bool:
-        return self._known is not None and self._slots[block].norm is None
+        slot = self._slots[block]
+        return self._known is not None and not (isinstance(slot, MlpSlot) and slot.norm is not None)
 
     @property
     def sees_whole(self) -> bool:
@@ -77,7 +77,7 @@ class Compensation:
         """Slices a dense tower for good and refits it; the errors of every block's output.
 
         Args:
-            kept: neurons of every block, ascending.
+            kept: of each of the tower's `units` what stays, ascending.
         """
         method = COMPENSATIONS.load(self._settings.compensation)
         errors: list[dict[str, float]] = method.refit_whole(
@@ -87,7 +87,7 @@ class Compensation:
 
     def _make(self, block: int) -> Compensator | NormedCompensator:
         method, slot = COMPENSATIONS.load(self._settings.compensation), self._slots[block]
-        if slot.norm is not None:
+        if isinstance(slot, MlpSlot) and slot.norm is not None:
             normed: NormedCompensator = method.normed(self._settings, slot, self._tokens.of(slot))
             return normed
         known = self._known
@@ -97,8 +97,9 @@ class Compensation:
 
     def _collect(self, group: range) -> None:
         """Sums the moments of some blocks, and keeps tokens of those with a hidden norm."""
-        self._plain = [block for block in group if self._slots[block].norm is None]
-        normed = [self._slots[block] for block in group if self._slots[block].norm is not None]
+        own = [(block, self._slots[block]) for block in group]
+        normed = [slot for _, slot in own if isinstance(slot, MlpSlot) and slot.norm is not None]
+        self._plain = [block for block, slot in own if slot not in normed]
         self._moments, self._tokens = (
             MomentCollector([self._slots[block] for block in self._plain]),
             TokenCollector(normed),
@@ -150,7 +151,7 @@ def open_compensation(
     """What refits the out-projections of a dense tower as `settings` say; None where they say not to.
 
     Args:
-        orders: (H,) a block: neurons by rank, first to be kept first.
+        orders: (H,) for each of the tower's `units`: what enters its out-projection by rank, first to be kept first.
         images: -> calibration batches (B, C, S, S), this process's share; asked for where they are needed.
         saved, store, known: as of `Compensation`.
     """
@@ -160,4 +161,4 @@ def open_compensation(
     def run(images_BCHW: Tensor) -> None:
         tower.feature(images_BCHW.to(world().device, tower.dtype))
 
-    return Compensation(tower.slots, orders, run, images(), settings, saved=saved, store=store, known=known)
+    return Compensation(tower.units, orders, run, images(), settings, saved=saved, store=store, known=known)

@@ -9,22 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from amp.statistics.moments import Moments
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot, Slot
 
 
 class Compensator(ABC):
-    """Refits one dense MLP's out-projection to any number of its first-ranked neurons. All in fp64.
+    """Refits one dense out-projection to any number of its first-ranked inputs. All in fp64.
 
     Args:
-        slot: the MLP as it is now, before it is sliced.
-        order_H: neurons by rank, first to be kept first.
+        slot: the MLP or the attention as it is now, before it is sliced.
+        order_H: neurons, or what comes from heads, by rank, first to be kept first.
 
     Attributes:
         weight_DH, mean_H, covariance_HH: in rank order; where no bias can carry a constant, the mean is 0 and the
             second moments are about 0.
     """
 
-    def __init__(self, slot: MlpSlot, order_H: Tensor, moments: Moments) -> None:
+    def __init__(self, slot: Slot, order_H: Tensor, moments: Moments) -> None:
         out = slot.out_projection
         self.order_H = order_H.to(moments.mean_H.device)
         self.weight_DH = out.weight.detach().double()[:, self.order_H]
@@ -62,8 +62,8 @@ class Compensator(ABC):
         mean_D = change_DH @ self.mean_H + shift_D
         return float(((change_DH @ self.covariance_HH) * change_DH).sum() + mean_D.square().sum())
 
-    def apply(self, slot: MlpSlot, width: int) -> None:
-        """Gives a slot that keeps the first `width` neurons, in ascending order, the refitted out-projection."""
+    def apply(self, slot: Slot, width: int) -> None:
+        """Gives a slot that keeps the first `width` inputs, in ascending order, the refitted out-projection."""
         weight_DK, shift_D = self.refit(width)
         _replace(slot, weight_DK[:, self.order_H[:width].argsort()], shift_D)
 
@@ -102,7 +102,7 @@ class NormedCompensator(ABC):
         )
         return {"without": float(without_ND.square().sum() / whole), "with": float(with_ND.square().sum() / whole)}
 
-    def apply(self, slot: MlpSlot, width: int) -> None:
+    def apply(self, slot: Slot, width: int) -> None:
         """Refits the out-projection of the slot as it is now, sliced."""
         activations_NK, output_ND = self._run()
         _replace(slot, *self.refit(activations_NK, self._dense_ND - output_ND))
@@ -120,7 +120,7 @@ class NormedCompensator(ABC):
 
 
 @torch.no_grad()
-def _replace(slot: MlpSlot, weight_DK: Tensor, shift_D: Tensor) -> None:
+def _replace(slot: Slot, weight_DK: Tensor, shift_D: Tensor) -> None:
     """New parameters: a probe puts the whole MLP's own ones back."""
     out = slot.out_projection
     out.weight = nn.Parameter(weight_DK.to(out.weight.dtype), requires_grad=out.weight.requires_grad)

@@ -11,13 +11,13 @@ from amp.errors import UserError
 from amp.pruning.refit._compensator import Compensator, NormedCompensator
 from amp.settings.prune import SearchSettings
 from amp.statistics.moments import Moments
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot, Slot
 
 
 class MeanShift(Compensator):
     """Of a plain MLP. Raises UserError where the out-projection has no bias to shift."""
 
-    def __init__(self, slot: MlpSlot, order_H: Tensor, moments: Moments) -> None:
+    def __init__(self, slot: Slot, order_H: Tensor, moments: Moments) -> None:
         if slot.out_projection.bias is None:
             raise UserError("prune.compensation", f"mean: the out-projection of block {slot.name} has no bias to shift")
         super().__init__(slot, order_H, moments)
@@ -35,8 +35,8 @@ class NormedMeanShift(NormedCompensator):
         return self._slot.out_projection.weight.double(), missing_ND.mean(0)
 
 
-def plain(settings: SearchSettings, slot: MlpSlot, order_H: Tensor, moments: Moments) -> Compensator:
-    """Of an MLP whose kept activations do not change with what is removed."""
+def plain(settings: SearchSettings, slot: Slot, order_H: Tensor, moments: Moments) -> Compensator:
+    """Of heads, or of an MLP whose kept activations do not change with what is removed."""
     return MeanShift(slot, order_H, moments)
 
 

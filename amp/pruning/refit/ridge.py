@@ -13,7 +13,7 @@ from amp.pruning.refit._compensator import Compensator, NormedCompensator
 from amp.pruning.refit._least_squares import factor
 from amp.settings.prune import SearchSettings
 from amp.statistics.moments import Moments
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot, Slot
 
 
 class Ridge(Compensator):
@@ -25,7 +25,7 @@ class Ridge(Compensator):
         UserError: the covariance is singular, which a damping above zero cures.
     """
 
-    def __init__(self, slot: MlpSlot, order_H: Tensor, moments: Moments, damping: float) -> None:
+    def __init__(self, slot: Slot, order_H: Tensor, moments: Moments, damping: float) -> None:
         super().__init__(slot, order_H, moments)
         self._factor_HH = factor(self.covariance_HH, damping, slot.name)
 
@@ -56,8 +56,8 @@ class NormedRidge(NormedCompensator):
         return out.weight.double() + moved_KD.T, missing_ND.mean(0) - mean_K @ moved_KD
 
 
-def plain(settings: SearchSettings, slot: MlpSlot, order_H: Tensor, moments: Moments) -> Compensator:
-    """Of an MLP whose kept activations do not change with what is removed."""
+def plain(settings: SearchSettings, slot: Slot, order_H: Tensor, moments: Moments) -> Compensator:
+    """Of heads, or of an MLP whose kept activations do not change with what is removed."""
     return Ridge(slot, order_H, moments, settings.damping)
 
 

@@ -17,6 +17,7 @@ B images, T tokens, D width of the tower, E width of what enters an out-projecti
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -36,7 +37,7 @@ from amp.run.world import world
 from amp.settings.prune import SearchSettings
 from amp.statistics.saved_sums import SavedSums
 from amp.towers import Tower
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.mlps.slots import MlpSlot, Slot
 from amp.towers.residual import Branch, block_calls, entering_blocks, find_branches, run_mlp
 
 __all__ = ["normed", "plain", "refit_whole"]
@@ -61,7 +62,7 @@ def refit_whole(
     """Slices a dense tower for good, first block first, and refits it.
 
     Args:
-        kept: neurons of every block, ascending.
+        kept: of each of the tower's `units` what stays, ascending.
         batches: calibration images (B, C, S, S), this process's share.
         store: of the hidden states of all views of the images: four times what a block hands on.
         saved: where the weights of blocks that are done are kept, by a name; None: nowhere.
@@ -73,9 +74,13 @@ def refit_whole(
     with torch.no_grad():
         refit = _Refit(tower, batches, settings, store)
         errors = []
-        for block, indices_K in enumerate(kept):
-            refit.run_attention(block)
-            tower.slots[block].keep(indices_K)
+        for block, mlp in enumerate(tower.slots):
+            own = [
+                (slot, indices_K) for slot, indices_K in zip(tower.units, kept, strict=True) if slot.name == mlp.name
+            ]
+            refit.run_attention(block, own[:-1])
+            for slot, indices_K in own:
+                slot.keep(indices_K)
             weights = refit.fit(block, None if saved is None else saved(f"refitted_{block}"))
             errors.append(dict(zip(("without", "with"), weights[-1].tolist(), strict=True)))
         refit.close()
@@ -136,10 +141,15 @@ class _Refit:
             yield number, *(self._store.get((place, number)) for place in places)
             self._bar.update()
 
-    def run_attention(self, block: int) -> None:
-        """Runs a block of the dense network, and the one before it and this one's attention of the pruned network."""
+    def run_attention(self, block: int, heads: Sequence[tuple[Slot, Tensor]]) -> None:
+        """Runs a block of the dense network, and the one before it and this one's attention of the pruned network.
+
+        Args:
+            heads: attention of which heads go, and those that stay.
+        """
         (attention, mlp), slot, call = self._branches[block], self._tower.slots[block], self._calls[block]
-        self._attention_sums = None if attention is None else _sums(attention.linear, slot)
+        with _narrowed(heads):
+            self._attention_sums = None if attention is None else _sums(attention.linear, slot)
         for number, dense_BTD, own_BTD in self._batches(DENSE, OWN):
             dense = run_mlp(call, dense_BTD, mlp, slot)
             self._store.put((DENSE_MID, number), dense.mid_BTD)
@@ -149,11 +159,12 @@ class _Refit:
                 self._store.put((OWN, number), own_BTD)
             if attention is None:
                 continue
-            entering_BTE = attention.entering(partial(call, own_BTD))
-            self._store.put((ENTERING, number), entering_BTE)
             branch_BTD = dense.mid_BTD.float() - dense_BTD.float()
             asked_BTD = branch_BTD + DRIFT * (dense_BTD.float() - own_BTD.float())
-            self._add(attention, entering_BTE, asked_BTD)
+            with _narrowed(heads):
+                entering_BTE = attention.entering(partial(call, own_BTD))
+                self._add(attention, entering_BTE, asked_BTD)
+            self._store.put((ENTERING, number), entering_BTE)
 
     def _add(self, attention: Branch, entering_BTE: Tensor, asked_BTD: Tensor) -> None:
         assert self._attention_sums is not None
@@ -240,6 +251,15 @@ class _Refit:
         if linear.bias is not None:
             linear.bias = _changed(linear.bias, inverse_D * shift_D)
         return errors
+
+
+@contextmanager
+def _narrowed(units: Sequence[tuple[Slot, Tensor]]) -> Iterator[None]:
+    """Units of some slots alone, within the block of code."""
+    with ExitStack() as narrow:
+        for slot, indices_K in units:
+            narrow.enter_context(slot.narrowed(indices_K))
+        yield
 
 
 def _sums(linear: nn.Linear, slot: MlpSlot) -> LeastSquares:

@@ -1,10 +1,12 @@
-"""Which widths the blocks of a tower may have."""
+"""Which widths the blocks of a tower may have, and how many heads."""
 
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from typing import Self
 
 from amp.settings.prune import SearchSettings
+from amp.towers import Tower, in_order
 
 Widths = list[int]
 
@@ -29,6 +31,13 @@ class Grid:
             [*range(least if block in free else width, width, self.multiple), width]
             for block, width in enumerate(dense)
         ]
+
+    @classmethod
+    def of(cls, tower: Tower, settings: SearchSettings) -> Self:
+        """Of a dense tower's `units`: of its MLPs, and any number of heads from one on."""
+        own = cls(tower.widths, settings)
+        own.levels = in_order(own.levels, [[*range(1, number + 1)] for number in tower.num_heads])
+        return own
 
     @property
     def dense(self) -> Widths:

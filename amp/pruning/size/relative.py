@@ -57,14 +57,14 @@ def counted_size(key: str, tower: Tower) -> RelativeSize:
         key: params or flops.
         tower: dense.
     """
-    sizes, dense = sizes_of(tower), tower.widths
+    sizes, dense = sizes_of(tower), tower.counts
     whole = sizes(dense)[key]
     without = [sizes([w - (other == block) for other, w in enumerate(dense)])[key] for block in range(len(dense))]
     return of_neurons(dense, [(whole - less) / whole for less in without])
 
 
 def sizes_of(tower: Tower) -> Callable[[Sequence[int]], dict[str, int]]:
-    """Widths -> `{params, flops}` of the tower, counted on meta tensors."""
+    """Counts, as of `Tower.counts`, -> `{params, flops}` of the tower, counted on meta tensors."""
     return count_by_width(on_meta(tower))
 
 

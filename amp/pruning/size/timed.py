@@ -115,7 +115,7 @@ def relative_size(settings: SearchSettings, tower: Tower, journal: Journal) -> R
     key = settings.target.asked[0]
     if key not in BATCHES:
         return counted_size(key, tower)
-    grid, batch_size = Grid(tower.widths, settings), BATCHES[key]
+    grid, batch_size = Grid.of(tower, settings), BATCHES[key]
 
     def ask(network: Sequence[int], clock: Callable[[], float]) -> float:
         """Of one process, for all."""

@@ -18,7 +18,7 @@ from amp.errors import UserError
 from amp.run.world import world
 from amp.statistics.hooks import MlpHooks
 from amp.statistics.moments import product
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.mlps.slots import Slot
 
 INDIRECT = 3.0  # times its gradients, what a token moves the feature that does not read it
 MOST = 64.0  # tokens, as which a token counts at most: of one token an image there are few, so that it is noisy
@@ -36,7 +36,7 @@ class SensitivityCollector(MlpHooks):
         read: tokens that the feature reads, by their places in an image.
     """
 
-    def __init__(self, slots: Sequence[MlpSlot], read: Sequence[int] = ()) -> None:
+    def __init__(self, slots: Sequence[Slot], read: Sequence[int] = ()) -> None:
         super().__init__(slots)
         self._read = list(read)
         sizes = [(slot.out_projection.out_features, slot.out_projection.weight.device) for slot in slots]

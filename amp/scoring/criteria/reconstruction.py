@@ -31,7 +31,7 @@ from amp.scoring.memory import backward_bytes, forward_bytes
 from amp.statistics.moments import GIGABYTES, MomentCollector, groups, moment_bytes, work_bytes
 from amp.statistics.saved_sums import HasSums
 from amp.towers import Tower
-from amp.towers.mlps.slots import MlpSlot
+from amp.towers.mlps.slots import Slot
 
 
 def first_pass_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
@@ -115,9 +115,9 @@ def _first_pass(scoring: Scoring, blocks: range, gigabytes: float) -> list[Tenso
         MomentCollector(tower.slots[blocks.start : blocks.stop], *ASKS, tower.read_tokens) as moments,
         SensitivityCollector(tower.slots, tower.read_tokens) as collector,
     ):
-        both = _Both([*collector.sums, *moments.sums])
-        _sense(scoring, collector, both)
-        _settle(scoring, both)
+        both = Both([*collector.sums, *moments.sums])
+        sense(scoring, collector, both)
+        settle(scoring, both)
     sensed = _Sensed(*collector.sensitivities())
     return [
         torch.tensor(sensed.weights).double(),
@@ -134,18 +134,19 @@ def _pass(scoring: Scoring, blocks: range, sensed: _Sensed, gigabytes: float) ->
         for images_BCSS in scoring.steps(moments):
             for part_BCSS in scoring.parts(images_BCSS):
                 tower.feature(part_BCSS)
-        _settle(scoring, moments)
+        settle(scoring, moments)
     return _picked(scoring, blocks, moments, sensed, gigabytes)
 
 
 @dataclass
-class _Both:
+class Both:
     """The sums of a pass that feeds two collectors."""
 
     sums: list[Tensor]
 
 
-def _settle(scoring: Scoring, scorer: HasSums) -> None:
+def settle(scoring: Scoring, scorer: HasSums) -> None:
+    """After a pass, whose sums it takes long to make something of: they are kept, where any are."""
     if scoring.saved is not None:
         scoring.saved.settle(scorer)
 
@@ -162,7 +163,7 @@ def _picked(
     parts = [own[start : start + most] for own in alike.values() for start in range(0, len(own), most)]
     total = sum(slots[part[0]].hidden_width for part in parts)
     found: dict[int, Tensor] = {}
-    with progress(None, f"picks of blocks {blocks[0]} to {blocks[-1]}", "pick", total=total) as bar:
+    with progress(None, f"ranking blocks {blocks[0]} to {blocks[-1]}", "neuron", total=total) as bar:
         done = 0
         for part in parts:
 
@@ -170,7 +171,7 @@ def _picked(
                 if scoring.moments is not None:
                     for block in part:
                         scoring.moments.keep(block, moments.of(block - blocks.start))
-                covariance_LHH = _covariances(slots, part, moments, blocks.start, sensed.weights)
+                covariance_LHH = covariances(slots, part, moments, blocks.start, sensed.weights)
                 weight_LDH = torch.stack([slots[block].out_projection.weight.detach().double() for block in part])
                 sensitivity_LDD = torch.stack([sensed.sensitivities[block] for block in part])
                 return forward_gains(covariance_LHH, weight_LDH, sensitivity_LDD, told=bar.update).unbind()
@@ -182,8 +183,8 @@ def _picked(
     return [found[block].to(world().device) for block in blocks]
 
 
-def _covariances(
-    slots: Sequence[MlpSlot], part: Sequence[int], moments: MomentCollector, first: int, weights: Sequence[float]
+def covariances(
+    slots: Sequence[Slot], part: Sequence[int], moments: MomentCollector, first: int, weights: Sequence[float]
 ) -> Tensor:
     """(L, H, H) fp64: second moments about the mean, or about 0 where nothing can carry a constant."""
     hidden = slots[part[0]].hidden_width
@@ -196,7 +197,7 @@ def _covariances(
     return covariance_LHH
 
 
-def _sense(scoring: Scoring, collector: SensitivityCollector, scorer: HasSums) -> None:
+def sense(scoring: Scoring, collector: SensitivityCollector, scorer: HasSums) -> None:
     """G of every block, (D, D), of the unit feature, summed over an image's tokens.
 
     E[J^T v v^T J] = J^T J for v of a standard normal, drawn once an image: one backward pass serves all E directions.

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from amp.errors import UserError, under
 from amp.registry import ALLOCATIONS, COMPENSATIONS, CRITERIA, FRAMES, LAYOUTS, SEARCHES
-from amp.settings.base import Parser, number_from
+from amp.settings.base import Parser, group_of, number_from
 from amp.settings.model import library_before
 from amp.settings.prune import RECOMMENDED, PruneConfig
 from amp.settings.reading import sweep as sweeps
@@ -232,9 +232,12 @@ def settings_of(config_class: type[BaseModel], prefix: str = "") -> Iterator[tup
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from settings_of(kind, f"{prefix}{key}.")
             continue
+        optional = group_of(kind) if type(None) in get_args(kind) else None
         default = "required" if field.is_required() else json.dumps(field.default)
         choices = f": {', '.join(_choices(kind))}" if _choices(kind) else ""
         yield prefix + key, default, f"{field.description}{choices}"
+        if optional is not None:
+            yield from settings_of(optional, f"{prefix}{key}.")
 
 
 def settings_help(config_class: type[BaseModel]) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from amp.errors import UserError, nearest, several, shortened
-from amp.settings.base import DEEPEST, DIGITS
+from amp.settings.base import DEEPEST, DIGITS, group_of
 from amp.settings.compare import CompareConfig
 from amp.settings.distill import DistillConfig
 from amp.settings.prune import PruneConfig
@@ -260,7 +260,6 @@ def _ask_for_one(problem: ErrorDetails, config_class: type[BaseModel], overridde
 def _group(config_class: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
     """The class of the settings below `path`."""
     for part in path:
-        kind = config_class.model_fields[str(part)].annotation
-        assert isinstance(kind, type)
-        config_class = kind
+        field = config_class.model_fields.get(str(part))  # None: a name of one's own, as of a row
+        config_class = config_class if field is None else group_of(field.annotation) or config_class
     return config_class

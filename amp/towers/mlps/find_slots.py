@@ -6,12 +6,12 @@ D embedding width, H hidden width, B images, T tokens.
 import copy
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from amp.errors import UserError
+from amp.towers.mlps.inputs import Inputs, inputs_of, random_like
 from amp.towers.mlps.slots import MlpSlot
 
 # What a probe has proved in this process; of a tower of 8 billion parameters it takes seconds.
@@ -59,7 +59,7 @@ def find_slots(blocks: Mapping[str, nn.Module], run: Callable[[], object] | None
     """
     slots = []
     proved_here: set[tuple[object, ...]] = set()
-    inputs = cache(lambda: _inputs(blocks, run) if run else {})
+    inputs = cache(lambda: inputs_of(blocks, run) if run else {})
     for name, block in blocks.items():
         found = [(slot, m) for m in block.modules() if (slot := _match(name, m)) is not None]
         found = [
@@ -117,37 +117,8 @@ def _linears(module: nn.Module) -> list[nn.Linear]:
     return own or [one[0] for one in held if len(one) == 1 and one[0].in_features != one[0].out_features]
 
 
-_Inputs = tuple[Any, dict[str, Any]]
-
-
-def _inputs(blocks: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, _Inputs]:
-    """What every block is called with while the tower runs."""
-    seen: list[_Inputs] = []
-    handles = [
-        block.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
-        for block in blocks.values()
-    ]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return dict(zip(blocks, seen, strict=True))
-
-
-def _random(value: Any, generator: torch.Generator) -> Any:
-    """`value` with random numbers in its tensors, on the CPU."""
-    if isinstance(value, tuple):
-        return tuple(_random(item, generator) for item in value)
-    if not isinstance(value, Tensor):
-        return value
-    # Many tokens, lest a rectifier silences the neuron on all of them.
-    shape = [max(1, 64 // value.shape[1]), *value.shape[1:]] if value.ndim == 3 else value.shape
-    return torch.randn(shape, generator=generator)
-
-
 @torch.no_grad()
-def _probe(slot: MlpSlot, module: nn.Module, inputs: _Inputs | None) -> bool:
+def _probe(slot: MlpSlot, module: nn.Module, inputs: Inputs | None) -> bool:
     """Whether moving one row of an in-projection moves that one column, and no other, of the activation."""
     trial = copy.deepcopy(module).to_empty(device="cpu").float().eval()
     generator = torch.Generator().manual_seed(0)
@@ -161,7 +132,8 @@ def _probe(slot: MlpSlot, module: nn.Module, inputs: _Inputs | None) -> bool:
     seen: list[Tensor] = []
     watched.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     args, kwargs = inputs or ((torch.empty(1, 4, twin.out_projection.out_features),), {})
-    args, kwargs = _random(args, generator), {key: _random(value, generator) for key, value in kwargs.items()}
+    # Many tokens, lest a rectifier silences the neuron on all of them.
+    args, kwargs = (random_like(own, generator, tokens=64) for own in (args, kwargs))
     row = twin.hidden_width // 2
     rows = [(linear, r) for linear in twin.in_projections for r in ([row, row + twin.hidden_width][: 1 + twin.packed])]
     try:

@@ -1,9 +1,9 @@
 """What transformers reads of a pruned model's folder, and what a sliced model's own config says.
 
 Widths that are all the same are said in the family's own words. No vision model of transformers reads a width for
-each layer, and `per_layer_config` is not read by any either: then the config says `mlp_widths`, and
-`modeling_pruned.py` beside it reads that. The plain class builds the dense model, whose shapes the weights do not have:
-it raises.
+each layer, and `per_layer_config` is not read by any either: then the config says `mlp_widths`, where heads are gone
+`attention_heads`, and `modeling_pruned.py` beside it reads them. The plain class builds the dense model, whose shapes
+the weights do not have: it raises.
 """
 
 import copy
@@ -24,9 +24,9 @@ from amp.errors import UserError
 from amp.towers.base import Tower, quiet
 from amp.towers.frames._hf_inputs import tokenize
 from amp.towers.frames._tokenizer import Tokenizer
-from amp.towers.library import FOLDER, Files, Native, path_of_blocks, resizing, same_shapes
+from amp.towers.library import FOLDER, Files, Native, or_heads, path_of_blocks, resizing, same_shapes
 
-WIDTHS = "mlp_widths"
+WIDTHS, HEADS = "mlp_widths", "attention_heads"
 INSTEAD = "amp.save(model, folder) writes them, and a README that says how transformers loads them"
 MODELING = "modeling_pruned"
 # What stands beside a model for its images, its texts and what it generates.
@@ -41,11 +41,21 @@ def settle(tower: Tower) -> None:
     alike = {id(own): own for own in _configs(tower) if _plain(own) is _plain(vision)}
     said = next((own for own in _candidates(tower, vision) if _builds(tower, config, own)), None)
     for own in alike.values():
-        own.__dict__.pop(WIDTHS, None)
-        for key, value in ({WIDTHS: list(tower.widths)} if said is None else said).items():
+        _forget(own)
+        for key, value in (_by_block(tower) if said is None else said).items():
             setattr(own, key, value)
     for own in (config, *alike.values()):
         own.__class__ = _plain(own) if said is not None else _unsaved(_plain(own))
+
+
+def _by_block(tower: Tower) -> dict[str, list[int]]:
+    """What no config of a family's own says."""
+    return {WIDTHS: list(tower.widths)} | ({HEADS: tower.num_heads} if tower.heads else {})
+
+
+def _forget(config: Any) -> None:
+    for key in (WIDTHS, HEADS):
+        vars(config).pop(key, None)
 
 
 class Unsaved:
@@ -102,7 +112,7 @@ def _builds(tower: Tower, config: Any, said: Mapping[str, int]) -> bool:
     """Whether the class builds a model of the tower's shapes from its config with these values."""
     own = copy.deepcopy(config)
     vision = getattr(own, "vision_config", own)
-    vision.__dict__.pop(WIDTHS, None)
+    _forget(vision)
     for key, value in said.items():
         setattr(vision, key, value)
     kind: Any = type(tower.model)
@@ -133,7 +143,8 @@ def files(tower: Tower) -> Files:
         values["auto_map"] = {auto: f"{MODELING}.Pruned{name}" for auto, (name, _) in classes.items()}
         texts[f"{MODELING}.py"] = _modeling(tower, dict(classes.values()))
         trust, autos = ", trust_remote_code=True", [auto for auto, (name, _) in classes.items() if name == kind]
-    why = f"`{MODELING}.py` builds the class with MLPs of these widths, which no config can say:" if trust else ""
+    own_class = f"`{MODELING}.py` builds the class with MLPs of these widths{or_heads(tower)}, which no config can say:"
+    why = own_class if trust else ""
     return Files("transformers", why, _loading(autos[0] if autos else kind, trust), own, texts, copied, alone=True)
 
 
@@ -196,7 +207,7 @@ def _classes(tower: Tower) -> dict[str, tuple[str, str]]:
 
 
 def _modeling(tower: Tower, blocks: Mapping[str, str]) -> str:
-    lines = resizing(tower, "self.get_submodule(self.blocks)", f"vision.{WIDTHS}")
+    lines = resizing(tower, "self.get_submodule(self.blocks)", f"vision.{WIDTHS}", f"vision.{HEADS}")
     parts = [
         '"""Classes of transformers whose MLPs have the widths that config.json says, one a block: `mlp_widths`.\n\n'
         "For `from_pretrained(folder, trust_remote_code=True)`. Everything else is as transformers builds it.\n"

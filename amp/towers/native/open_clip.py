@@ -13,7 +13,7 @@ import torch
 from open_clip.transform import PreprocessCfg
 
 from amp.towers.base import Tower, quiet
-from amp.towers.library import FOLDER, Files, Native, path_of_blocks, resizing, same_shapes
+from amp.towers.library import FOLDER, Files, Native, or_heads, path_of_blocks, resizing, same_shapes
 from amp.towers.native.timm import ratio_of
 
 CONFIG = "open_clip_config.json"
@@ -47,14 +47,15 @@ def files(tower: Tower, registered: Mapping[str, str] | None = None) -> Files:
     code += ["", *([prelude] if prelude else []), f'folder = "{FOLDER}"']
     code += [f'model = open_clip.create_model(f"local-dir:{{folder}}"{arguments})']
     if not whole:
-        code += resizing(tower, f"model.{path_of_blocks(tower)}", str(tower.widths))
+        code += resizing(tower, f"model.{path_of_blocks(tower)}")
         code += ['model.load_state_dict(load_file(f"{folder}/model.safetensors"), assign=True)']
     code += ["model.eval()"]
     if "crop_pct" not in tower.preprocess:
         code.insert(1, "from open_clip.transform import PreprocessCfg, image_transform_v2")
         code += ["transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)"]
     code += _tokenizer(tower)
-    why = "" if whole else "Its JSON cannot say the widths of these MLPs, so the dense model is resized:"
+    dense = f"Its JSON cannot say the widths of these MLPs{or_heads(tower)}, so the dense model is resized:"
+    why = "" if whole else dense
     return Files("open_clip", why, "\n".join(code), {CONFIG: said if whole else _config(tower)})
 
 

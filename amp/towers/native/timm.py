@@ -11,7 +11,7 @@ import torch
 from timm.models import get_pretrained_cfg
 
 from amp.towers.base import Tower, quiet
-from amp.towers.library import FOLDER, Files, Native, path_of_blocks, resizing, same_shapes
+from amp.towers.library import FOLDER, Files, Native, or_heads, path_of_blocks, resizing, same_shapes
 
 # Of the weights that it was pruned from, or of what the file of weights needed.
 DROPPED = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "custom_load", "architecture", "tag"}
@@ -44,10 +44,10 @@ def files(tower: Tower) -> Files:
     arguments = "".join(f", {key}={value!r}" for key, value in _arguments(tower).items())
     code += ["from safetensors.torch import load_file", "from torch import nn", ""]
     code += [f'model = timm.create_model("{tower.base["variant"]}"{arguments})', *cast]
-    code += resizing(tower, f"model.{path_of_blocks(tower)}", str(tower.widths))
+    code += resizing(tower, f"model.{path_of_blocks(tower)}")
     code += [f'model.load_state_dict(load_file("{FOLDER}/model.safetensors"), assign=True)', "model.eval()"]
     code += [f"transform = timm.data.create_transform({size}, **{images})"]
-    why = "Its arguments cannot say the widths of these MLPs, so the dense model is resized:"
+    why = f"Its arguments cannot say the widths of these MLPs{or_heads(tower)}, so the dense model is resized:"
     return Files("timm", why, "\n".join(code))
 
 

@@ -18,7 +18,7 @@ from amp.run.world import world
 from amp.settings.model import ModelSettings
 from amp.settings.prune import SearchSettings
 from amp.statistics.saved_sums import SavedSums
-from amp.towers import Tower, build_tower
+from amp.towers import Tower, build_tower, in_order, with_heads
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 HEADER: dict[str, Any] = {"settings": {}}
@@ -115,19 +115,23 @@ def test_sums_give_the_weighted_least_squares() -> None:
     assert errors["with"] == pytest.approx(float(left.square().sum() / variance), rel=1e-3)
 
 
-def test_a_killed_refit_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", [lambda tower: tower, with_heads], ids=["neurons", "heads too"])
+def test_a_killed_refit_ends_in_the_same_bytes(
+    change: Callable[[Tower], Tower], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def saved(name: str) -> SavedSums:
         return SavedSums(tmp_path / f"unfinished.{name}.safetensors", HEADER, 1)
 
-    whole, killed, resumed = build(), build(), build()
-    kept, batches = first_neurons(whole, 0.5), images(4)
+    whole, killed, resumed = (change(build()) for _ in range(3))
+    kept = in_order(first_neurons(whole, 0.5), [torch.tensor([1]) for _ in whole.heads])
+    batches = images(4)
     expected = refit(whole, kept, batches)
     run_attention: Callable[..., None] = sequential._Refit.run_attention
 
-    def die(self: Any, block: int) -> None:
+    def die(self: Any, block: int, heads: Any) -> None:
         if block == 2:
             raise KeyboardInterrupt
-        run_attention(self, block)
+        run_attention(self, block, heads)
 
     monkeypatch.setattr(sequential._Refit, "run_attention", die)
     with pytest.raises(KeyboardInterrupt):
