@@ -129,7 +129,7 @@ def _recover(recovery: Recovery, cosine: Callable[[], float]) -> float:
     """Keeps what a recovery has done where held-out images are closer to the dense tower then; the cosine before it."""
     before = cosine()
     recovery.run()
-    if cosine() <= before:
+    if not cosine() > before:  # Nor where it is no number.
         recovery.undo()
         say("recovery: its steps brought held-out images no closer to the dense network, and are undone")
     return before

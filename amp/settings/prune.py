@@ -189,9 +189,11 @@ class SearchSettings(Settings):
     def check_calibration(self, key: str, batch_size: int) -> None:
         """Raises ValueError where the images that compensation sees, or that were asked for, fill no batch."""
         asked = self.compensation != "none" or self.recover_steps or "num_calibration_samples" in self.model_fields_set
-        if asked and (count := self.num_calibration_samples) < batch_size:
-            name = f"{key}.num_calibration_samples"
-            raise ValueError(f"{name} {count} is less than one batch of batch_size {batch_size}")
+        counts = {"num_calibration_samples": self.num_calibration_samples} if asked else {}
+        counts |= {} if self.recover_images is None else {"recover_images": self.recover_images}
+        for name, count in counts.items():
+            if count < batch_size:
+                raise ValueError(f"{key}.{name} {count} is less than one batch of batch_size {batch_size}")
 
     @model_validator(mode="after")
     def _one_way_to_widths(self) -> "SearchSettings":

@@ -71,3 +71,12 @@ def test_a_call_recovers_and_says_so() -> None:
     before, after = (pruned.report.record[f"feature_cosine{key}"] for key in ("_before_recovery", ""))
     assert after >= before
     assert f"{before:.4f} before the recovery" in str(pruned.report)
+
+
+def test_steps_that_end_in_no_numbers_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amp.pruning.recovery.recovery.DEEP", float("nan"))
+    pruned = amp.prune(
+        build().visual, torch.cat(images(12)), params=0.8, batch_size=16, compensation="none", recover_steps=2
+    )
+    assert all(p.isfinite().all() for p in pruned.model.parameters())
+    assert pruned.report.feature_cosine == pruned.report.feature_cosine_before_recovery

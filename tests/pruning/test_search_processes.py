@@ -25,6 +25,7 @@ def test_two_processes_race_as_one_and_go_on_when_one_is_killed(
     prune_yaml: Path, tmp_path: Path, call: Call, launch: Launch
 ) -> None:
     settings = ["data.batch_size=2", "prune.search=racing", "prune.preset=strict", "prune.store_every=2"]
+    settings += ["prune.recover_steps=8", "prune.num_calibration_samples=16"]  # On two processes, of one image each.
     words = ["--config_file", str(prune_yaml), *(word for one in settings for word in ("--set", one))]
     assert call("main_score.py", *words)[0] == 0
     folders = {name: tmp_path / name for name in ("one", "two", "killed")}
@@ -41,6 +42,7 @@ def test_two_processes_race_as_one_and_go_on_when_one_is_killed(
         assert one[key] == two[key]
     assert [probe[:2] for probe in one["probes"]] == [probe[:2] for probe in two["probes"]]
     assert [probe[2] for probe in one["probes"]] == pytest.approx([probe[2] for probe in two["probes"]], abs=1e-5)
+    assert two["feature_cosine"] > two["feature_cosine_before_recovery"]
 
     killed = launch(
         2,

@@ -164,6 +164,15 @@ def test_too_few_images_to_calibrate_on_are_told_before_the_work(yaml: Path) -> 
     assert load_config(PruneConfig, yaml, large).prune.compensation == "none"
     message = refusal(lambda: load_config(PruneConfig, yaml, [*large, "prune.compensation=ridge"]))
     assert "num_calibration_samples 2048 is less than one batch of batch_size 4096" in message
+    message = refusal(lambda: load_config(PruneConfig, yaml, ["prune.recover_images=1"]))
+    assert "prune.recover_images 1 is less than one batch of batch_size 8" in message
+
+
+def test_a_refit_of_a_folder_makes_no_recovery(yaml: Path) -> None:
+    words = ["--config_file", str(yaml), "--compensate_only", "--set", "prune.compensation=ridge"]
+    message = refusal(lambda: parse_prune("", [*words, "--set", "prune.recover_steps=5"]))
+    assert message.startswith("--compensate_only: takes no prune.recover_steps, which is 5; say --set")
+    assert parse_prune("", words)[1].compensate_only
 
 
 @pytest.mark.parametrize("words", [["nan"], ["inf"], ["-1"], ["1e-3", "inf"]])

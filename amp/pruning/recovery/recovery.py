@@ -117,8 +117,15 @@ def _share(own_BTD: Tensor, wanted_BTD: Tensor, tower: Tower) -> Tensor:
     read = set(tower.read_tokens)
     sorts = [sorted(read), [place for place in range(wanted_BTD.shape[1]) if place not in read]]
     shares = [
-        (own_BTD[:, places] - wanted_BTD[:, places]).square().mean() / wanted_BTD[:, places].flatten(0, 1).var(0).mean()
+        (own_BTD[:, places] - wanted_BTD[:, places]).square().mean() / _variance(wanted_BTD[:, places].flatten(0, 1))
         for places in sorts
         if places
     ]
     return torch.stack(shares).sum()
+
+
+def _variance(rows_XD: Tensor) -> Tensor:
+    """Mean over D of the variance over all processes' rows, of which each has as many."""
+    count = len(rows_XD) * world().size
+    off_XD = rows_XD - world().sum(rows_XD.sum(0)) / count
+    return world().sum(off_XD.square().sum(0)).mean() / (count - 1)

@@ -215,6 +215,9 @@ def parse_prune(description: str, argv: Sequence[str] | None = None) -> tuple[Pr
     own = config.prune
     if options.compensate_only and own.compensation == "none":
         raise UserError("--compensate_only", "prune.compensation is none; say --set prune.compensation=ridge, or mean")
+    if options.compensate_only and own.recover_steps:
+        text = f"takes no prune.recover_steps, which is {own.recover_steps}; say --set prune.recover_steps=0 beside it"
+        raise UserError("--compensate_only", text)
     for key, given in (("widths", own.widths), ("target", own.target.asked)):
         if args.sweep and given:
             raise UserError(sweeps.OPTION, f"prune.{key} must be null; the values behind {sweeps.OPTION} alone decide")
