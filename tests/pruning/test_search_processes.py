@@ -42,6 +42,7 @@ def test_two_processes_race_as_one_and_go_on_when_one_is_killed(
         assert one[key] == two[key]
     assert [probe[:2] for probe in one["probes"]] == [probe[:2] for probe in two["probes"]]
     assert [probe[2] for probe in one["probes"]] == pytest.approx([probe[2] for probe in two["probes"]], abs=1e-5)
+    assert one["feature_cosine"] == pytest.approx(two["feature_cosine"], abs=1e-4)
     assert two["feature_cosine"] > two["feature_cosine_before_recovery"]
 
     killed = launch(

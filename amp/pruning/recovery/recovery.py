@@ -75,7 +75,8 @@ class Recovery:
                     return
                 whole_BCSS = self._taken(images_BCSS)
                 crops_BCSS = random_crops(whole_BCSS, generator)
-                crops_BCSS[epoch % 2 :: 2] = whole_BCSS[epoch % 2 :: 2]  # as pruned networks see them, too
+                whole = slice((epoch + world().rank * len(whole_BCSS)) % 2, None, 2)
+                crops_BCSS[whole] = whole_BCSS[whole]  # as pruned networks see them, too
                 yield crops_BCSS
                 step += 1
 
