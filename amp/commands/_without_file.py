@@ -54,7 +54,7 @@ def prune_named(named: Named, options: PruneOptions) -> None:
         with start():
             say(describe(config, options.sweep.targets))
             score_model(config, lambda tower, batches: say(describe_time(config, tower, batches)))
-            say(what_next(prune_models(config, options)))
+            say(what_next(prune_models(config, options), config.data.root))
 
 
 def fitted(named: Named) -> PruneConfig:
@@ -115,7 +115,7 @@ def describe(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> 
     ]
     if asked := targets or (own.target.asked and [own.target.asked]):
         refit = "" if own.compensation == "none" else f"; {own.compensation} refit"
-        what, values = TARGETS[asked[0][0]], " and ".join(f"{value:g}" for _, value in asked)
+        what, values = TARGETS[asked[0][0]], " and ".join(", ".join(f"{value:g}" for _, value in asked).rsplit(", ", 1))
         lines.append(f"- prune to {values} of the tower's {what} ({own.allocation} allocation{refit});")
     lines.append(f"- measure on {data.num_val_samples} held-out images, and write to {config.output.dir}/.")
     if (data.num_samples or FEW) < FEW:
@@ -138,14 +138,15 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
 
 
-def what_next(folder: Path) -> str:
+def what_next(folder: Path, images: str) -> str:
     """What to type after a pruning."""
     pruned = str(folder / "pruned")
     return "\n".join(
         [
             "next:",
             f"  python -c 'import amp; model, transform, tokenizer = amp.load_pruned(\"{pruned}\")'",
+            f"  amp eval compare {quote(pruned)} --images {quote(images)}",
             f"  amp eval efficiency --model {quote(pruned)}",
-            "  another size: the same command with another --params; it takes the scores that are there",
+            "  another size: the same command with that size; it takes the scores that are there",
         ]
     )

@@ -56,7 +56,7 @@ def card(
         f"---\n{head.to_yaml()}\n---\n\n# {name}, pruned",
         f"`{name}` of {files.library_name} with fewer hidden neurons in the MLPs of its vision transformer"
         f"{', and fewer attention heads' if tower.heads else ''}, chosen by "
-        f"[Adaptive MLP Pruning]({PAPER}). Everything else is the dense model's.",
+        f"[Adaptive MLP Pruning]({PAPER}). The rest of its architecture is the dense model's.",
         _sizes(tower),
         *(
             ["## Measured", table(["what", "value"], [[key, str(own)] for key, own in measured.items()])]

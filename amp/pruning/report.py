@@ -148,8 +148,14 @@ def draw_pruning(record: Mapping[str, Any]) -> Figure:
             )
     if errors:
         draw_errors(axes[-1], errors)
-    figure.suptitle(describe_change(record))
+    figure.suptitle(f"{_model(record)}{describe_change(record)}")
     return figure
+
+
+def _model(record: Mapping[str, Any]) -> str:
+    """The name of what was pruned, before a heading; of a path, its end; nothing where only the objects are known."""
+    name = record.get("settings", {}).get("model", {}).get("name")
+    return f"{Path(name).name.removesuffix('.json')}: " if name else ""
 
 
 def describe_change(record: Mapping[str, Any]) -> str:
@@ -226,11 +232,11 @@ def plot_sizes(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     shares = [own[key]["pruned"] / own[key]["dense"] for own in records]
     cosines = [own["feature_cosine"] for own in records]
     refit = settings["prune"]["compensation"]
-    figure.suptitle(f"{settings['model']['name']}, pruned to several sizes" + f", refit: {refit}" * (refit != "none"))
+    figure.suptitle(f"{_model(records[0])}pruned to several sizes" + f", refit: {refit}" * (refit != "none"))
     axes[0].plot([1.0, *shares], [1.0, *cosines], marker="o", color=BLUE)
     for share, cosine in zip(shares, cosines, strict=True):
         axes[0].annotate(f"{cosine:.4f}", (share, cosine), (5, -9), textcoords="offset points", fontsize=8)
-    axes[0].annotate("dense", (1.0, 1.0), (-5, -12), textcoords="offset points", fontsize=8, ha="right")
+    axes[0].annotate("dense", (1.0, 1.0), (-6, 3), textcoords="offset points", fontsize=8, ha="right")
     axes[0].set(xlabel=f"{what}, of the dense tower's", ylabel="cosine to the dense features, mean over images")
     axes[0].set_title("Features of held-out images")
     axes[0].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -153,7 +154,7 @@ def building(settings: ModelSettings, weights: str | None, library: str) -> Iter
 
 def _blamed(error: Exception, settings: ModelSettings, weights: str | None, library: str) -> tuple[str, str]:
     """The setting that an error of a library's factory is about, and what is wrong with it."""
-    if weights and "download" in str(error):
+    if weights and (isinstance(error, LocalEntryNotFoundError) or "download" in str(error)):
         return "model.pretrained", f"{weights}: could not be downloaded; without internet, give a file"
     if weights and isinstance(error, (SafetensorError, EOFError, OSError)):
         return "model.pretrained", f"{weights}: cannot be read"

@@ -97,7 +97,7 @@ def show(run: Evaluation[CompareOptions], record: Mapping[str, Any]) -> None:
             if value is not None:
                 told = f"{_NAMES[task]}, {_named(name)}, %"
                 rows.append([told, percent(value), percent(metrics["pruned"][task][name])])
-    say(table([f"{record['seconds']} s", *sizes], rows))
+    say(table([f"measured in {record['seconds']:.0f} s", *sizes], rows))
     own, head = record["agreement"], record["head"]
     lines = [
         ("cosine of the features, mean", "cosine_mean", "{:.4f}"),
