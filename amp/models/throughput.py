@@ -43,7 +43,8 @@ def describe_device(device: torch.device) -> str:
     """The device as people name it: the GPU's product name, or the CPU's kind and threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"CPU ({platform.machine()}, {threads} {'thread' if threads == 1 else 'threads'})"
 
 
 @contextmanager
