@@ -50,7 +50,7 @@ def _blank(tower: Tower) -> Tensor:
 
 
 def _refused(name: str, module: nn.Module) -> UserError:
-    text = f"heads: a {type(module).__name__}, as of block {name!r}, cannot hold fewer heads; leave it at none"
+    text = f"heads: {type(module).__name__}, as in block {name!r}, cannot hold fewer heads; leave it at none"
     return UserError("prune.attention", text)
 
 
