@@ -1,13 +1,11 @@
-"""`amp score` and `amp prune` of a model and images, without a YAML: what the two call for, the plan, what comes next.
+"""`amp score` and `amp prune` of a model and images, without a YAML: what the two call for.
 
 B images of a batch, C channels, S side in pixels.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from shlex import quote
+from collections.abc import Mapping
 
-from amp.commands._duration import estimate_seconds
+from amp.commands._plan import after_pruning, describe_pruning, estimate_seconds, in_words
 from amp.commands.prune import prune_models
 from amp.commands.score import score_model
 from amp.data.batches import Batches
@@ -22,9 +20,7 @@ from amp.towers import Tower, find_frame, knows
 from amp.towers.library import library
 
 FEWEST = 8  # images, of which a fourth is held out: a batch of two
-FEW = 512
 RANDOM = "random"
-TARGETS = {"params": "parameters", "flops": "FLOPs", "throughput": "images a second", "latency": "latency"}
 
 
 def score_named(named: Named, options: ScoreOptions) -> None:
@@ -37,7 +33,7 @@ def score_named(named: Named, options: ScoreOptions) -> None:
             print(describe_plan(config, options.gpu_memory))
             return
         with start():
-            say(describe(config))
+            say(describe_pruning(config))
             score_model(config, lambda tower, batches: say(describe_time(config, tower, batches)))
             say("next: `amp prune` with the same words, and --params 0.6 for 60 % of the parameters")
 
@@ -52,9 +48,9 @@ def prune_named(named: Named, options: PruneOptions) -> None:
             print(describe_plan(config, options.gpu_memory))
             return
         with start():
-            say(describe(config, options.sweep.targets))
+            say(describe_pruning(config, options.sweep.targets))
             score_model(config, lambda tower, batches: say(describe_time(config, tower, batches)))
-            say(what_next(prune_models(config, options), config.data.root))
+            say(after_pruning(prune_models(config, options), config.data.root))
 
 
 def fitted(named: Named) -> PruneConfig:
@@ -105,48 +101,9 @@ def find_weights(model: ModelSettings, frame: Frame) -> str | None:
     raise UserError("model.pretrained", f"missing; say {known}, or {RANDOM} to try it out")
 
 
-def describe(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> str:
-    """What will be done; `targets` where there are several."""
-    model, data, own = config.model, config.data, config.prune
-    weights = model.weights or ("random weights" if not library(model.frame or "").folders else "its own weights")
-    lines = [
-        f"{model.name} ({model.frame}; {weights}), images of {data.root}:",
-        f"- rank the neurons on {data.num_samples} images, in batches of {data.batch_size} ({config.score.criterion});",
-    ]
-    if asked := targets or (own.target.asked and [own.target.asked]):
-        refit = "" if own.compensation == "none" else f"; {own.compensation} refit"
-        what, values = TARGETS[asked[0][0]], " and ".join(", ".join(f"{value:g}" for _, value in asked).rsplit(", ", 1))
-        lines.append(f"- prune to {values} of the tower's {what} ({own.allocation} allocation{refit});")
-    lines.append(f"- measure on {data.num_val_samples} held-out images, and write to {config.output.dir}/.")
-    if (data.num_samples or FEW) < FEW:
-        lines.append(f"note: {data.num_samples} images are few to rank neurons on; {FEW} are better, 2048 are good")
-    return "\n".join(lines)
-
-
 def describe_time(config: PruneConfig, tower: Tower, batches: Batches) -> str:
     """How long it will take, by one batch."""
     seconds = estimate_seconds(config, tower, batches)
     if seconds is None:
         return "how long it takes is told as it goes"
     return f"judging by one batch, it will take about {in_words(seconds)}"
-
-
-def in_words(seconds: float) -> str:
-    """A time to wait: 40 seconds, 12 minutes, 3.5 hours."""
-    if seconds < 90:
-        return f"{max(10, round(seconds, -1)):.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
-
-
-def what_next(folder: Path, images: str) -> str:
-    """What to type after a pruning."""
-    pruned = str(folder / "pruned")
-    return "\n".join(
-        [
-            "next:",
-            f"  python -c 'import amp; model, transform, tokenizer = amp.load_pruned(\"{pruned}\")'",
-            f"  amp eval compare {quote(pruned)} --images {quote(images)}",
-            f"  amp eval efficiency --model {quote(pruned)}",
-            "  another size: the same command with that size; it takes the scores that are there",
-        ]
-    )

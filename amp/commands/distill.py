@@ -27,6 +27,7 @@ def main() -> None:
     check_metric(config)
     begin_sha256(config.dense.weights)
 
+    from amp.commands._plan import after_distilling, describe_distillation
     from amp.data.identity import digests_of
     from amp.distillation import (
         Loop,
@@ -55,6 +56,7 @@ def main() -> None:
     with open_run(config, inputs, outputs) as run:
         if run.done(*outputs):
             return
+        say(describe_distillation(config))
         teacher, student, pruned = load_teacher_and_student(config)
         batches = training_images(config, teacher)
         validation = Validation(held_out_images(config, teacher.transform), build_metric(config, teacher, student))
@@ -68,5 +70,4 @@ def main() -> None:
                 command = reproduce("distill.py")
                 save_tower(student, pruned.kept, provenance, run.path("distilled"), weights, command=command)
         world().barrier()
-        places = [run.path(name) for name in ("distilled", "log.jsonl", "tensorboard")]
-        say("wrote {}; log in {} and TensorBoard in {}".format(*places))
+        say(after_distilling(run.folder, config.data.root))

@@ -24,10 +24,13 @@ def main() -> None:
 
     begin_sha256(config.dense.weights)
 
+    from amp.commands._plan import after_pruning
     from amp.run.world import start
 
     with start():
-        prune_models(config, options)
+        folder = prune_models(config, options)
+        if not options.sweep.thresholds and not options.compensate_only:
+            say(after_pruning(folder, config.data.root))
 
 
 def prune_models(config: PruneConfig, options: PruneOptions) -> Path:
@@ -43,6 +46,7 @@ def prune_models(config: PruneConfig, options: PruneOptions) -> Path:
 
 def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
     """One pruning, or one sweep of thresholds, unless its files are there; gives its folder."""
+    from amp.commands._plan import describe_slicing
     from amp.data.identity import digests_of
     from amp.pruning import check_widths, open_networks, prune, refit_pruned, relative_size, write_pruning, write_sweep
     from amp.pruning.places import own_place, place_of, place_to_refit
@@ -71,6 +75,8 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
         run = run.with_frame(recorded_frame(scored))
         check_scores(scored, run.header, scores_file)
         started, own = time.monotonic(), run.config.prune
+        if not options.named:
+            say(describe_slicing(run.config))
         tower = build_tower(run.config.model, str(world().device))
         check_fit(scores, tower, scores_file)
         if own.attention != "none":

@@ -39,6 +39,7 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
     Args:
         look: is shown the dense tower and the images before they are scored.
     """
+    from amp.commands._plan import describe_scoring
     from amp.data.batches import Batches
     from amp.data.identity import digests_of
     from amp.data.listing import check_fills_batch, list_images
@@ -65,6 +66,8 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
                 say(f"note: {run.path(SCORES)} was made without score.keep_moments; delete it to keep them")
             return
         paths = list_images(config.data, "train")
+        if look is None:
+            say(describe_scoring(config))
         tower = build_tower(config.model, str(world().device))
         tower = tower if config.prune.attention == "none" else with_heads(tower)
         widths = " or ".join(map(str, sorted(set(tower.widths))))

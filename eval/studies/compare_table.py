@@ -66,8 +66,11 @@ def _reasons(found: Mapping[Cell, Any]) -> list[str]:
 
 def plot(found: Mapping[Cell, Any], dense: Mapping[str, float], path: Path) -> None:
     """A panel a size, a line a row: top-1 before any training (hollow) and distilled (full), bars for the spread."""
-    sizes, rows = _distinct(found, 2), _distinct(found, 1)
-    figure, axes = panels(len(sizes), 3.4 + 2.9 * len(sizes), 1.4 + 0.28 * len(rows))
+    sizes, rows, seeds = _distinct(found, 2), _distinct(found, 1), _distinct(found, 0)
+    figure, axes = panels(len(sizes), 3.4 + 2.9 * len(sizes), 1.8 + 0.28 * len(rows))
+    bars = f"bars: one standard deviation over {len(seeds)} seeds; " if len(seeds) > 1 else ""
+    title = f"Top-1 of pruned vision towers, each row at the same parameters ({bars}each panel has its own scale)"
+    figure.suptitle(title)
     for panel, size in zip(axes, sizes, strict=True):
         for stage, colour, face in (("pruned", "#e08e2b", "white"), ("distilled", BLUE, BLUE)):
             cells = {place: _having(_cells(found, row, size), stage) for place, row in enumerate(rows)}

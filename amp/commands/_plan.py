@@ -1,12 +1,14 @@
-"""How long a scoring and a pruning will take, by one batch of the images on the tower itself.
+"""What a command will do, how long that will take, by one batch of the images on the tower itself, and what comes next.
 
 B images of a batch, C channels, S side in pixels, H hidden neurons, D width of the tower.
 """
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import Tensor
@@ -14,11 +16,17 @@ from torch import Tensor
 from amp.data.batches import Batches
 from amp.data.pixels import BrokenImageError, read_rgb
 from amp.pruning.refit import refits_whole
+from amp.run.run import SCORES
 from amp.run.world import world
+from amp.settings.distill import DistillConfig
+from amp.settings.model import ModelSettings
 from amp.settings.prune import PruneConfig
 from amp.statistics.moments import MomentCollector, groups
 from amp.towers import Tower
+from amp.towers.library import library
 
+FEW = 512  # images to rank neurons on
+TARGETS = {"params": "parameters", "flops": "FLOPs", "throughput": "images a second", "latency": "latency"}
 BACKWARD = 3.0  # a forward and a backward pass, of a forward pass
 READ = 16  # images, to time the reading
 TOGETHER = 4  # blocks that are picked from at once, to time the picks
@@ -122,3 +130,105 @@ def _seconds(work: Callable[[], object]) -> float:
 def _wait() -> None:
     if world().device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def describe_pruning(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> str:
+    """What a scoring and a pruning will do; `targets` where there are several."""
+    lines = [_title(config), _rank(config), _widths(config, targets), _measure(config)]
+    if (count := config.data.num_samples or FEW) < FEW:
+        lines.append(f"note: {count} images are few to rank neurons on; {FEW} are better, 2048 are good")
+    return "\n".join(line for line in lines if line)
+
+
+def describe_scoring(config: PruneConfig) -> str:
+    """What a scoring alone will do."""
+    return "\n".join([_title(config), _rank(config), f"- write one score for each to {config.output.dir}/{SCORES}."])
+
+
+def describe_slicing(config: PruneConfig) -> str:
+    """What a pruning will do with the scores that are there."""
+    scores = f"- take the scores of {config.output.dir}/{SCORES} ({config.score.criterion});"
+    return "\n".join([_title(config), scores, _widths(config), _measure(config)])
+
+
+def describe_distillation(config: DistillConfig) -> str:
+    """What a distillation will do."""
+    own, images, output = config.optim, config.data, config.output
+    teacher = _named(config.teacher.as_model("fp32"))
+    epochs = f"{own.epochs} epoch{'s' if own.epochs > 1 else ''}"
+    return "\n".join(
+        [
+            f"{config.student.pretrained} learns from {teacher}, images of {images.root}:",
+            f"- {epochs} in batches of {images.batch_size}; augment: {images.augment} ({own.precision});",
+            f"- write checkpoints every {output.save_every} steps, and distilled/ at the end, to {output.dir}/.",
+        ]
+    )
+
+
+def _title(config: PruneConfig) -> str:
+    return f"{_named(config.model)}, images of {config.data.root}:"
+
+
+def _named(model: ModelSettings) -> str:
+    weights = model.weights or ("its own weights" if model.frame and library(model.frame).folders else "random weights")
+    return f"{model.name} ({model.frame}; {weights})"
+
+
+def _rank(config: PruneConfig) -> str:
+    data = config.data
+    images = "all images" if data.num_samples is None else f"{data.num_samples} images"
+    return f"- rank the neurons on {images}, in batches of {data.batch_size} ({config.score.criterion});"
+
+
+def _widths(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> str:
+    own = config.prune
+    refit = "" if own.compensation == "none" else f"; {own.compensation} refit"
+    if asked := targets or (own.target.asked and [own.target.asked]):
+        what, values = TARGETS[asked[0][0]], " and ".join(", ".join(f"{value:g}" for _, value in asked).rsplit(", ", 1))
+        return f"- prune to {values} of the tower's {what} ({own.allocation} allocation{refit});"
+    if own.widths is not None:
+        return f"- prune to the widths that the settings give{refit};"
+    if own.allocation != "search":
+        return ""
+    nats = f"{own.entropy_increase:g} nats of entropy"
+    return f"- find the least width of each block that adds {nats} at most (search: {own.search}{refit});"
+
+
+def _measure(config: PruneConfig) -> str:
+    count = config.data.num_val_samples
+    images = "all held-out images" if count is None else f"{count} held-out images"
+    return f"- measure on {images}, and write to {config.output.dir}/."
+
+
+def in_words(seconds: float) -> str:
+    """A time to wait: 40 seconds, 12 minutes, 3.5 hours."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
+
+
+def after_pruning(folder: Path, images: str) -> str:
+    """What to type after a pruning."""
+    pruned = str(folder / "pruned")
+    return "\n".join(
+        [
+            "next:",
+            f"  python -c 'import amp; model, transform, tokenizer = amp.load_pruned(\"{pruned}\")'",
+            f"  amp eval compare {quote(pruned)} --images {quote(images)}",
+            f"  amp eval efficiency --model {quote(pruned)}",
+            "  another size: the same command with that size; it takes the scores that are there",
+        ]
+    )
+
+
+def after_distilling(folder: Path, images: str) -> str:
+    """Where a distillation's results are, and what to type after it."""
+    distilled = str(folder / "distilled")
+    return "\n".join(
+        [
+            f"wrote {distilled}; log in {folder / 'log.jsonl'} and TensorBoard in {folder / 'tensorboard'}",
+            "next:",
+            f"  python -c 'import amp; model, transform, tokenizer = amp.load_pruned(\"{distilled}\")'",
+            f"  amp eval compare {quote(distilled)} --images {quote(images)}",
+        ]
+    )
