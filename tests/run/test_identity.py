@@ -32,7 +32,8 @@ def _aside(kind: type[BaseModel], prefix: str = "") -> list[str]:
 
 def test_these_settings_leave_a_result_as_it_is() -> None:
     reading, output = ["data.compare_times", "data.max_broken", "data.num_workers"], ["output"]
-    score, prune = ["score.micro_batch", "score.save_every"], ["prune.store", "prune.store_every"]
+    score = ["score.keep_moments", "score.micro_batch", "score.save_every"]
+    prune = ["prune.store", "prune.store_every"]
     assert sorted(_aside(PruneConfig)) == sorted([*reading, *score, *prune, *output])
     working = ["parallel", "accumulate", "activation_checkpointing", "compile", "step_in_backward"]
     assert sorted(_aside(DistillConfig)) == sorted([*reading, *(f"optim.{key}" for key in working), "eval", *output])

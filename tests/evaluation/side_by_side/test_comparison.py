@@ -140,7 +140,7 @@ def test_a_classifier_is_compared_by_its_own_top1(tmp_path: Path, pictures: Path
     record = json.loads((tmp_path / "r.json").read_text())
     assert record["head"] == "its classifier of 2 classes"
     assert list(record["metrics"]["pruned"]) == ["top1"]
-    assert record["num_images"] == 4
+    assert record["num_images"] == 16
     assert 0 <= record["agreement"]["same_top1"] <= 1
 
 
