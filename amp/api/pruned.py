@@ -25,7 +25,7 @@ from amp.run.world import alone
 from amp.scoring import reads_images, score, score_heads
 from amp.settings.prune import PruneConfig
 from amp.statistics.kept_moments import KeptMoments
-from amp.towers import Tower, in_order, with_heads, wrap_tower
+from amp.towers import Tower, in_order, with_attention, wrap_tower
 
 HOW = "model={'name': ..., 'kwargs': {...}} says what its library's factory was given"
 
@@ -146,7 +146,7 @@ class _Work:
         counts = self.images.config.data
         config = asked.config(counts.num_samples or asked.most, counts.num_val_samples or asked.most)
         with alone(device_of(self.dense)):
-            tower = tower or self._dense_tower(asked, config)
+            tower = tower or with_attention(wrap_tower(working_copy(self.dense), asked.model), config.prune.attention)
             started = time.monotonic()
             pruned, cost = self._slice(tower, config)
         settle(tower)
@@ -155,10 +155,6 @@ class _Work:
         provenance = {"settings": config.decisive(), "versions": versions()}
         remember(tower.model, Known(tower, pruned.kept, provenance, record))
         return PrunedModel(tower.model, Report(record), tower.transform, replace(self, asked=asked))
-
-    def _dense_tower(self, asked: Asked, config: PruneConfig) -> Tower:
-        tower = wrap_tower(working_copy(self.dense), asked.model)
-        return tower if config.prune.attention == "none" else with_heads(tower)
 
     def _slice(self, tower: Tower, config: PruneConfig) -> tuple[Pruned, dict[str, int]]:
         images = self.images
@@ -210,7 +206,7 @@ def prune(
             say(f"note: nothing tells how this {tower.base['name']} was built, so that amp.save cannot write it; {HOW}")
         own = open_images(images, held_out, tower, asked)
         config = own.config
-        tower = tower if config.prune.attention == "none" else with_heads(tower)
+        tower = with_attention(tower, config.prune.attention)
         moments = KeptMoments(len(own.scored)) if config.score.keep_moments else None
         images = own.scored if reads_images(config.score) else []
         scores = score(tower, images, config.score, moments=moments)

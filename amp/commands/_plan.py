@@ -209,26 +209,22 @@ def in_words(seconds: float) -> str:
 
 def after_pruning(folder: Path, images: str) -> str:
     """What to type after a pruning."""
-    pruned = str(folder / "pruned")
-    return "\n".join(
-        [
-            "next:",
-            f"  python -c 'import amp; model, transform, tokenizer = amp.load_pruned(\"{pruned}\")'",
-            f"  amp eval compare {quote(pruned)} --images {quote(images)}",
-            f"  amp eval efficiency --model {quote(pruned)}",
-            "  another size: the same command with that size; it takes the scores that are there",
-        ]
-    )
+    efficiency = f"  amp eval efficiency --model {quote(str(folder / 'pruned'))}"
+    again = "  another size: the same command with that size; it takes the scores that are there"
+    return "\n".join([*_next(folder / "pruned", images), efficiency, again])
 
 
 def after_distilling(folder: Path, images: str) -> str:
     """Where a distillation's results are, and what to type after it."""
-    distilled = str(folder / "distilled")
-    return "\n".join(
-        [
-            f"wrote {distilled}; log in {folder / 'log.jsonl'} and TensorBoard in {folder / 'tensorboard'}",
-            "next:",
-            f"  python -c 'import amp; model, transform, tokenizer = amp.load_pruned(\"{distilled}\")'",
-            f"  amp eval compare {quote(distilled)} --images {quote(images)}",
-        ]
-    )
+    distilled = folder / "distilled"
+    wrote = f"wrote {distilled}; log in {folder / 'log.jsonl'} and TensorBoard in {folder / 'tensorboard'}"
+    return "\n".join([wrote, *_next(distilled, images)])
+
+
+def _next(model: Path, images: str) -> list[str]:
+    """Lines that load a model folder and compare it."""
+    return [
+        "next:",
+        f"  python -c 'import amp; model, transform, tokenizer = amp.load_pruned(\"{model}\")'",
+        f"  amp eval compare {quote(str(model))} --images {quote(images)}",
+    ]

@@ -54,7 +54,7 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
     from amp.run.run import SCORES, Run, open_run
     from amp.run.world import world
     from amp.scoring.scores_file import check_fit, check_scores, load_head_scores, load_scores
-    from amp.towers import build_tower, describe_preprocess, in_order, with_heads
+    from amp.towers import build_tower, describe_preprocess, in_order, with_attention
 
     thresholds = options.sweep.thresholds
     outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
@@ -79,8 +79,8 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
             say(describe_slicing(run.config))
         tower = build_tower(run.config.model, str(world().device))
         check_fit(scores, tower, scores_file)
-        if own.attention != "none":
-            tower = with_heads(tower)
+        tower = with_attention(tower, own.attention)
+        if tower.heads:
             scores = in_order(scores, load_head_scores(run, tower))
         say(describe_preprocess(tower))
         check_widths(tower, own)

@@ -48,7 +48,7 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
     from amp.scoring import reads_images, save_scores, score, score_heads
     from amp.statistics.kept_moments import MOMENTS, KeptMoments
     from amp.statistics.saved_sums import SavedSums, forget_sums
-    from amp.towers import build_tower, default_frame, describe_preprocess, with_heads
+    from amp.towers import build_tower, default_frame, describe_preprocess, with_attention
 
     config = config.with_frame(config.model.frame or default_frame(config.model.name))
     outputs = (SCORES,) if config.prune.attention == "none" else (SCORES, HEAD_SCORES)
@@ -68,8 +68,7 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
         paths = list_images(config.data, "train")
         if look is None:
             say(describe_scoring(config))
-        tower = build_tower(config.model, str(world().device))
-        tower = tower if config.prune.attention == "none" else with_heads(tower)
+        tower = with_attention(build_tower(config.model, str(world().device)), config.prune.attention)
         widths = " or ".join(map(str, sorted(set(tower.widths))))
         say(f"{config.model.name}: {len(tower.slots)} blocks, each with {widths} hidden neurons in its MLP")
         say(describe_preprocess(tower))

@@ -14,7 +14,7 @@ from amp.towers.base import Tower, in_order, offline
 from amp.towers.copies import duplicate, on_meta
 from amp.towers.frames._classifier import Classifier, find_classifier
 from amp.towers.given import made_by
-from amp.towers.heads.find_slots import with_heads
+from amp.towers.heads.find_slots import with_attention, with_heads
 from amp.towers.library import Library, library
 from amp.towers.mlps.slots import MlpSlot, Slot
 from amp.towers.names import default_frame, find_frame, knows, other_reader
@@ -41,6 +41,7 @@ __all__ = [
     "library",
     "on_meta",
     "rebuild_dense",
+    "with_attention",
     "with_heads",
     "wrap_tower",
 ]

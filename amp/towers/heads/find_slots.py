@@ -27,6 +27,11 @@ EXACT = 1e-5  # of the largest output: some modules take the softmax in fp32
 _proved: set[tuple[object, ...]] = set()
 
 
+def with_attention(tower: Tower, attention: str) -> Tower:
+    """The same tower, with what `prune.attention` says among what can be removed; raises as `with_heads`."""
+    return tower if attention == "none" else with_heads(tower)
+
+
 def with_heads(tower: Tower) -> Tower:
     """The same tower, whose attention heads can be removed.
 
