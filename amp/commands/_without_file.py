@@ -5,10 +5,9 @@ B images of a batch, C channels, S side in pixels.
 
 from collections.abc import Mapping
 
-from amp.commands._plan import after_pruning, describe_pruning, estimate_seconds, in_words
+from amp.commands._plan import after_pruning, describe_pruning, describe_time, estimate_seconds
 from amp.commands.prune import prune_models
 from amp.commands.score import score_model
-from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.errors import UserError, nearest
 from amp.run.console import say
@@ -16,7 +15,7 @@ from amp.run.world import start
 from amp.settings.model import Frame, ModelSettings
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import Named, PruneOptions, ScoreOptions, options_named
-from amp.towers import Tower, find_frame, knows
+from amp.towers import find_frame, knows
 from amp.towers.library import library
 
 FEWEST = 8  # images, of which a fourth is held out: a batch of two
@@ -34,7 +33,7 @@ def score_named(named: Named, options: ScoreOptions) -> None:
             return
         with start():
             say(describe_pruning(config))
-            score_model(config, lambda tower, batches: say(describe_time(config, tower, batches)))
+            score_model(config, lambda tower, batches: say(describe_time(estimate_seconds(config, tower, batches))))
             say("next: `amp prune` with the same words, and --params 0.6 for 60 % of the parameters")
 
 
@@ -49,8 +48,8 @@ def prune_named(named: Named, options: PruneOptions) -> None:
             return
         with start():
             say(describe_pruning(config, options.sweep.targets))
-            score_model(config, lambda tower, batches: say(describe_time(config, tower, batches)))
-            say(after_pruning(prune_models(config, options), config.data.root))
+            score_model(config, lambda tower, batches: say(describe_time(estimate_seconds(config, tower, batches))))
+            say(after_pruning(prune_models(config, options), config.data))
 
 
 def fitted(named: Named) -> PruneConfig:
@@ -99,11 +98,3 @@ def find_weights(model: ModelSettings, frame: Frame) -> str | None:
         return tag
     known = f"a tag of {model.name} ({', '.join(tags)}), a file" if tags else "a file"
     raise UserError("model.pretrained", f"missing; say {known}, or {RANDOM} to try it out")
-
-
-def describe_time(config: PruneConfig, tower: Tower, batches: Batches) -> str:
-    """How long it will take, by one batch."""
-    seconds = estimate_seconds(config, tower, batches)
-    if seconds is None:
-        return "how long it takes is told as it goes"
-    return f"judging by one batch, it will take about {in_words(seconds)}"

@@ -27,7 +27,7 @@ def main() -> None:
     check_metric(config)
     begin_sha256(config.dense.weights)
 
-    from amp.commands._plan import after_distilling, describe_distillation
+    from amp.commands._plan import after_distilling, describe_distillation, describe_time, estimate_distillation
     from amp.data.identity import digests_of
     from amp.distillation import (
         Loop,
@@ -61,7 +61,10 @@ def main() -> None:
         batches = training_images(config, teacher)
         validation = Validation(held_out_images(config, teacher.transform), build_metric(config, teacher, student))
         trainer = Trainer(teacher, student, config.optim, config.data.batch_size, len(batches))
-        last = Loop(trainer, batches, RunKeeper(run), config.output, validation).train()
+        keeper = RunKeeper(run)
+        left = trainer.total_steps - max(keeper.checkpoints.steps(), default=0)
+        say(f"{left} steps; {describe_time(estimate_distillation(trainer, batches, left))}")
+        last = Loop(trainer, batches, keeper, config.output, validation).train()
         batches.say_broken()
         weights = trainer.weights()
         provenance = {**run.header, "student": pruned.provenance, "last_step": last}
@@ -70,4 +73,4 @@ def main() -> None:
                 command = reproduce("distill.py")
                 save_tower(student, pruned.kept, provenance, run.path("distilled"), weights, command=command)
         world().barrier()
-        say(after_distilling(run.folder, config.data.root))
+        say(after_distilling(run.folder, config.data))

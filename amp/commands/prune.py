@@ -30,7 +30,7 @@ def main() -> None:
     with start():
         folder = prune_models(config, options)
         if not options.sweep.thresholds and not options.compensate_only:
-            say(after_pruning(folder, config.data.root))
+            say(after_pruning(folder, config.data))
 
 
 def prune_models(config: PruneConfig, options: PruneOptions) -> Path:

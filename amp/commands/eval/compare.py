@@ -10,14 +10,12 @@ from amp.run.console import say
 def main() -> None:
     options = parse_compare(__doc__)
 
+    from amp.commands._plan.evaluations import BOTH, after_evaluation, measured, time_teller
     from amp.evaluation.side_by_side.record import measure_comparison, open_comparison, show
     from amp.run.world import start
 
     with start():
         run = open_comparison(options)
-        record = run.found(run.name)
-        if record:
-            say("already done")
-        else:
-            record = measure_comparison(run)
-        show(run, record)
+        look = time_teller(options.batch_size, options.num_workers, BOTH)
+        show(run, measured(run, run.found(run.name), lambda: measure_comparison(run, look)))
+        say(after_evaluation(options))
