@@ -5,9 +5,10 @@ B images of a batch, C channels, S side in pixels.
 
 from collections.abc import Mapping
 
-from amp.commands._plan import after_pruning, describe_pruning, describe_time, estimate_seconds
+from amp.commands._plan import after_pruning, describe_pruning, describe_slicing, describe_time, estimate_seconds
 from amp.commands.prune import prune_models
 from amp.commands.score import score_model
+from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.errors import UserError, nearest
 from amp.run.console import say
@@ -15,7 +16,7 @@ from amp.run.world import start
 from amp.settings.model import Frame, ModelSettings
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import Named, PruneOptions, ScoreOptions, options_named
-from amp.towers import find_frame, knows
+from amp.towers import Tower, find_frame, knows
 from amp.towers.library import library
 
 FEWEST = 8  # images, of which a fourth is held out: a batch of two
@@ -32,8 +33,7 @@ def score_named(named: Named, options: ScoreOptions) -> None:
             print(describe_plan(config, options.gpu_memory))
             return
         with start():
-            say(describe_pruning(config))
-            score_model(config, lambda tower, batches: say(describe_time(estimate_seconds(config, tower, batches))))
+            _score(config, describe_pruning(config))
             say("next: `amp prune` with the same words, and --params 0.6 for 60 % of the parameters")
 
 
@@ -47,9 +47,17 @@ def prune_named(named: Named, options: PruneOptions) -> None:
             print(describe_plan(config, options.gpu_memory))
             return
         with start():
-            say(describe_pruning(config, options.sweep.targets))
-            score_model(config, lambda tower, batches: say(describe_time(estimate_seconds(config, tower, batches))))
+            targets = options.sweep.targets
+            if not _score(config, describe_pruning(config, targets)):
+                say(describe_slicing(config, targets))
             say(after_pruning(prune_models(config, options), config.data))
+
+
+def _score(config: PruneConfig, plan: str) -> bool:
+    def look(tower: Tower, images: Batches) -> None:
+        say(describe_time(estimate_seconds(config, tower, images)))
+
+    return score_model(config, plan, look)
 
 
 def fitted(named: Named) -> PruneConfig:

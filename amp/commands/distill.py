@@ -56,8 +56,8 @@ def main() -> None:
     with open_run(config, inputs, outputs) as run:
         if run.done(*outputs):
             return
-        say(describe_distillation(config))
         teacher, student, pruned = load_teacher_and_student(config)
+        say(describe_distillation(config))
         batches = training_images(config, teacher)
         validation = Validation(held_out_images(config, teacher.transform), build_metric(config, teacher, student))
         trainer = Trainer(teacher, student, config.optim, config.data.batch_size, len(batches))

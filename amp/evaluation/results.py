@@ -18,7 +18,7 @@ from amp.run.run import Run
 from amp.run.tables import percent, table, write_table
 from amp.run.world import world
 from amp.settings.base import Precision
-from amp.towers import Tower, describe_preprocess
+from amp.towers import Tower, tell_preprocess
 
 
 class Recorded(Protocol):
@@ -149,7 +149,7 @@ def open_model(options: ModelOptions, precision: Precision, device: str, text_pr
             text_pretrained,
             options.img_size,
         )
-    say(describe_preprocess(tower))
+    tell_preprocess(tower)
     return tower
 
 

@@ -27,10 +27,10 @@ def describe_scoring(config: PruneConfig) -> str:
     return "\n".join([_title(config), _rank(config), f"- write one score for each to {config.output.dir}/{SCORES}."])
 
 
-def describe_slicing(config: PruneConfig) -> str:
-    """What a pruning will do with the scores that are there."""
+def describe_slicing(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> str:
+    """What a pruning will do with the scores that are there; `targets` as of `describe_pruning`."""
     scores = f"- take the scores of {config.output.dir}/{SCORES} ({config.score.criterion});"
-    return "\n".join([_title(config), scores, _widths(config), _measure(config)])
+    return "\n".join([_title(config), scores, _widths(config, targets), _measure(config)])
 
 
 def describe_distillation(config: DistillConfig) -> str:
