@@ -11,7 +11,8 @@ from amp.settings.distill import DistillConfig
 from amp.settings.reading.command_line import parse_args
 
 
-def main() -> None:
+def read_config() -> DistillConfig | None:
+    """The settings that were typed; None where --dry_run asks for no more than what it prints."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--dry_run", action="store_true", help="print what a GPU's memory must hold, and end")
     gpus = "of --dry_run (default: the processes of torchrun, else 8)"
@@ -23,11 +24,18 @@ def main() -> None:
 
         own = place_of()
         say(describe_plan(config, args.num_gpus or (own.size if own else 8)))
+        return None
+    return config
+
+
+def main() -> None:
+    config = read_config()
+    if config is None:
         return
     check_metric(config)
     begin_sha256(config.dense.weights)
 
-    from amp.commands._plan import after_distilling, describe_distillation, describe_time, estimate_distillation
+    from amp.commands._plan import after_distilling, describe_distillation, describe_steps
     from amp.data.identity import digests_of
     from amp.distillation import (
         Loop,
@@ -62,8 +70,7 @@ def main() -> None:
         validation = Validation(held_out_images(config, teacher.transform), build_metric(config, teacher, student))
         trainer = Trainer(teacher, student, config.optim, config.data.batch_size, len(batches))
         keeper = RunKeeper(run)
-        left = trainer.total_steps - max(keeper.checkpoints.steps(), default=0)
-        say(f"{left} steps; {describe_time(estimate_distillation(trainer, batches, left))}")
+        say(describe_steps(trainer, batches, max(keeper.checkpoints.steps(), default=0)))
         last = Loop(trainer, batches, keeper, config.output, validation).train()
         batches.say_broken()
         weights = trainer.weights()

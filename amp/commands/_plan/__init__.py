@@ -2,7 +2,7 @@
 what to type next."""
 
 from amp.commands._plan.afterwards import after_distilling, after_pruning
-from amp.commands._plan.times import describe_time, estimate_distillation, estimate_seconds, in_words
+from amp.commands._plan.times import describe_steps, describe_time, estimate_seconds, in_words
 from amp.commands._plan.words import describe_distillation, describe_pruning, describe_scoring, describe_slicing
 
 __all__ = [
@@ -12,8 +12,8 @@ __all__ = [
     "describe_pruning",
     "describe_scoring",
     "describe_slicing",
+    "describe_steps",
     "describe_time",
-    "estimate_distillation",
     "estimate_seconds",
     "in_words",
 ]

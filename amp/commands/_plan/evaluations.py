@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, TypeVar
 
 from amp.commands._plan.times import describe_time, estimate_features
 from amp.commands._plan.words import hardware
@@ -14,6 +14,7 @@ from amp.evaluation.options import (
     KnnOptions,
     ModelOptions,
     ProbeOptions,
+    SpeedOptions,
     Top1Options,
     ZeroshotOptions,
 )
@@ -22,7 +23,9 @@ from amp.models.folder import is_model_folder
 from amp.run.console import say
 from amp.towers import Tower
 
+NOWHERE = "show the numbers; --json FILE keeps them"
 BOTH = 2.5  # times the pruned model's passes: the dense one's take longer
+Opened = TypeVar("Opened")
 OF_ZEROSHOT = {
     "zeroshot_classification": "name the class of each image by the texts nearest to it",
     "zeroshot_retrieval": "find captions by images, and images by captions",
@@ -30,18 +33,23 @@ OF_ZEROSHOT = {
 
 
 def measured(
-    run: Evaluation[Any], found: dict[str, Any] | None, measure: Callable[[], dict[str, Any]]
+    run: Evaluation[Any],
+    found: dict[str, Any] | None,
+    open_model: Callable[[], Opened],
+    measure: Callable[[Opened], dict[str, Any]],
 ) -> dict[str, Any]:
-    """The record that is there already, or that of a measurement, which begins with what it will do.
+    """The record that is there already, or that of a measurement, which says what it will do once the model is open.
 
     Args:
         found: the record that is there.
+        open_model: -> what `measure` takes.
     """
     if found is not None:
         say(f"already done: {run.path(run.name)}")
         return found
+    opened = open_model()
     say(describe_evaluation(run.config, run.path(run.name)))
-    return measure()
+    return measure(opened)
 
 
 def describe_evaluation(options: Any, output: Path | str | None) -> str:
@@ -52,8 +60,12 @@ def describe_evaluation(options: Any, output: Path | str | None) -> str:
         output: where its numbers go; None: on the console alone.
     """
     title, lines = _TOLD[type(options)](options)
-    last = f"- write the numbers to {output}." if output else "- show the numbers; --json FILE keeps them."
-    return "\n".join([f"{title}, on {hardware()}:", *(f"- {line};" for line in lines), last])
+    return describe_study(title, lines, f"write the numbers to {output}" if output else NOWHERE)
+
+
+def describe_study(title: str, lines: Sequence[str], last: str) -> str:
+    """What is measured with what, and where the numbers go."""
+    return "\n".join([f"{title}, on {hardware()}:", *(f"- {line};" for line in lines), f"- {last}."])
 
 
 def _divided(options: KnnOptions | ProbeOptions) -> tuple[str, str]:
@@ -99,6 +111,12 @@ def _compare(options: CompareOptions) -> tuple[str, list[str]]:
     )
 
 
+def _speed(options: SpeedOptions) -> tuple[str, list[str]]:
+    title = f"{_named(options)}, {options.dataset} of {options.dataset_root}"
+    turns = f"measure it {options.num_rounds + 1} times each by clip_benchmark and by this project, by turns"
+    return title, [f"{turns} ({options.task}); the first time does not count"]
+
+
 def _efficiency(options: EfficiencyOptions) -> tuple[str, list[str]]:
     lines = ["count parameters and FLOPs, of the dense model and of the pruned one where it is one"]
     if not options.meta:
@@ -117,6 +135,7 @@ _TOLD: Mapping[type, Callable[[Any], tuple[str, list[str]]]] = {
     ZeroshotOptions: _zeroshot,
     CompareOptions: _compare,
     EfficiencyOptions: _efficiency,
+    SpeedOptions: _speed,
 }
 
 

@@ -90,9 +90,15 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
     return of_scoring + of_entropy + refits + recovery
 
 
-def estimate_distillation(trainer: "Trainer", batches: Batches, steps: int) -> float | None:
-    """Of that many steps, by forward passes of the teacher and the student; nothing is trained. None where no image can
-    be read."""
+def describe_steps(trainer: "Trainer", batches: Batches, done: int) -> str:
+    """How many steps of a distillation are left, and about how long they take; nothing is trained."""
+    left = trainer.total_steps - done
+    step = _step_seconds(trainer, batches) if left else 0.0
+    return f"{left} steps; {describe_time(None if step is None else left * step)}"
+
+
+def _step_seconds(trainer: "Trainer", batches: Batches) -> float | None:
+    """By forward passes of the teacher and the student. None where no image can be read."""
     read = _read_some(batches)
     if read is None:
         return None
@@ -102,7 +108,7 @@ def estimate_distillation(trainer: "Trainer", batches: Batches, steps: int) -> f
         teacher = _seconds(lambda: trainer.target(images_BCSS))
         student = _seconds(lambda: trainer.losses(images_BCSS, targets_BTD))
     computing = trainer.optim.accumulate * (teacher + BACKWARD * student)
-    return steps * (max(reading, computing) if batches.settings.num_workers else reading + computing)
+    return max(reading, computing) if batches.settings.num_workers else reading + computing
 
 
 def estimate_features(tower: Tower, images: Sequence[Sequence[Any]], batch_size: int, num_workers: int) -> float | None:

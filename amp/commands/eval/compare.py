@@ -3,6 +3,8 @@
 `amp eval compare out/pruned --images photos/` needs no labels. The models are measured one after the other, in fp32.
 """
 
+from functools import partial
+
 from amp.evaluation.options import parse_compare
 from amp.run.console import say
 
@@ -17,5 +19,5 @@ def main() -> None:
     with start():
         run = open_comparison(options)
         look = time_teller(options.batch_size, options.num_workers, BOTH)
-        show(run, measured(run, run.found(run.name), lambda: measure_comparison(run, look)))
+        show(run, measured(run, run.found(run.name), lambda: run, partial(measure_comparison, look=look)))
         say(after_evaluation(options))

@@ -1,5 +1,6 @@
 """Parameters, FLOPs and throughput of a vision tower; of a pruned one beside its dense one."""
 
+from functools import partial
 from pathlib import Path
 
 from amp.evaluation.options import parse_efficiency
@@ -16,8 +17,8 @@ def main() -> None:
     from amp.run.world import start
 
     with start("cpu" if options.meta else None) as world:
-        say(describe_evaluation(options, options.json))
-        record = world.from_main(lambda: measure_efficiency(options, world.device))
+        plan = partial(say, describe_evaluation(options, options.json))
+        record = world.from_main(lambda: measure_efficiency(options, world.device, plan))
         show(record)
         if options.json:
             path = Path(options.json)

@@ -19,8 +19,8 @@ def main() -> None:
     with start() as world:
         run = open_knn(options)
         look = time_teller(options.batch_size, options.num_workers)
-        measure = partial(measure_knn, run, look=look)
-        record = measured(run, run.found(run.name), lambda: measure(open_model(options, "fp32", str(world.device))))
+        opened = partial(open_model, options, "fp32", str(world.device))
+        record = measured(run, run.found(run.name), opened, partial(measure_knn, run, look=look))
         title = f"k-NN: {record['num_images']} images, {record['num_train_images']} to vote, in {record['seconds']} s"
         run.show(title, "top-1", record)
         say(after_evaluation(options))

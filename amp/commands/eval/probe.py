@@ -22,8 +22,8 @@ def main() -> None:
     with start() as world:
         run = open_probe(options)
         look = time_teller(options.batch_size, options.num_workers)
-        measure = partial(measure_probe, run, look=look)
-        record = measured(run, run.found(run.name), lambda: measure(open_model(options, "fp32", str(world.device))))
+        opened = partial(open_model, options, "fp32", str(world.device))
+        record = measured(run, run.found(run.name), opened, partial(measure_probe, run, look=look))
         images = f"{record['num_images']} images, {record['num_train_images']} to learn from"
         run.show(f"linear probe: {images}, C = {record['C']:.3g}, in {record['seconds']} s", "metric", record)
         say(after_evaluation(options))

@@ -19,7 +19,7 @@ def main() -> None:
     with start() as world:
         run = open_top1(options)
         look = time_teller(options.batch_size, options.num_workers)
-        measure = partial(measure_top1, run, look=look)
-        record = measured(run, run.found(run.name), lambda: measure(open_model(options, "fp32", str(world.device))))
+        opened = partial(open_model, options, "fp32", str(world.device))
+        record = measured(run, run.found(run.name), opened, partial(measure_top1, run, look=look))
         run.show(f"classifier: {record['num_images']} images in {record['seconds']} s", "metric", record)
         say(after_evaluation(options))

@@ -4,7 +4,6 @@ Writes the metrics of each as JSON, and one table of all as Markdown and CSV, be
 some."""
 
 from functools import cache, partial
-from typing import Any
 
 from amp.evaluation.benchmarks import check_all
 from amp.evaluation.options import parse_zeroshot
@@ -25,14 +24,10 @@ def main() -> None:
         found = [find_record(run) for run in runs]
         evaluator = cache(lambda: open_evaluator(runs[0].config))
         look = time_teller(each[0].batch_size, each[0].num_workers)
-
-        def measure(run: Any) -> dict[str, Any]:
-            return measure_zeroshot(run, evaluator(), look)
-
         records = []
         for run, known in zip(runs, found, strict=True):
             options = run.config
-            record = measured(run, known, partial(measure, run))
+            record = measured(run, known, evaluator, partial(measure_zeroshot, run, look=look))
             title = f"{options.dataset}, {options.task}: {record['num_images']} images in {record['seconds']} s"
             run.show(title, "metric", record)
             records.append(record)
