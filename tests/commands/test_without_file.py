@@ -11,8 +11,7 @@ from helpers.hf_models import VISION, write
 from helpers.numbered_images import write_images
 
 import amp
-from amp.commands._plan import times
-from amp.commands._plan import estimate_seconds, in_words
+from amp.commands._plan import estimate_seconds, in_words, times
 from amp.commands._without_file import find_frame, find_weights, fitted
 from amp.data.batches import Batches
 from amp.data.listing import list_images
