@@ -65,7 +65,8 @@ def find_frame(name: str, option: str = "--frame") -> Frame:
     if name.count("/") == 1:
         return default_frame(name, option=option)
     names = {own for frame in FRAMES.names if (listed := library(frame).names) for own in listed()}
-    raise UserError("model.name", f"no library knows {name!r}{nearest(name.partition('.')[0], names)}")
+    told = f"no library knows {name!r}, and it is no folder that is there{nearest(name.partition('.')[0], names)}"
+    raise UserError("model.name", told)
 
 
 def other_reader(frame: Frame, settings: ModelSettings) -> str:
