@@ -21,7 +21,7 @@ from amp.run.world import world
 from amp.settings.distill import DistillConfig
 from amp.settings.model import ModelSettings
 from amp.settings.prune import PruneConfig
-from amp.statistics.moments import MomentCollector, groups
+from amp.statistics.moments import MomentCollector, groups, num_sums
 from amp.towers import Tower
 from amp.towers.library import library
 
@@ -55,7 +55,7 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
     from amp.scoring.criteria.reconstruction import backward_every
 
     widths = tower.widths
-    parts = groups(widths, sums=2 if tower.read_tokens else 1)
+    parts = groups(widths, sums=num_sums(tower.read_tokens))
     with torch.no_grad():
         forward = _seconds(lambda: tower.feature(images_BCSS))
         with MomentCollector([tower.slots[block] for block in parts[0]]) as seen_tokens:

@@ -14,14 +14,15 @@ from amp.run.files import atomic, room_for
 from amp.run.identity import first_difference
 from amp.run.sealed import read_tensor_header, read_tensors, write_tensors
 from amp.run.world import world
-from amp.statistics.moments import Moments
+from amp.statistics.moments import MomentCollector, Moments
 
 MOMENTS = "moments"
+READ_WEIGHT = 16.0  # of a token that the feature reads, in what refits are made of; each of the others counts once
 ADVICE = f"delete the folder {MOMENTS} to refit on images"
 
 
 class KeptMoments:
-    """Of every block by its number, all tokens alike, as far as they are there.
+    """Of every block by its number, as refits want them (`for_refit`), as far as they are there.
 
     Attributes:
         num_batches: global batches of images that they are of.
@@ -33,7 +34,7 @@ class KeptMoments:
 
     def __init__(self, num_batches: int, folder: Path | None = None, header: Mapping[str, Any] | None = None) -> None:
         self.num_batches, self._folder = num_batches, folder
-        self._header = {**(header or {}), "num_batches": num_batches}
+        self._header = {**(header or {}), "num_batches": num_batches, "read_weight": READ_WEIGHT}
         self._held: dict[int, dict[str, Tensor]] = {}
 
     def keep(self, block: int, moments: Moments) -> None:
@@ -69,6 +70,14 @@ class KeptMoments:
         return Moments(int(tensors["num_tokens"]), mean_H, covariance_HH)
 
 
+def for_refit(collector: MomentCollector, index: int) -> Moments:
+    """What the refit of one of the collector's blocks is made of: the feature depends most on the tokens that it reads.
+
+    Raises UserError as `MomentCollector.of`.
+    """
+    return collector.of(index, READ_WEIGHT)
+
+
 def find_moments(folder: Path, num_blocks: int, scored: Mapping[str, Any]) -> KeptMoments | None:
     """What a scoring has kept in its folder; None where one of the blocks is missing, or it was another scoring.
 
@@ -79,7 +88,7 @@ def find_moments(folder: Path, num_blocks: int, scored: Mapping[str, Any]) -> Ke
     if not all(path.exists() for path in files):
         return None
     headers = [read_tensor_header(path, ADVICE) for path in files]
-    if any(first_difference(own, scored) for own in headers):
+    if any(first_difference(own, scored) or own.get("read_weight") != READ_WEIGHT for own in headers):
         return None
     return KeptMoments(headers[0]["num_batches"], folder / MOMENTS, scored)
 

@@ -44,7 +44,9 @@ def test_a_scoring_keeps_them_beside_its_scores(
         assert call("main_prune.py", *words)[0] == 0
     # Other calibration images than those of the scoring are gone through.
     seen = []
-    monkeypatch.setattr(_compensation, "MomentCollector", lambda *own: (seen.append(1), MomentCollector(*own))[1])
+    monkeypatch.setattr(
+        _compensation, "MomentCollector", lambda *own, **words: (seen.append(1), MomentCollector(*own, **words))[1]
+    )
     assert call("main_prune.py", *words, "--set", "prune.num_calibration_samples=32")[0] == 0
     assert seen
 
