@@ -16,7 +16,7 @@ from amp.api.settings import Asked
 from amp.errors import UserError
 from amp.export import compile_blocks
 from amp.models.native import settle
-from amp.pruning import Pruned, networks_over, relative_size
+from amp.pruning import Look, Pruned, networks_over, relative_size
 from amp.pruning import prune as prune_tower
 from amp.pruning.report import describe_errors, describe_features, describe_sizes, draw_pruning
 from amp.run.console import say
@@ -136,6 +136,7 @@ class _Work:
     images: Images
     scores: list[Tensor]
     moments: KeptMoments | None
+    seen_dense: Look | None = None
 
     def sliced(self, asked: Asked, tower: Tower | None = None) -> PrunedModel:
         """A model of a size.
@@ -154,7 +155,8 @@ class _Work:
         record = {**pruned.record, "cost": {**cost, "seconds": round(time.monotonic() - started, 2)}}
         provenance = {"settings": config.decisive(), "versions": versions()}
         remember(tower.model, Known(tower, pruned.kept, provenance, record))
-        return PrunedModel(tower.model, Report(record), tower.transform, replace(self, asked=asked))
+        work = replace(self, asked=asked, seen_dense=pruned.seen_dense)
+        return PrunedModel(tower.model, Report(record), tower.transform, work)
 
     def _slice(self, tower: Tower, config: PruneConfig) -> tuple[Pruned, dict[str, int]]:
         images = self.images
@@ -162,7 +164,7 @@ class _Work:
             tower, self.scores, config, images.held_out, images.calibration, known=self.moments
         ) as networks:
             size_of = relative_size(config.prune, tower, networks.journal)
-            return prune_tower(networks, config.prune, size_of), networks.held_out.cost
+            return prune_tower(networks, config.prune, size_of, self.seen_dense), networks.held_out.cost
 
 
 def prune(

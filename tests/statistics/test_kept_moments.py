@@ -28,6 +28,8 @@ def test_every_size_is_made_of_what_one_run_has_kept(monkeypatch: pytest.MonkeyP
     for size, own in ((0.8, alone), (0.6, smaller)):
         found = kept.resize(params=size, compensation="ridge")
         assert equal(weights_of(found.model), weights_of(own.model))
+        for key in ("dense_entropy", "final_entropy", "feature_cosine"):
+            assert found.report.record[key] == own.report.record[key]
 
 
 @pytest.mark.slow
