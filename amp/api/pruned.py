@@ -135,6 +135,7 @@ class _Work:
     asked: Asked
     images: Images
     scores: list[Tensor]
+    head_scores: list[Tensor]
     moments: KeptMoments | None
     seen_dense: Look | None = None
 
@@ -147,9 +148,12 @@ class _Work:
         counts = self.images.config.data
         config = asked.config(counts.num_samples or asked.most, counts.num_val_samples or asked.most)
         with alone(device_of(self.dense)):
-            tower = tower or with_attention(wrap_tower(working_copy(self.dense), asked.model), config.prune.attention)
+            if tower is None:
+                whole = wrap_tower(working_copy(self.dense), asked.model)
+                tower = with_attention(whole, config.attention if self.head_scores else "none")
             started = time.monotonic()
             pruned, cost = self._slice(tower, config)
+            tower = pruned.without_whole_heads(tower)
         settle(tower)
         restore(tower.model, self.dense)
         record = {**pruned.record, "cost": {**cost, "seconds": round(time.monotonic() - started, 2)}}
@@ -160,9 +164,8 @@ class _Work:
 
     def _slice(self, tower: Tower, config: PruneConfig) -> tuple[Pruned, dict[str, int]]:
         images = self.images
-        with networks_over(
-            tower, self.scores, config, images.held_out, images.calibration, known=self.moments
-        ) as networks:
+        scores = in_order(self.scores, self.head_scores) if tower.heads else self.scores
+        with networks_over(tower, scores, config, images.held_out, images.calibration, known=self.moments) as networks:
             size_of = relative_size(config.prune, tower, networks.journal)
             return prune_tower(networks, config.prune, size_of, self.seen_dense), networks.held_out.cost
 
@@ -208,13 +211,12 @@ def prune(
             say(f"note: nothing tells how this {tower.base['name']} was built, so that amp.save cannot write it; {HOW}")
         own = open_images(images, held_out, tower, asked)
         config = own.config
-        tower = with_attention(tower, config.prune.attention)
+        tower = with_attention(tower, config.attention)
         moments = KeptMoments(len(own.scored)) if config.score.keep_moments else None
         images = own.scored if reads_images(config.score) else []
         scores = score(tower, images, config.score, moments=moments)
-        if tower.heads:
-            scores = in_order(scores, score_heads(tower, images, config.score))
-        return _Work(dense, asked, own, scores, moments).sliced(asked, tower)
+        of_heads = score_heads(tower, images, config.score, moments=moments) if tower.heads else []
+        return _Work(dense, asked, own, scores, of_heads, moments).sliced(asked, tower)
 
 
 def compile(model: Any, **options: Any) -> Any:

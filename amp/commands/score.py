@@ -51,7 +51,8 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
     from amp.towers import build_tower, default_frame, describe_preprocess, with_attention
 
     config = config.with_frame(config.model.frame or default_frame(config.model.name))
-    outputs = (SCORES,) if config.prune.attention == "none" else (SCORES, HEAD_SCORES)
+    ranks = {SCORES: score, HEAD_SCORES: score_heads}
+    outputs = (SCORES,) if config.attention == "none" else (SCORES, HEAD_SCORES)
 
     def inputs() -> dict[str, str]:
         check_fills_batch(config.data, "val")  # What the search needs is better missed now than after the scoring.
@@ -68,7 +69,10 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
         paths = list_images(config.data, "train")
         if look is None:
             say(describe_scoring(config))
-        tower = with_attention(build_tower(config.model, str(world().device)), config.prune.attention)
+        tower = with_attention(build_tower(config.model, str(world().device)), config.attention)
+        names = outputs if tower.heads else (SCORES,)
+        if names != outputs and run.done(*names):
+            return
         widths = " or ".join(map(str, sorted(set(tower.widths))))
         say(f"{config.model.name}: {len(tower.slots)} blocks, each with {widths} hidden neurons in its MLP")
         say(describe_preprocess(tower))
@@ -78,12 +82,11 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
             if look:
                 look(tower, images)
         kept = KeptMoments(len(images), run.path(MOMENTS), run.header) if config.score.keep_moments else None
-        ranks: tuple[Callable[..., list[Tensor]], ...] = (partial(score, moments=kept), score_heads)
-        for name, rank in zip(outputs, ranks, strict=False):
+        for name in names:
             if len(outputs) > 1 and run.done(name):
                 continue
             saved = SavedSums(unfinished[name], run.header, config.score.save_every) if images else None
-            scores = rank(tower, images, config.score, saved)
+            scores = ranks[name](tower, images, config.score, saved, kept)
             world().from_main(partial(save_scores, scores, run.header, run.path(name)))
             world().from_main(partial(forget_sums, unfinished[name]))
             say(f"wrote {run.path(name)}")

@@ -1,7 +1,7 @@
 """The tower sliced to widths that are given, allocated to a size, or searched."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,10 @@ class Pruned:
     def widths(self) -> list[int]:
         """Hidden width of every block."""
         return [len(indices) for indices in self.kept]
+
+    def without_whole_heads(self, tower: Tower) -> Tower:
+        """The pruned tower; one whose heads are all there is as it would be if none might have been removed."""
+        return tower if self.heads != self.dense_heads else replace(tower, heads=())
 
     @property
     def record(self) -> dict[str, Any]:

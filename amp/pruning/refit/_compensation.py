@@ -13,7 +13,7 @@ from amp.run.console import progress, say
 from amp.run.run import Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig, SearchSettings
-from amp.statistics.kept_moments import KeptMoments, for_refit
+from amp.statistics.kept_moments import KeptMoments, for_refit, unit_names
 from amp.statistics.moments import GIGABYTES, MomentCollector, TokenCollector, last_group, num_sums
 from amp.statistics.saved_sums import SavedSums
 from amp.towers import MlpSlot, Slot, Tower
@@ -51,6 +51,8 @@ class Compensation:
         read: Sequence[int] = (),
     ) -> None:
         self._read = read
+        num_mlps = sum(isinstance(slot, MlpSlot) for slot in slots)
+        self._names = unit_names(num_mlps, num_mlps < len(slots))
         self._known = known if known is not None and known.num_batches == len(batches) else None
         self._store = store or InputStore("host", world().device)
         self._slots, self._orders, self._run, self._batches = slots, orders, run, batches
@@ -95,7 +97,7 @@ class Compensation:
             normed: NormedCompensator = method.normed(self._settings, slot, self._tokens.of(slot))
             return normed
         known = self._known
-        moments = for_refit(self._moments, self._plain.index(block)) if known is None else known.of(block)
+        moments = known.of(self._names[block]) if known else for_refit(self._moments, self._plain.index(block))
         plain: Compensator = method.plain(self._settings, slot, self._orders[block], moments)
         return plain
 

@@ -28,7 +28,7 @@ from amp.scoring.criteria._picks import forward_gains
 from amp.scoring.criteria._sensitivity import SensitivityCollector
 from amp.scoring.criterion import Scoring, checked
 from amp.scoring.memory import backward_bytes, forward_bytes
-from amp.statistics.kept_moments import for_refit
+from amp.statistics.kept_moments import for_refit, unit_names
 from amp.statistics.moments import GIGABYTES, MomentCollector, groups, moment_bytes, num_sums, work_bytes
 from amp.statistics.saved_sums import HasSums
 from amp.towers import Tower
@@ -112,7 +112,7 @@ def _first_pass(scoring: Scoring, blocks: range, gigabytes: float) -> list[Tenso
         SensitivityCollector(tower.slots, tower.read_tokens) as collector,
     ):
         both = Both([*collector.sums, *moments.sums])
-        sense(scoring, collector, both)
+        sense(scoring, collector, both, backward_every(tower, scoring.num_images))
         settle(scoring, both)
     sensed = _Sensed(*collector.sensitivities())
     return [
@@ -152,6 +152,7 @@ def _picked(
 ) -> list[Tensor]:
     """The scores of a group of blocks, those of one shape at once, as many as memory allows."""
     slots = scoring.tower.slots
+    names = unit_names(len(slots), heads=False)
     alike: dict[torch.Size, list[int]] = {}
     for block in blocks:
         alike.setdefault(slots[block].out_projection.weight.shape, []).append(block)
@@ -166,7 +167,7 @@ def _picked(
             def work(part: Sequence[int] = part) -> Sequence[Tensor]:
                 if scoring.moments is not None:
                     for block in part:
-                        scoring.moments.keep(block, for_refit(moments, block - blocks.start))
+                        scoring.moments.keep(names[block], for_refit(moments, block - blocks.start))
                 covariance_LHH = covariances(slots, part, moments, blocks.start, sensed.weights)
                 weight_LDH = torch.stack([slots[block].out_projection.weight.detach().double() for block in part])
                 sensitivity_LDD = torch.stack([sensed.sensitivities[block] for block in part])
@@ -193,15 +194,15 @@ def covariances(
     return covariance_LHH
 
 
-def sense(scoring: Scoring, collector: SensitivityCollector, scorer: HasSums) -> None:
+def sense(scoring: Scoring, collector: SensitivityCollector, scorer: HasSums, every: int = 1) -> None:
     """G of every block, (D, D), of the unit feature, summed over an image's tokens.
 
     E[J^T v v^T J] = J^T J for v of a standard normal, drawn once an image: one backward pass serves all E directions.
 
     Args:
         scorer: whose sums are those of the pass.
+        every: of how many batches one is gone through backwards; the others just forwards.
     """
-    every = backward_every(scoring.tower, scoring.num_images)
     generator, skipped = torch.Generator().manual_seed(scoring.settings.seed), -(-scoring.num_done // every)
     for number, images_BCSS in enumerate(scoring.steps(scorer), scoring.num_done):
         senses, local = number % every == 0, len(images_BCSS)
