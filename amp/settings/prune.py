@@ -206,18 +206,23 @@ class SearchSettings(Settings):
 
     @model_validator(mode="after")
     def _heads_are_allocated(self) -> "SearchSettings":
-        if self.attention == "heads" and self.heads_need:
-            raise ValueError(f"attention: heads needs {self.heads_need}")
+        if self.attention == "heads" and (need := self.heads_need()):
+            raise ValueError(f"attention: heads needs {need}")
         return self
 
-    @property
-    def heads_need(self) -> str | None:
-        """What these settings would have to say so that heads can be removed; None: they say it."""
+    def heads_need(self, criterion: str = "reconstruction") -> str | None:
+        """What these settings, with a criterion, would have to say so that heads can be removed; None: they say it."""
+        if criterion != "reconstruction":
+            return f"criterion: reconstruction, not {criterion}"
         if self.allocation != "global":
             return f"allocation: global, not {self.allocation}"
         if self.target.asked and self.target.asked[0] not in ("params", "flops"):
             return "a target of params or flops"
         return None
+
+    def attention_by(self, criterion: str) -> Attention:
+        """`attention`; none where it is auto and other settings leave no heads to be removed."""
+        return "none" if self.attention == "auto" and self.heads_need(criterion) else self.attention
 
     @model_validator(mode="after")
     def _search_alone_has(self) -> "SearchSettings":
@@ -243,21 +248,14 @@ class PruneConfig(RunConfig):
 
     @model_validator(mode="after")
     def _heads_have_scores(self) -> "PruneConfig":
-        if self.prune.attention == "heads" and not self._scores_heads:
-            raise ValueError(
-                f"prune.attention: heads needs score.criterion: reconstruction, not {self.score.criterion}"
-            )
+        if self.prune.attention == "heads" and (need := self.prune.heads_need(self.score.criterion)):
+            raise ValueError(f"prune.attention: heads needs score.{need}")
         return self
 
     @property
-    def _scores_heads(self) -> bool:
-        return self.score.criterion == "reconstruction"
-
-    @property
     def attention(self) -> Attention:
-        """`prune.attention`; none where it is auto and other settings leave no heads to be removed."""
-        own = self.prune.attention
-        return "none" if own == "auto" and (self.prune.heads_need or not self._scores_heads) else own
+        """As of `SearchSettings.attention_by`."""
+        return self.prune.attention_by(self.score.criterion)
 
     def check_has_size(self) -> None:
         """Raises UserError where the widths are to meet a size that nobody says."""
