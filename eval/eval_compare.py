@@ -20,10 +20,18 @@ def main() -> None:
     from studies.compare_table import plot, tabulate
     from studies.quality import open_quality
 
+    from amp.commands._plan.evaluations import describe_study
     from amp.run.run import open_run
     from amp.run.world import world
 
     with open_run(config, leave_out=NOT_OF_A_CELL) as run:
+        own, distilled = config.compare, ", and distil each of them" if config.distil else ""
+        lines = [
+            f"prune it in {len(config.lines)} ways to {', '.join(f'{size:g}' for size in own.sizes)} of its parameters"
+            f"{distilled}, with {len(own.seeds)} choices of images; networks that are there are not made again"
+        ]
+        title = f"{config.model.name} ({config.model.weights}), images of {config.data.root}"
+        say(describe_study(title, lines, f"write compare.md and compare.png to {run.folder}"))
         world().from_main(lambda: train_dense(config))
         quality = open_quality(config)
         cells = open_cells(run)

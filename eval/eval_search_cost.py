@@ -19,6 +19,7 @@ def main() -> None:
     from studies.search_cost_table import as_json, summarise, summary_table
     from studies.step import describe_times
 
+    from amp.commands._plan.evaluations import NOWHERE, describe_study
     from amp.data.batches import Batches
     from amp.data.listing import list_images
     from amp.data.scenes import build_scenes
@@ -27,6 +28,10 @@ def main() -> None:
     from amp.towers import build_tower
 
     with start() as world:
+        title = f"{config.model.name} ({config.model.weights}), images of {config.data.root}"
+        each = f"{len(plan.thresholds)} thresholds and {plan.num_seeds} orders of the images"
+        lines = [f"time the scoring, and then the searches {', '.join(plan.searches)} at {each}"]
+        say(describe_study(title, lines, f"write the numbers to {plan.json}" if plan.json else NOWHERE))
         if config.data.name == "digit_scenes":
             world.from_main(lambda: build_scenes(Path(config.data.root), num_val=SCENES))
         tower = build_tower(config.model, str(world.device))
@@ -50,7 +55,7 @@ def main() -> None:
                 "settings": config.model_dump(mode="json"),
             }
             write_json(plan.json, as_json({**record, "reproduce": reproduce("eval/eval_search_cost.py")}))
-            say(str(plan.json))
+            say(f"numbers: {plan.json}")
 
 
 if __name__ == "__main__":

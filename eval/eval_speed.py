@@ -4,7 +4,7 @@ batch, side by side in one run. Under torchrun the main process measures both al
 from pathlib import Path
 
 from amp.evaluation.options import parse_speed
-from amp.run.console import run_script
+from amp.run.console import run_script, say
 
 
 def main() -> None:
@@ -13,16 +13,19 @@ def main() -> None:
 
     from studies.speed import compare_speeds, show
 
+    from amp.commands._plan.evaluations import describe_evaluation
     from amp.evaluation.results import open_model
     from amp.run.run import Run
     from amp.run.world import start
 
     with start() as world:
+        say(describe_evaluation(options, options.json))
         record = compare_speeds(open_model(options, "fp32", str(world.device)), options)
         show(record)
         if options.json:
             path = Path(options.json)
             Run(options, path.parent, {}, "--json").write(path.name, record, "eval/eval_speed.py")
+            say(f"numbers: {options.json}")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,17 @@ A scoring's weights are random ones, so that it needs neither a file nor images.
 import argparse
 import sys
 
-from amp.run.console import run_script
+from amp.run.console import run_script, say
 from amp.settings.base import at_least
 from amp.settings.distill import DistillConfig
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import parse_args
+
+SHOWN = "show how many milliseconds each takes"
+
+
+def _rounds(num_rounds: int) -> str:
+    return f"time whole steps and their parts alone on random images, {num_rounds} rounds by turns"
 
 
 def main() -> None:
@@ -30,10 +36,12 @@ def time_distillation(config: DistillConfig, num_rounds: int) -> None:
     """Prints the times of a distillation's step."""
     from studies.step import DISTILLATION, describe_times, time_steps
 
+    from amp.commands._plan.evaluations import describe_study
     from amp.distillation import Trainer, load_teacher_and_student, training_images
     from amp.run.world import start
 
     with start() as world:
+        say(describe_study(f"a distillation of {config.teacher.name}", [_rounds(num_rounds)], SHOWN))
         teacher, student, _ = load_teacher_and_student(config)
         steps_per_epoch = len(training_images(config, teacher))
         trainer = Trainer(teacher, student, config.optim, config.data.batch_size, steps_per_epoch)
@@ -47,11 +55,13 @@ def time_scoring_step(config: PruneConfig, num_rounds: int) -> None:
     from studies.scoring_step import SCORING, time_scoring
     from studies.step import describe_times
 
+    from amp.commands._plan.evaluations import describe_study
     from amp.models.throughput import rebuild
     from amp.run.world import start
     from amp.towers import build_tower
 
     with start() as world:
+        say(describe_study(f"a scoring of {config.model.name}, random weights", [_rounds(num_rounds)], SHOWN))
         tower = rebuild(build_tower(config.model, "meta").base, str(world.device))
         times = time_scoring(tower, config.score, config.data.batch_size, num_rounds)
         if world.is_main:

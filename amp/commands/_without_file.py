@@ -5,7 +5,7 @@ B images of a batch, C channels, S side in pixels.
 
 from collections.abc import Mapping
 
-from amp.commands._plan import after_pruning, describe_pruning, estimate_seconds, in_words
+from amp.commands._plan import after_pruning, describe_pruning, describe_slicing, describe_time, estimate_seconds
 from amp.commands.prune import prune_models
 from amp.commands.score import score_model
 from amp.data.batches import Batches
@@ -33,8 +33,7 @@ def score_named(named: Named, options: ScoreOptions) -> None:
             print(describe_plan(config, options.gpu_memory))
             return
         with start():
-            say(describe_pruning(config))
-            score_model(config, lambda tower, batches: say(describe_time(config, tower, batches)))
+            _score(config, describe_pruning(config))
             say("next: `amp prune` with the same words, and --params 0.6 for 60 % of the parameters")
 
 
@@ -48,9 +47,17 @@ def prune_named(named: Named, options: PruneOptions) -> None:
             print(describe_plan(config, options.gpu_memory))
             return
         with start():
-            say(describe_pruning(config, options.sweep.targets))
-            score_model(config, lambda tower, batches: say(describe_time(config, tower, batches)))
-            say(after_pruning(prune_models(config, options), config.data.root))
+            targets = options.sweep.targets
+            if not _score(config, describe_pruning(config, targets)):
+                say(describe_slicing(config, targets))
+            say(after_pruning(prune_models(config, options), config.data))
+
+
+def _score(config: PruneConfig, plan: str) -> bool:
+    def look(tower: Tower, images: Batches) -> None:
+        say(describe_time(estimate_seconds(config, tower, images)))
+
+    return score_model(config, plan, look)
 
 
 def fitted(named: Named) -> PruneConfig:
@@ -99,11 +106,3 @@ def find_weights(model: ModelSettings, frame: Frame) -> str | None:
         return tag
     known = f"a tag of {model.name} ({', '.join(tags)}), a file" if tags else "a file"
     raise UserError("model.pretrained", f"missing; say {known}, or {RANDOM} to try it out")
-
-
-def describe_time(config: PruneConfig, tower: Tower, batches: Batches) -> str:
-    """How long it will take, by one batch."""
-    seconds = estimate_seconds(config, tower, batches)
-    if seconds is None:
-        return "how long it takes is told as it goes"
-    return f"judging by one batch, it will take about {in_words(seconds)}"

@@ -11,7 +11,8 @@ from amp.settings.distill import DistillConfig
 from amp.settings.reading.command_line import parse_args
 
 
-def main() -> None:
+def read_config() -> DistillConfig | None:
+    """The settings that were typed; None where --dry_run asks for no more than what it prints."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--dry_run", action="store_true", help="print what a GPU's memory must hold, and end")
     gpus = "of --dry_run (default: the processes of torchrun, else 8)"
@@ -23,11 +24,18 @@ def main() -> None:
 
         own = place_of()
         say(describe_plan(config, args.num_gpus or (own.size if own else 8)))
+        return None
+    return config
+
+
+def main() -> None:
+    config = read_config()
+    if config is None:
         return
     check_metric(config)
     begin_sha256(config.dense.weights)
 
-    from amp.commands._plan import after_distilling, describe_distillation
+    from amp.commands._plan import after_distilling, describe_distillation, describe_steps
     from amp.data.identity import digests_of
     from amp.distillation import (
         Loop,
@@ -56,12 +64,14 @@ def main() -> None:
     with open_run(config, inputs, outputs) as run:
         if run.done(*outputs):
             return
-        say(describe_distillation(config))
         teacher, student, pruned = load_teacher_and_student(config)
+        say(describe_distillation(config))
         batches = training_images(config, teacher)
         validation = Validation(held_out_images(config, teacher.transform), build_metric(config, teacher, student))
         trainer = Trainer(teacher, student, config.optim, config.data.batch_size, len(batches))
-        last = Loop(trainer, batches, RunKeeper(run), config.output, validation).train()
+        keeper = RunKeeper(run)
+        say(describe_steps(trainer, batches, max(keeper.checkpoints.steps(), default=0)))
+        last = Loop(trainer, batches, keeper, config.output, validation).train()
         batches.say_broken()
         weights = trainer.weights()
         provenance = {**run.header, "student": pruned.provenance, "last_step": last}
@@ -70,4 +80,4 @@ def main() -> None:
                 command = reproduce("distill.py")
                 save_tower(student, pruned.kept, provenance, run.path("distilled"), weights, command=command)
         world().barrier()
-        say(after_distilling(run.folder, config.data.root))
+        say(after_distilling(run.folder, config.data))

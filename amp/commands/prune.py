@@ -30,7 +30,7 @@ def main() -> None:
     with start():
         folder = prune_models(config, options)
         if not options.sweep.thresholds and not options.compensate_only:
-            say(after_pruning(folder, config.data.root))
+            say(after_pruning(folder, config.data))
 
 
 def prune_models(config: PruneConfig, options: PruneOptions) -> Path:
@@ -54,7 +54,7 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
     from amp.run.run import SCORES, Run, open_run
     from amp.run.world import world
     from amp.scoring.scores_file import check_fit, check_scores, load_head_scores, load_scores
-    from amp.towers import build_tower, describe_preprocess, in_order, with_attention
+    from amp.towers import build_tower, in_order, tell_preprocess, with_attention
 
     thresholds = options.sweep.thresholds
     outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
@@ -75,14 +75,15 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
         run = run.with_frame(recorded_frame(scored))
         check_scores(scored, run.header, scores_file)
         started, own = time.monotonic(), run.config.prune
+        tower = build_tower(run.config.model, str(world().device))
         if not options.named:
             say(describe_slicing(run.config))
-        tower = build_tower(run.config.model, str(world().device))
         check_fit(scores, tower, scores_file)
         tower = with_attention(tower, run.config.attention)
         if tower.heads:
             scores = in_order(scores, load_head_scores(run, tower))
-        say(describe_preprocess(tower))
+        if not options.named:  # whose scoring has told it
+            tell_preprocess(tower)
         check_widths(tower, own)
         with open_networks(run, tower, scores, thresholds) as networks:
             if thresholds:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amp.run.console import called, say
@@ -33,10 +34,13 @@ def main() -> None:
     say(f"next: {called('main_prune.py', 'amp prune')} with the same settings")
 
 
-def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | None" = None) -> None:
-    """One scoring, unless its file is there.
+def score_model(
+    config: PruneConfig, plan: str | None = None, look: "Callable[[Tower, Batches], None] | None" = None
+) -> bool:
+    """One scoring, unless its file is there; whether it was not.
 
     Args:
+        plan: what is said once the model is open; None: what the scoring will do.
         look: is shown the dense tower and the images before they are scored.
     """
     from amp.commands._plan import describe_scoring
@@ -48,7 +52,7 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
     from amp.scoring import reads_images, save_scores, score, score_heads
     from amp.statistics.kept_moments import MOMENTS, KeptMoments
     from amp.statistics.saved_sums import SavedSums, forget_sums
-    from amp.towers import build_tower, default_frame, describe_preprocess, with_attention
+    from amp.towers import build_tower, default_frame, tell_preprocess, with_attention
 
     config = config.with_frame(config.model.frame or default_frame(config.model.name))
     ranks = {SCORES: score, HEAD_SCORES: score_heads}
@@ -63,19 +67,18 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
         if run.done(*outputs):
             for path in unfinished.values():
                 world().from_main(partial(forget_sums, path))
-            if config.score.keep_moments and not run.path(MOMENTS).exists():
-                say(f"note: {run.path(SCORES)} was made without score.keep_moments; delete it to keep them")
-            return
+            if config.score.keep_moments and not world().from_main(partial(_has_moments, run.folder, len(outputs) > 1)):
+                say(f"note: {run.path(MOMENTS)} lacks a block or is of another scoring; delete {SCORES} to make both")
+            return False
         paths = list_images(config.data, "train")
-        if look is None:
-            say(describe_scoring(config))
         tower = with_attention(build_tower(config.model, str(world().device)), config.attention)
         names = outputs if tower.heads else (SCORES,)
         if names != outputs and run.done(*names):
-            return
+            return False
+        say(plan or describe_scoring(config))
         widths = " or ".join(map(str, sorted(set(tower.widths))))
         say(f"{config.model.name}: {len(tower.slots)} blocks, each with {widths} hidden neurons in its MLP")
-        say(describe_preprocess(tower))
+        tell_preprocess(tower)
         images: Batches | list[Tensor] = []
         if reads_images(config.score):
             images = Batches(paths, tower.transform, config.data, config.data.num_samples)
@@ -92,3 +95,13 @@ def score_model(config: PruneConfig, look: "Callable[[Tower, Batches], None] | N
             say(f"wrote {run.path(name)}")
         if isinstance(images, Batches):
             images.say_broken()
+    return True
+
+
+def _has_moments(folder: Path, of_heads: bool) -> bool:
+    from amp.run.run import SCORES
+    from amp.scoring.scores_file import load_scores
+    from amp.statistics.kept_moments import find_moments, unit_names
+
+    scores, header = load_scores(folder / SCORES)
+    return find_moments(folder, unit_names(len(scores), of_heads), header) is not None

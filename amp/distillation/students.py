@@ -8,9 +8,8 @@ import torch
 from amp.errors import UserError, under
 from amp.models.folder import FolderConfig
 from amp.models.open import load_student
-from amp.run.console import say
 from amp.settings.distill import DistillConfig
-from amp.towers import Tower, after_last_block, build_tower, describe_preprocess
+from amp.towers import Tower, after_last_block, build_tower, describe_preprocess, tell_preprocess
 
 
 def load_teacher_and_student(config: DistillConfig) -> tuple[Tower, Tower, FolderConfig]:
@@ -23,7 +22,7 @@ def load_teacher_and_student(config: DistillConfig) -> tuple[Tower, Tower, Folde
     dense = config.teacher.as_model("fp32")
     with under("teacher", instead_of="model"):
         teacher = build_tower(dense)
-    say(describe_preprocess(teacher))
+    tell_preprocess(teacher)
     student, student_config = load_student(config.student.pretrained, teacher)
     check_architecture(teacher, student)
     share_head(teacher, student, after_last_block(build_tower(dense, "meta")))

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, default_collate
 from amp.errors import UserError
 from amp.evaluation.options import KnnOptions
 from amp.evaluation.readers.folders import ClassFolders, open_divided
-from amp.evaluation.results import Evaluation, open_divided_evaluation
+from amp.evaluation.results import Evaluation, Look, open_divided_evaluation
 from amp.evaluation.sharding import ShardedBatches
 from amp.run.console import progress, say
 from amp.run.world import world
@@ -147,10 +147,12 @@ def open_knn(options: KnnOptions) -> Evaluation[KnnOptions]:
     return open_divided_evaluation(options, "knn")
 
 
-def measure_knn(run: Evaluation[KnnOptions], tower: Tower) -> dict[str, Any]:
+def measure_knn(run: Evaluation[KnnOptions], tower: Tower, look: Look | None = None) -> dict[str, Any]:
     """The record, which is written: `{metrics, num_images, num_train_images, seconds, ...}`."""
     options = run.config
     train, val = open_divided(options.train_root, options.val_root, options.held_out, tower.transform)
+    if look:
+        look(tower, (train, val))
     started = time.monotonic()
     metrics = Featurizer(tower, options.batch_size, options.num_workers).accuracies(train, val)
     record = {

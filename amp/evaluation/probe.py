@@ -25,7 +25,7 @@ from amp.evaluation.knn import Featurizer
 from amp.evaluation.options import ProbeOptions
 from amp.evaluation.readers.class_folders import HELD_OUT_EVERY
 from amp.evaluation.readers.folders import open_divided
-from amp.evaluation.results import Evaluation, open_divided_evaluation
+from amp.evaluation.results import Evaluation, Look, open_divided_evaluation
 from amp.run.console import progress, say
 from amp.run.world import world
 from amp.towers import Tower
@@ -141,10 +141,12 @@ def open_probe(options: ProbeOptions) -> Evaluation[ProbeOptions]:
     return open_divided_evaluation(options, "probe", ("scikit-learn",))
 
 
-def measure_probe(run: Evaluation[ProbeOptions], tower: Tower) -> dict[str, Any]:
+def measure_probe(run: Evaluation[ProbeOptions], tower: Tower, look: Look | None = None) -> dict[str, Any]:
     """The record, which is written: `{metrics, C, num_images, num_train_images, seconds, ...}`."""
     options = run.config
     train, val = open_divided(options.train_root, options.val_root, options.held_out, tower.transform)
+    if look:
+        look(tower, (train, val))
     started = time.monotonic()
     featurizer = Featurizer(tower, options.batch_size, options.num_workers)
     metrics, told = probe_accuracies(featurizer.features(train, "train"), featurizer.features(val, "val"))

@@ -1,6 +1,6 @@
 """The result of an evaluation: one JSON file, which the next call with the same options and model finds again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,7 +18,7 @@ from amp.run.run import Run
 from amp.run.tables import percent, table, write_table
 from amp.run.world import world
 from amp.settings.base import Precision
-from amp.towers import Tower, describe_preprocess
+from amp.towers import Tower, tell_preprocess
 
 
 class Recorded(Protocol):
@@ -36,6 +36,8 @@ class Recorded(Protocol):
         """The options that decide the numbers."""
 
 
+# Is shown the model and the data sets that will pass it, once both are open and before anything is measured.
+Look = Callable[[Tower, Sequence[Any]], None]
 Options = TypeVar("Options", bound=Recorded)
 Divided = TypeVar("Divided", bound=DividedOptions)
 
@@ -53,7 +55,7 @@ class Evaluation(Run[Options], Generic[Options]):
     def show(self, title: str, heading: str, record: Mapping[str, Any]) -> None:
         """The metrics on the console, in percent, and where they are written."""
         rows = [[name, percent(value)] for name, value in record["metrics"].items()]
-        say(f"{title}\n{table([heading, '%'], rows)}\n{self.path(self.name)}")
+        say(f"{title}\n{table([heading, '%'], rows)}\nnumbers: {self.path(self.name)}")
 
 
 def open_evaluation(
@@ -147,7 +149,7 @@ def open_model(options: ModelOptions, precision: Precision, device: str, text_pr
             text_pretrained,
             options.img_size,
         )
-    say(describe_preprocess(tower))
+    tell_preprocess(tower)
     return tower
 
 

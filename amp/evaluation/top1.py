@@ -23,7 +23,7 @@ from amp.evaluation.options import Top1Options
 from amp.evaluation.readers.class_folders import folder_to_test, some
 from amp.evaluation.readers.folders import ClassFolders
 from amp.evaluation.readers.texts import read_lines
-from amp.evaluation.results import Evaluation, digest_model, digest_texts, open_evaluation, with_images
+from amp.evaluation.results import Evaluation, Look, digest_model, digest_texts, open_evaluation, with_images
 from amp.evaluation.sharding import ShardedBatches
 from amp.run.console import say
 from amp.run.identity import PACKAGES
@@ -149,12 +149,14 @@ def open_top1(options: Top1Options) -> Evaluation[Top1Options]:
     return world().from_main(opened)
 
 
-def measure_top1(run: Evaluation[Top1Options], tower: Tower) -> dict[str, Any]:
+def measure_top1(run: Evaluation[Top1Options], tower: Tower, look: Look | None = None) -> dict[str, Any]:
     """The record, which is written: `{metrics, order, num_classes, num_images, seconds, ...}`."""
     options, classifier = run.config, open_classifier(tower)
     images = ClassFolders("--dataset_root", folder_to_test(options.dataset_root), tower.transform)
     order, by = class_order(classifier, images.classes, options.labels)
     say(f"class folders in the order of the model's {classifier.num_classes} classes by {by}")
+    if look:
+        look(tower, (images,))
     started = time.monotonic()
     top1 = Top1(classifier.logits, tower.dtype, options.batch_size, options.num_workers)
     metrics, num_images = top1.measure(images, order)

@@ -15,7 +15,7 @@ from amp.models.folder import save_tower
 from amp.pruning.doubt import warn_of_doubt
 from amp.pruning.refit import CALIBRATION
 from amp.pruning.widths import Pruned
-from amp.run.console import reproduce, say
+from amp.run.console import detail, reproduce, say
 from amp.run.figures import BLUE, GREY, ORANGE, panels, save_figure
 from amp.run.run import Run
 from amp.run.tables import human, table
@@ -46,7 +46,8 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
     if pruned.found and pruned.final_entropy < pruned.dense_entropy:
         say("note: the entropy fell, which the published search allows; compare the features before you trust it")
     say(f"hidden neurons kept in each block: {tower.widths}")
-    say(f"entropy of held-out features: {pruned.dense_entropy:.4f} dense, {pruned.final_entropy:.4f} pruned (nats)")
+    tell = say if pruned.found else detail  # what a search goes by
+    tell(f"entropy of held-out features: {pruned.dense_entropy:.4f} dense, {pruned.final_entropy:.4f} pruned (nats)")
     if pruned.heads:
         say(f"attention heads kept in each block: {pruned.heads}, of {sorted(set(pruned.dense_heads))}")
     say(describe_features(record))

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from amp.errors import StoppedError, as_line, one_line
 from amp.run.processes.environment import is_one_of_several, speaks
+from amp.settings.verbosity import is_verbose
 
 Item = TypeVar("Item")
 
@@ -125,6 +126,12 @@ def say(message: str) -> None:
     """A line on the console, by the main process, that leaves progress bars whole."""
     if main_process():
         tqdm.write(message)
+
+
+def detail(message: str) -> None:
+    """A line that only those read who ask for it by --verbose."""
+    if is_verbose():
+        say(message)
 
 
 def warn_here(message: str) -> None:

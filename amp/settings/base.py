@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from amp.errors import UserError, nearest, shortened
 from amp.registry import Registry
+from amp.settings.verbosity import Verbose
 
 MOST = 10**9
 MOST_SIDE = 8192
@@ -154,6 +155,10 @@ def number_from(least: float, most: float = 1e9) -> Callable[[str], float]:
 
 class Parser(argparse.ArgumentParser):
     """The options of a script or a command. What is wrong with them is a UserError of one line."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.add_argument("-v", "--verbose", action=Verbose, help="tell details too, such as how images are prepared")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; a misspelt option is told with the nearest one, before anything that is missing."""

@@ -18,7 +18,7 @@ from amp.towers.heads.find_slots import with_attention, with_heads
 from amp.towers.library import Library, library
 from amp.towers.mlps.slots import MlpSlot, Slot
 from amp.towers.names import default_frame, find_frame, knows, other_reader
-from amp.towers.preprocess import describe_preprocess
+from amp.towers.preprocess import describe_preprocess, tell_preprocess
 from amp.towers.readout import TokenReadout, after_last_block, check_readout
 from amp.towers.weights import check_complete
 
@@ -41,6 +41,7 @@ __all__ = [
     "library",
     "on_meta",
     "rebuild_dense",
+    "tell_preprocess",
     "with_attention",
     "with_heads",
     "wrap_tower",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from amp.errors import UserError
+from amp.run.console import detail, say
 from amp.settings.base import MOST_SIDE
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower
@@ -32,6 +33,14 @@ def describe_preprocess(tower: Tower) -> str:
     statistics = (f"{key} ({', '.join(f'{value:g}' for value in own[key])})" for key in ("mean", "std"))
     line = ", ".join([f"images: {tower.image_size} px", str(own["interpolation"]), _framing(own), *statistics])
     return "\n".join([line, *tower.notes])
+
+
+def tell_preprocess(tower: Tower) -> None:
+    """The tower's notes on the console, and among the details its evaluation transform."""
+    line, *notes = describe_preprocess(tower).splitlines()
+    detail(line)
+    for note in notes:
+        say(note)
 
 
 def framing(own: Mapping[str, Any]) -> tuple[str, int, list[int]]:

@@ -11,8 +11,7 @@ from helpers.hf_models import VISION, write
 from helpers.numbered_images import write_images
 
 import amp
-from amp.commands import _plan
-from amp.commands._plan import estimate_seconds, in_words
+from amp.commands._plan import estimate_seconds, in_words, times
 from amp.commands._without_file import find_frame, find_weights, fitted
 from amp.data.batches import Batches
 from amp.data.listing import list_images
@@ -184,7 +183,7 @@ def test_the_duration_grows_with_the_images(tmp_path: Path, monkeypatch: pytest.
         work()
         return 1.0
 
-    monkeypatch.setattr(_plan, "_seconds", a_second)
+    monkeypatch.setattr(times, "_seconds", a_second)
     tower_of: dict[int, float | None] = {}
     words = [
         *TINY,

@@ -97,7 +97,7 @@ def test_the_six_of_the_paper_in_one_call(tmp_path: Path, parent: Path, model: A
     files[-1].unlink()
     before = [file.stat().st_mtime_ns for file in files[:-1]]
     code, again, _ = call(SCRIPT, *words)
-    assert (code, again.count("already done\n")) == (0, 5)
+    assert (code, again.count("already done: ")) == (0, 5)
     assert [file.stat().st_mtime_ns for file in files[:-1]] == before
     assert read_csv(table) == [headers, row]
 

@@ -3,6 +3,8 @@
 `amp eval compare out/pruned --images photos/` needs no labels. The models are measured one after the other, in fp32.
 """
 
+from functools import partial
+
 from amp.evaluation.options import parse_compare
 from amp.run.console import say
 
@@ -10,14 +12,12 @@ from amp.run.console import say
 def main() -> None:
     options = parse_compare(__doc__)
 
+    from amp.commands._plan.evaluations import BOTH, after_evaluation, measured, time_teller
     from amp.evaluation.side_by_side.record import measure_comparison, open_comparison, show
     from amp.run.world import start
 
     with start():
         run = open_comparison(options)
-        record = run.found(run.name)
-        if record:
-            say("already done")
-        else:
-            record = measure_comparison(run)
-        show(run, record)
+        look = time_teller(options.batch_size, options.num_workers, BOTH)
+        show(run, measured(run, run.found(run.name), lambda: run, partial(measure_comparison, look=look)))
+        say(after_evaluation(options))

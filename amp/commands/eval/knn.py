@@ -1,5 +1,7 @@
 """Weighted k-nearest-neighbour accuracy of a dense or a pruned tower's features; writes the metrics as JSON."""
 
+from functools import partial
+
 from amp.evaluation.dataset_files import check_class_folders
 from amp.evaluation.options import parse_knn
 from amp.run.console import say
@@ -9,16 +11,16 @@ def main() -> None:
     options = parse_knn(__doc__)
     check_class_folders(("--train_root", options.train_root), ("--val_root", options.val_root))
 
+    from amp.commands._plan.evaluations import after_evaluation, measured, time_teller
     from amp.evaluation.knn import measure_knn, open_knn
     from amp.evaluation.results import open_model
     from amp.run.world import start
 
     with start() as world:
         run = open_knn(options)
-        record = run.found(run.name)
-        if record:
-            say("already done")
-        else:
-            record = measure_knn(run, open_model(options, "fp32", str(world.device)))
+        look = time_teller(options.batch_size, options.num_workers)
+        opened = partial(open_model, options, "fp32", str(world.device))
+        record = measured(run, run.found(run.name), opened, partial(measure_knn, run, look=look))
         title = f"k-NN: {record['num_images']} images, {record['num_train_images']} to vote, in {record['seconds']} s"
         run.show(title, "top-1", record)
+        say(after_evaluation(options))

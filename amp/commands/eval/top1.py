@@ -1,5 +1,7 @@
 """Top-1 of a classifier, dense or pruned, on folders of its classes; writes the metrics as JSON."""
 
+from functools import partial
+
 from amp.evaluation.options import parse_top1
 from amp.evaluation.readers.class_folders import class_names, folder_to_test
 from amp.run.console import say
@@ -9,15 +11,15 @@ def main() -> None:
     options = parse_top1(__doc__)
     class_names("--dataset_root", folder_to_test(options.dataset_root))
 
+    from amp.commands._plan.evaluations import after_evaluation, measured, time_teller
     from amp.evaluation.results import open_model
     from amp.evaluation.top1 import measure_top1, open_top1
     from amp.run.world import start
 
     with start() as world:
         run = open_top1(options)
-        record = run.found(run.name)
-        if record:
-            say("already done")
-        else:
-            record = measure_top1(run, open_model(options, "fp32", str(world.device)))
+        look = time_teller(options.batch_size, options.num_workers)
+        opened = partial(open_model, options, "fp32", str(world.device))
+        record = measured(run, run.found(run.name), opened, partial(measure_top1, run, look=look))
         run.show(f"classifier: {record['num_images']} images in {record['seconds']} s", "metric", record)
+        say(after_evaluation(options))

@@ -1,6 +1,6 @@
 """The record of a tower's size and speed: what is asked for, what is counted, and how the measurements compare."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import torch
@@ -19,7 +19,9 @@ BATCH = {"cuda": 64, "cpu": 4}
 PRECISION: dict[str, Number] = {"cuda": "bf16", "cpu": "fp32"}
 
 
-def measure_efficiency(options: EfficiencyOptions, device: torch.device) -> dict[str, Any]:
+def measure_efficiency(
+    options: EfficiencyOptions, device: torch.device, begin: Callable[[], None] | None = None
+) -> dict[str, Any]:
     """The record: `{image_size, widths, sizes, speedup, device, batch_size, cells, ...}`.
 
     `pruned` stands beside `dense`, with a `speedup`, where the model is a pruned one. Of `cells`, which --meta leaves
@@ -34,6 +36,7 @@ def measure_efficiency(options: EfficiencyOptions, device: torch.device) -> dict
 
     Args:
         device: where speed is measured.
+        begin: called once the model is found.
     Raises:
         UserError: there is no such model.
     """
@@ -43,6 +46,8 @@ def measure_efficiency(options: EfficiencyOptions, device: torch.device) -> dict
     base, counts, image_size = opened.base, opened.counts, opened.image_size
     widths = opened.widths
     del opened
+    if begin:
+        begin()
     dense = rebuild(base, "meta")
     variants = {"dense": None} if counts == dense.counts else {"dense": None, "pruned": counts}
     sizes = {name: describe_tower(rebuild(base, "meta", own) if own else dense) for name, own in variants.items()}

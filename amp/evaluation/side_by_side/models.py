@@ -8,9 +8,8 @@ from amp.errors import UserError, under
 from amp.evaluation.options import CompareOptions
 from amp.models.folder import load_tower, read_folder_config
 from amp.models.open import open_published, open_tower
-from amp.run.console import say
 from amp.settings.model import ModelSettings
-from amp.towers import Tower, build_tower, describe_preprocess
+from amp.towers import Tower, build_tower, tell_preprocess
 
 _KEYS = ("frame", "name", "kwargs", "transform")
 
@@ -83,5 +82,5 @@ def _recorded(provenance: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def open_pruned(options: CompareOptions, device: str) -> Tower:
     """The folder's model, in fp32. Raises UserError."""
     tower = load_tower(options.folder, device, "fp32")
-    say(describe_preprocess(tower))
+    tell_preprocess(tower)
     return tower

@@ -6,10 +6,10 @@ from typing import Any
 
 from amp.errors import under
 from amp.evaluation.options import CompareOptions, ModelOptions
-from amp.evaluation.results import Evaluation, digest_model, digest_texts, open_evaluation, with_images
+from amp.evaluation.results import Evaluation, Look, digest_model, digest_texts, open_evaluation, with_images
 from amp.evaluation.side_by_side.agreement import agree
 from amp.evaluation.side_by_side.models import find_dense, open_pruned
-from amp.evaluation.side_by_side.sides import Side, choose_tasks, measure_side, open_data, takes_for_classes
+from amp.evaluation.side_by_side.sides import Side, choose_tasks, images_of, measure_side, open_data, takes_for_classes
 from amp.run.console import say
 from amp.run.identity import PACKAGES
 from amp.run.tables import human, percent, table
@@ -43,7 +43,7 @@ def open_comparison(options: CompareOptions) -> Evaluation[CompareOptions]:
     return world().from_main(opened)
 
 
-def measure_comparison(run: Evaluation[CompareOptions]) -> dict[str, Any]:
+def measure_comparison(run: Evaluation[CompareOptions], look: Look | None = None) -> dict[str, Any]:
     """The record, which is written: `{sizes, metrics, agreement, head, num_images, ...}`, `sizes` and `metrics` of
     `dense` and of `pruned`. One model after the other is in memory."""
     options, device, started = run.config, str(world().device), time.monotonic()
@@ -52,6 +52,8 @@ def measure_comparison(run: Evaluation[CompareOptions]) -> dict[str, Any]:
         data = open_data(options, pruned.transform)
     tasks = choose_tasks(data, pruned)
     with_head = takes_for_classes(data, pruned, tasks)
+    if look:
+        look(pruned, images_of(data, pruned, tasks))
     sides = {"pruned": measure_side(pruned, data, tasks, with_head)}
     base = pruned.base
     del pruned
@@ -97,6 +99,8 @@ def show(run: Evaluation[CompareOptions], record: Mapping[str, Any]) -> None:
             if value is not None:
                 told = f"{_NAMES[task]}, {_named(name)}, %"
                 rows.append([told, percent(value), percent(metrics["pruned"][task][name])])
+    weights = f" ({record['dense_pretrained']})" if record["dense_pretrained"] else ""
+    say(f"pruned: {record['pruned']}\ndense: {record['dense']}{weights}")
     say(table([f"measured in {record['seconds']:.0f} s", *sizes], rows))
     own, head = record["agreement"], record["head"]
     lines = [
@@ -111,8 +115,8 @@ def show(run: Evaluation[CompareOptions], record: Mapping[str, Any]) -> None:
         for words, key, form in lines
         if own[key] is not None
     ]
-    heading = f"agreement on {record['num_images']} images"
-    say(f"\n{table([heading, ''], agreed)}\n{run.path(run.name)}")
+    heading = f"agreement of pruned with dense on {record['num_images']} images"
+    say(f"\n{table([heading, ''], agreed)}\nnumbers: {run.path(run.name)}")
 
 
 def _named(metric: str) -> str:

@@ -153,6 +153,22 @@ def takes_for_classes(data: Data, tower: Tower, tasks: Sequence[Measured]) -> bo
     return True
 
 
+def images_of(data: Data, tower: Tower, tasks: Sequence[Measured]) -> list[Any]:
+    """The data sets that pass each model, as `measure_side` reads them."""
+    images: list[Any] = [ImageFiles(data.files, tower.transform)]
+    if "retrieval" in tasks:
+        images.append(_pairs(data, tower))
+    if data.val is not None:
+        images += [data.images(tower)[1] for task in ("zeroshot", "top1") if task in tasks]
+        images += data.images(tower) if {"knn", "probe"} & {*tasks} else ()
+    return images
+
+
+def _pairs(data: Data, tower: Tower) -> Any:
+    own = data.options
+    return Benchmark("zeroshot_retrieval", "captions", str(own.images), captions=own.captions).build(tower.transform)
+
+
 def measure_side(tower: Tower, data: Data, tasks: Sequence[Measured], with_head: bool) -> Side:
     """Everything of one model, in fp32.
 
@@ -167,8 +183,7 @@ def measure_side(tower: Tower, data: Data, tasks: Sequence[Measured], with_head:
         classifier_DC = evaluator.text_classifier(data.classes, data.templates)
         metrics["zeroshot"] = evaluator.classify(data.images(tower)[1], classifier_DC)[0]
     if "retrieval" in tasks:
-        pairs = Benchmark("zeroshot_retrieval", "captions", str(own.images), captions=own.captions)
-        metrics["retrieval"] = evaluator.retrieve(pairs.build(tower.transform))[0]
+        metrics["retrieval"] = evaluator.retrieve(_pairs(data, tower))[0]
     if {"knn", "probe"} & {*tasks}:
         metrics |= _learn(tower, data, tasks)
     if "top1" in tasks:

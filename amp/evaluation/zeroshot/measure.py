@@ -9,7 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from amp.evaluation.options import ZeroshotOptions
-from amp.evaluation.results import Evaluation, digest_model, digest_texts, open_evaluation, open_model, with_images
+from amp.evaluation.results import (
+    Evaluation,
+    Look,
+    digest_model,
+    digest_texts,
+    open_evaluation,
+    open_model,
+    with_images,
+)
 from amp.evaluation.zeroshot.classifiers import classifier_header, load_classifiers, save_classifier
 from amp.evaluation.zeroshot.evaluator import DATASET_ROOT, Evaluator
 from amp.run.console import say
@@ -73,11 +81,15 @@ def open_evaluator(options: ZeroshotOptions) -> Evaluator:
     return evaluator
 
 
-def measure_zeroshot(run: Evaluation[ZeroshotOptions], evaluator: Evaluator) -> dict[str, Any]:
+def measure_zeroshot(
+    run: Evaluation[ZeroshotOptions], evaluator: Evaluator, look: Look | None = None
+) -> dict[str, Any]:
     """The record of one data set, which is written: `{metrics, num_images, seconds, ...}`."""
     options, tower = run.config, evaluator.tower
     dataset = options.benchmark.build(tower.transform)
     run = world().from_main(lambda: with_images(run, (DATASET_ROOT, options.dataset_root)))  # some are made or fetched
+    if look:
+        look(tower, (dataset,))
     started = time.monotonic()
     if options.task == "zeroshot_retrieval":
         metrics, num_images = evaluator.retrieve(dataset)

@@ -23,7 +23,7 @@ from amp.pruning.size import (
     settle,
     stretched,
 )
-from amp.run.console import say
+from amp.run.console import detail
 from amp.settings.prune import SearchSettings
 
 # Thresholds in nats that are tried, how many, and how near to the size is near enough.
@@ -74,7 +74,7 @@ def find_size(
     bar = SearchProgress("sizing", len(searched_blocks(networks.tower, settings)) * settings.search_steps, ABOUT)
     while True:
         tried[threshold] = size_of(search_blocks(networks, trial, threshold, few, bar.next()).widths)
-        say(f"threshold {threshold:.3g} nats: {tried[threshold]:.3f} of the dense {unit}; the aim is {target:.3f}")
+        detail(f"threshold {threshold:.3g} nats: {tried[threshold]:.3f} of the dense {unit}; the aim is {target:.3f}")
         if abs(tried[threshold] / target - 1) <= NEAR / 2 or len(tried) == TRIALS:
             break
         threshold = next_threshold(tried, target)
@@ -115,7 +115,7 @@ def _scaled(
         raise out_of_reach(settings.target, met.size, "the closest network of these settings", networks.journal)
     widths = settle(grid, networks.scores, size_of, target, *grid.around(met.widths))
     told = f"the widths found at {found.entropy_increase:.3g} nats, multiplied by {met.at:.3f}"
-    say(f"{told}, have {size_of(widths):.4f} of the dense size")
+    detail(f"{told}, have {size_of(widths):.4f} of the dense size")
     say_if_far(size_of(widths), target, grid)
     return replace(found, widths=widths, scale=met.at, found_widths=found.widths)
 

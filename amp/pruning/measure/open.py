@@ -16,14 +16,14 @@ from amp.pruning.measure.networks import NarrowedNetworks, rank
 from amp.pruning.measure.store import InputStore
 from amp.pruning.places import JOURNAL, journal_header
 from amp.pruning.recovery import Recovery
-from amp.pruning.refit import calibration_sums, open_compensation
+from amp.pruning.refit import calibration_sums, open_compensation, refits_whole
 from amp.pruning.search import inputs_every
-from amp.run.console import say
+from amp.run.console import detail, say
 from amp.run.identity import read_header
 from amp.run.run import SCORES, Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
-from amp.statistics.kept_moments import KeptMoments, find_moments, unit_names
+from amp.statistics.kept_moments import MOMENTS, KeptMoments, find_moments, unit_names
 from amp.statistics.saved_sums import SavedSums
 from amp.towers import Tower
 
@@ -52,6 +52,9 @@ def open_networks(
     saved, home = calibration_sums(run), Path(config.output.dir)
     names = unit_names(len(tower.slots), bool(tower.heads))
     known = world().from_main(lambda: find_moments(home, names, read_header(home / SCORES)))
+    wanted = config.score.keep_moments or (home / MOMENTS).exists()
+    if known is None and wanted and own.compensation != "none" and not refits_whole(own):
+        say(f"note: {home / MOMENTS} lacks a block or is of another scoring; the refit reads images instead")
     with networks_over(
         tower, scores, config, batches, lambda: calibration_batches(config, tower), journal, store, saved, known
     ) as networks:
@@ -84,8 +87,8 @@ def networks_over(
     own = config.prune
     measured = HeldOutEntropy(tower, held_out, config.score.inverse_temperature, store, inputs_every(own))
     gigabytes = measured.stored_bytes / 1e9
-    stored = f"; up to {gigabytes:.1f} GB of what enters the blocks are kept ({own.store})" if gigabytes > 0.1 else ""
-    say(f"held-out images to measure on, in batches: {measured.num_batches}{stored}")
+    stored = f"; up to {gigabytes:.1f} GB of hidden states kept (prune.store: {own.store})" if gigabytes > 0.1 else ""
+    detail(f"held-out images to measure on: {measured.num_batches} batches{stored}")
     if own.widths is None and own.allocation == "search":
         warn_of_few(measured.num_batches, config.data)
     orders = [slot.inputs_of(rank(score_U)) for slot, score_U in zip(tower.units, scores, strict=True)]

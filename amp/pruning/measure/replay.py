@@ -137,7 +137,7 @@ class Replay:
     def _shown(self, batches: Sequence[int]) -> Iterable[int]:
         """The batches, under a progress bar where they are all read for the first time."""
         first = self._num_read <= 1 < len(batches) == self._num_batches
-        return progress(batches, "first pass", "batch") if first else batches
+        return progress(batches, "held-out images", "batch") if first else batches
 
     @contextmanager
     def _only(self, first: int, last: int, watched: Iterable[int]) -> Iterator[None]:

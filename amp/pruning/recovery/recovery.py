@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from amp.data.augmentation import random_crops
 from amp.data.batches import Batches
 from amp.pruning.recovery._descent import Descent
-from amp.run.console import progress
+from amp.run.console import progress, say
 from amp.run.world import world
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower
@@ -42,8 +42,10 @@ class Recovery:
     def __init__(self, tower: Tower, batches: Batches | Sequence[Tensor], settings: SearchSettings) -> None:
         self._tower, self._dense = tower, duplicate(tower)
         self._batches, self._settings = batches, settings
-        asked = settings.recover_images
-        self._num_batches = len(batches) if asked is None else min(len(batches), max(1, asked // self._global_batch()))
+        asked, size = settings.recover_images or len(batches) * self._global_batch(), self._global_batch()
+        self._num_batches = min(len(batches), max(1, asked // size))
+        if asked != self._num_batches * size:
+            say(f"note: prune.recover_images: {asked}; {self._num_batches * size} are taken, whole batches of {size}")
 
     def _global_batch(self) -> int:
         batches = self._batches

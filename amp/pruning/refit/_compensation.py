@@ -53,7 +53,13 @@ class Compensation:
         self._read = read
         num_mlps = sum(isinstance(slot, MlpSlot) for slot in slots)
         self._names = unit_names(num_mlps, num_mlps < len(slots))
-        self._known = known if known is not None and known.num_batches == len(batches) else None
+        if known is not None and known.num_batches != len(batches):
+            say(
+                f"note: the kept moments are of {known.num_batches} batches, prune.num_calibration_samples are "
+                f"{len(batches)}; the refit reads images instead"
+            )
+            known = None
+        self._known = known
         self._store = store or InputStore("host", world().device)
         self._slots, self._orders, self._run, self._batches = slots, orders, run, batches
         self._settings, self._gigabytes, self._saved = settings, gigabytes, saved

@@ -32,7 +32,7 @@ from amp.pruning.refit._least_squares import LeastSquares
 from amp.pruning.refit._rows import MlpTokens
 from amp.pruning.refit._tuning import tune
 from amp.pruning.refit.ridge import normed, plain
-from amp.run.console import progress
+from amp.run.console import progress, say
 from amp.run.world import world
 from amp.settings.prune import SearchSettings
 from amp.statistics.saved_sums import SavedSums
@@ -97,7 +97,7 @@ class _Refit:
         self, tower: Tower, batches: Batches | Sequence[Tensor], settings: SearchSettings, store: InputStore
     ) -> None:
         self._tower, self._settings, self._store = tower, settings, store
-        self._num_batches = len(batches) * settings.refit_views
+        self._num_batches, self._taken = len(batches) * settings.refit_views, 0
         self._bar = progress(None, "refit", "batch", total=(1 + PASSES * len(tower.blocks)) * self._num_batches)
         for number, images_BCSS in enumerate(self._views(batches)):
             if number == 0:
@@ -189,6 +189,8 @@ class _Refit:
         seen = []
 
         def work() -> list[Tensor]:
+            if block and self._taken == block:
+                say(f"the refit goes on: blocks 0 to {block - 1} of {len(self._branches)} are those of the last run")
             if attention is not None and self._attention_sums is not None:
                 self._apply(attention, self._attention_sums)
             tokens = MlpTokens(self._read, READ_WEIGHT, self._settings.refit_views, seed=block)
@@ -205,6 +207,7 @@ class _Refit:
                 own.copy_(next(values).to(own))
         if not seen:
             self._enter_mlp(block, None)
+            self._taken += 1
         return found
 
     def _enter_mlp(self, block: int, tokens: MlpTokens | None) -> None:

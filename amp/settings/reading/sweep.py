@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amp.errors import UserError
+from amp.errors import UserError, nearest
 from amp.settings.base import number_from
 
 OPTION = "--sweep"
@@ -43,7 +43,9 @@ def parse_sweep(words: Sequence[str]) -> Sweep:
         raise UserError(OPTION, str(error)) from None
     except ValueError:
         word = next(word for word in values if not _is_number(word))
-        raise UserError(OPTION, f"{word!r} is no number, nor one of {', '.join(KINDS)} before them") from None
+        raise UserError(
+            OPTION, f"{word!r} is no number, nor one of {', '.join(KINDS)} before them{nearest(word, KINDS)}"
+        ) from None
     if kind == THRESHOLD:
         return Sweep(thresholds=tuple(sorted(numbers)))
     if kind == "throughput" and (wrong := [number for number in numbers if number <= 1]):

@@ -29,6 +29,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
 
 
 MOST_CHARACTERS = 10**6
+_QUOTED = re.compile("'([^']*)'")
 
 
 class _Reader(yaml.SafeLoader):
@@ -245,6 +246,8 @@ def _explain_one(
         text = (
             f"{shortened(json.dumps(problem['input'], default=str))} is not allowed: {message[0].lower() + message[1:]}"
         )
+        if problem["type"] == "literal_error":
+            text += nearest(str(problem["input"]), _QUOTED.findall(problem["ctx"]["expected"]))
     return UserError(source, text)
 
 

@@ -1,0 +1,185 @@
+"""What a measurement of `amp eval` will do with what, about how long that takes, and what to type next."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from shlex import quote
+from typing import Any, TypeVar
+
+from amp.commands._plan.times import describe_time, estimate_features
+from amp.commands._plan.words import hardware
+from amp.evaluation.knn import KS
+from amp.evaluation.options import (
+    CompareOptions,
+    EfficiencyOptions,
+    KnnOptions,
+    ModelOptions,
+    ProbeOptions,
+    SpeedOptions,
+    Top1Options,
+    ZeroshotOptions,
+)
+from amp.evaluation.results import Evaluation, Look
+from amp.models.folder import is_model_folder
+from amp.run.console import say
+from amp.towers import Tower
+
+NOWHERE = "show the numbers; --json FILE keeps them"
+BOTH = 2.5  # times the pruned model's passes: the dense one's take longer
+Opened = TypeVar("Opened")
+OF_ZEROSHOT = {
+    "zeroshot_classification": "name the class of each image by the texts nearest to it",
+    "zeroshot_retrieval": "find captions by images, and images by captions",
+}
+
+
+def measured(
+    run: Evaluation[Any],
+    found: dict[str, Any] | None,
+    open_model: Callable[[], Opened],
+    measure: Callable[[Opened], dict[str, Any]],
+) -> dict[str, Any]:
+    """The record that is there already, or that of a measurement, which says what it will do once the model is open.
+
+    Args:
+        found: the record that is there.
+        open_model: -> what `measure` takes.
+    """
+    if found is not None:
+        say(f"already done: {run.path(run.name)}")
+        return found
+    opened = open_model()
+    say(describe_evaluation(run.config, run.path(run.name)))
+    return measure(opened)
+
+
+def describe_evaluation(options: Any, output: Path | str | None) -> str:
+    """What a command of `amp eval` will do.
+
+    Args:
+        options: of the command.
+        output: where its numbers go; None: on the console alone.
+    """
+    title, lines = _TOLD[type(options)](options)
+    return describe_study(title, lines, f"write the numbers to {output}" if output else NOWHERE)
+
+
+def describe_study(title: str, lines: Sequence[str], last: str) -> str:
+    """What is measured with what, and where the numbers go."""
+    return "\n".join([f"{title}, on {hardware()}:", *(f"- {line};" for line in lines), f"- {last}."])
+
+
+def _divided(options: KnnOptions | ProbeOptions) -> tuple[str, str]:
+    """The title, and the passes."""
+    roots = " and ".join(dict.fromkeys((options.train_root, options.val_root)))
+    passes = f"take all images through the model, in batches of {options.batch_size} (fp32)"
+    return f"{_named(options)}, class folders of {roots}", passes
+
+
+def _knn(options: KnnOptions) -> tuple[str, list[str]]:
+    title, passes = _divided(options)
+    ks = ", ".join(map(str, KS[:-1]))
+    return title, [passes, f"let the {ks} and {KS[-1]} nearest training images vote for the class of each test image"]
+
+
+def _probe(options: ProbeOptions) -> tuple[str, list[str]]:
+    title, passes = _divided(options)
+    return title, [passes, "fit a logistic regression on the training images, about 20 times to choose how strictly"]
+
+
+def _top1(options: Top1Options) -> tuple[str, list[str]]:
+    title = f"{_named(options)}, class folders of {options.dataset_root}"
+    return title, [f"let the model's own classifier name the class of each image, in batches of {options.batch_size}"]
+
+
+def _zeroshot(options: ZeroshotOptions) -> tuple[str, list[str]]:
+    lines = [f"{OF_ZEROSHOT[options.task]}, in batches of {options.batch_size} ({options.precision})"]
+    if options.builds_classifier:
+        lines.insert(0, "embed the names of the classes, in several sentences each")
+    return f"{_named(options)}, {options.dataset} of {options.dataset_root}", lines
+
+
+def _compare(options: CompareOptions) -> tuple[str, list[str]]:
+    places = " and ".join(dict.fromkeys(filter(None, (options.images, options.dataset_root))))
+    lines = [f"take the same images through both models, one after the other, in batches of {options.batch_size}"]
+    lines.append("measure how alike their features are, which needs no labels")
+    if options.dataset_root or options.captions:
+        asked = f"measure {', '.join(options.tasks)}" if options.tasks else "measure all that the labels allow"
+        lines.append(f"{asked}, of each of them")
+    return (
+        f"{options.folder} beside {options.dense or 'the dense model that it was pruned from'}, images of {places}",
+        lines,
+    )
+
+
+def _speed(options: SpeedOptions) -> tuple[str, list[str]]:
+    title = f"{_named(options)}, {options.dataset} of {options.dataset_root}"
+    turns = f"measure it {options.num_rounds + 1} times each by clip_benchmark and by this project, by turns"
+    return title, [f"{turns} ({options.task}); the first time does not count"]
+
+
+def _efficiency(options: EfficiencyOptions) -> tuple[str, list[str]]:
+    lines = ["count parameters and FLOPs, of the dense model and of the pruned one where it is one"]
+    if not options.meta:
+        compiled = ", after compiling, which takes minutes" if "compiled" in options.modes else ""
+        lines.append(
+            f"time batches and single images for about {options.seconds} seconds{compiled}; slow models take longer, "
+            "since each is timed thrice at least"
+        )
+    return _named(options), lines
+
+
+_TOLD: Mapping[type, Callable[[Any], tuple[str, list[str]]]] = {
+    KnnOptions: _knn,
+    ProbeOptions: _probe,
+    Top1Options: _top1,
+    ZeroshotOptions: _zeroshot,
+    CompareOptions: _compare,
+    EfficiencyOptions: _efficiency,
+    SpeedOptions: _speed,
+}
+
+
+def _named(options: ModelOptions) -> str:
+    folder = folder_of(options)
+    if folder:
+        return folder
+    weights = options.pretrained or "random weights"
+    return f"{options.model} ({'; '.join(filter(None, (options.model_type, weights)))})"
+
+
+def folder_of(options: ModelOptions) -> str | None:
+    """The pruned/ or distilled/ folder that is measured; None of a dense model."""
+    return next((own for own in (options.model, options.pretrained) if own and is_model_folder(own)), None)
+
+
+def time_teller(batch_size: int, num_workers: int, models: float = 1.0) -> Look:
+    """What says how many images a measurement reads and about how long that takes, once both are known.
+
+    Args:
+        models: through which the images go, times the one that is timed.
+    """
+
+    def look(tower: Tower, images: Sequence[Any]) -> None:
+        seconds = estimate_features(tower, images, batch_size, num_workers)
+        if seconds is not None:
+            say(f"{sum(map(len, images))} images; {describe_time(seconds * models)}")
+
+    return look
+
+
+def after_evaluation(options: Any) -> str:
+    """What to type after a measurement."""
+    if isinstance(options, CompareOptions):
+        folder = quote(options.folder)
+        return f"next:\n  amp eval efficiency --model {folder}\n  amp export {folder} model.onnx"
+    pruned = folder_of(options)
+    if isinstance(options, EfficiencyOptions):
+        if pruned:
+            return f"next:\n  amp export {quote(pruned)} model.onnx"
+        return "next: amp prune makes it smaller; this command with --model out/NAME/pruned then compares the two"
+    root: str | None = getattr(options, "dataset_root", None)
+    classes = not isinstance(options, ZeroshotOptions) or options.dataset == "imagefolder"
+    if pruned and root and classes:
+        return f"next:\n  amp eval compare {quote(pruned)} --dataset_root {quote(root)}   # beside its dense model"
+    other = "its dense model, as --model and --pretrained" if pruned else "--model out/NAME/pruned, a pruned one"
+    return f"next: the same command with {other}, to compare the two"

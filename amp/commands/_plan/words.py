@@ -1,0 +1,89 @@
+"""What a command will do with what, before it does it."""
+
+from collections.abc import Sequence
+
+from amp.models.throughput import describe_device
+from amp.run.run import SCORES
+from amp.run.world import world
+from amp.settings.distill import DistillConfig
+from amp.settings.model import ModelSettings
+from amp.settings.prune import PruneConfig
+from amp.towers.library import library
+
+FEW = 512  # images to rank neurons on
+TARGETS = {"params": "parameters", "flops": "FLOPs", "throughput": "images a second", "latency": "latency"}
+
+
+def describe_pruning(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> str:
+    """What a scoring and a pruning will do; `targets` where there are several."""
+    lines = [_title(config), _rank(config), _widths(config, targets), _measure(config)]
+    if (count := config.data.num_samples or FEW) < FEW:
+        lines.append(f"note: {count} images are few to rank neurons on; {FEW} are better, 2048 are good")
+    return "\n".join(line for line in lines if line)
+
+
+def describe_scoring(config: PruneConfig) -> str:
+    """What a scoring alone will do."""
+    return "\n".join([_title(config), _rank(config), f"- write one score for each to {config.output.dir}/{SCORES}."])
+
+
+def describe_slicing(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> str:
+    """What a pruning will do with the scores that are there; `targets` as of `describe_pruning`."""
+    scores = f"- take the scores of {config.output.dir}/{SCORES} ({config.score.criterion});"
+    return "\n".join([_title(config), scores, _widths(config, targets), _measure(config)])
+
+
+def describe_distillation(config: DistillConfig) -> str:
+    """What a distillation will do."""
+    own, images, output = config.optim, config.data, config.output
+    teacher = _named(config.teacher.as_model("fp32"))
+    epochs = f"{own.epochs} epoch{'s' if own.epochs > 1 else ''}"
+    return "\n".join(
+        [
+            f"{config.student.pretrained} learns from {teacher}, images of {images.root}, on {hardware()}:",
+            f"- {epochs} in batches of {images.batch_size}; augment: {images.augment} ({own.precision});",
+            f"- write checkpoints every {output.save_every} steps, and distilled/ at the end, to {output.dir}/.",
+        ]
+    )
+
+
+def _title(config: PruneConfig) -> str:
+    return f"{_named(config.model)}, images of {config.data.root}, on {hardware()}:"
+
+
+def hardware() -> str:
+    """What this run has: the CPU, one GPU, or as many processes with one each."""
+    own = world()
+    device = describe_device(own.device)
+    return device if own.size == 1 else f"{own.size} processes, each with its {device}"
+
+
+def _named(model: ModelSettings) -> str:
+    weights = model.weights or ("its own weights" if model.frame and library(model.frame).folders else "random weights")
+    return f"{model.name} ({model.frame}; {weights})"
+
+
+def _rank(config: PruneConfig) -> str:
+    data = config.data
+    images = "all images" if data.num_samples is None else f"{data.num_samples} images"
+    return f"- rank the neurons on {images}, in batches of {data.batch_size} ({config.score.criterion});"
+
+
+def _widths(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> str:
+    own = config.prune
+    refit = "" if own.compensation == "none" else f"; {own.compensation} refit"
+    if asked := targets or (own.target.asked and [own.target.asked]):
+        what, values = TARGETS[asked[0][0]], " and ".join(", ".join(f"{value:g}" for _, value in asked).rsplit(", ", 1))
+        return f"- prune to {values} of the tower's {what} ({own.allocation} allocation{refit});"
+    if own.widths is not None:
+        return f"- prune to the widths that the settings give{refit};"
+    if own.allocation != "search":
+        return ""
+    nats = f"{own.entropy_increase:g} nats of entropy"
+    return f"- find the least width of each block that adds {nats} at most (search: {own.search}{refit});"
+
+
+def _measure(config: PruneConfig) -> str:
+    count = config.data.num_val_samples
+    images = "all held-out images" if count is None else f"{count} held-out images"
+    return f"- measure on {images}, and write to {config.output.dir}/."

@@ -1,0 +1,25 @@
+"""Whether a command tells its details too: the option --verbose, which the processes that it starts are told as well.
+
+Light: it imports no other settings.
+"""
+
+import argparse
+import os
+from typing import Any
+
+_VARIABLE = "AMP_VERBOSE"
+
+
+def is_verbose() -> bool:
+    """Whether details are told."""
+    return os.environ.get(_VARIABLE, "0") not in ("", "0")
+
+
+class Verbose(argparse.Action):
+    """The option: it leaves nothing among the values that are parsed."""
+
+    def __init__(self, option_strings: list[str], dest: str, **others: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **others)
+
+    def __call__(self, *parsed: Any, **named: Any) -> None:
+        os.environ[_VARIABLE] = "1"
