@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from amp.data.batches import Batches
+    from amp.run.run import Run
     from amp.towers import Tower
 
 
@@ -49,13 +50,12 @@ def score_model(
     from amp.data.listing import check_fills_batch, list_images
     from amp.run.run import HEAD_SCORES, SCORES, open_run
     from amp.run.world import world
-    from amp.scoring import reads_images, save_scores, score, score_heads
-    from amp.statistics.kept_moments import MOMENTS, KeptMoments
-    from amp.statistics.saved_sums import SavedSums, forget_sums
+    from amp.scoring import reads_images
+    from amp.statistics.kept_moments import MOMENTS
+    from amp.statistics.saved_sums import forget_sums
     from amp.towers import build_tower, default_frame, tell_preprocess, with_attention
 
     config = config.with_frame(config.model.frame or default_frame(config.model.name))
-    ranks = {SCORES: score, HEAD_SCORES: score_heads}
     outputs = (SCORES,) if config.attention == "none" else (SCORES, HEAD_SCORES)
 
     def inputs() -> dict[str, str]:
@@ -84,18 +84,35 @@ def score_model(
             images = Batches(paths, tower.transform, config.data, config.data.num_samples)
             if look:
                 look(tower, images)
-        kept = KeptMoments(len(images), run.path(MOMENTS), run.header) if config.score.keep_moments else None
         for name in names:
-            if len(outputs) > 1 and run.done(name):
-                continue
-            saved = SavedSums(unfinished[name], run.header, config.score.save_every) if images else None
-            scores = ranks[name](tower, images, config.score, saved, kept)
-            world().from_main(partial(save_scores, scores, run.header, run.path(name)))
-            world().from_main(partial(forget_sums, unfinished[name]))
-            say(f"wrote {run.path(name)}")
+            if len(outputs) == 1 or not run.done(name):
+                _write_scores(run, tower, images, name, unfinished[name])
         if isinstance(images, Batches):
             images.say_broken()
     return True
+
+
+def _write_scores(
+    run: "Run[PruneConfig]", tower: "Tower", images: "Batches | list[Tensor]", name: str, unfinished: Path
+) -> None:
+    """One file of scores.
+
+    Args:
+        unfinished: where sums are kept meanwhile.
+    """
+    from amp.run.run import HEAD_SCORES, SCORES
+    from amp.run.world import world
+    from amp.scoring import save_scores, score, score_heads
+    from amp.statistics.kept_moments import MOMENTS, KeptMoments
+    from amp.statistics.saved_sums import SavedSums, forget_sums
+
+    own, rank = run.config.score, {SCORES: score, HEAD_SCORES: score_heads}[name]
+    kept = KeptMoments(len(images), run.path(MOMENTS), run.header) if own.keep_moments else None
+    saved = SavedSums(unfinished, run.header, own.save_every) if images else None
+    scores = rank(tower, images, own, saved, kept)
+    world().from_main(partial(save_scores, scores, run.header, run.path(name)))
+    world().from_main(partial(forget_sums, unfinished))
+    say(f"wrote {run.path(name)}")
 
 
 def _has_moments(folder: Path, of_heads: bool) -> bool:
