@@ -86,8 +86,9 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
         refits = calibration * (read_and(own.refit_views * WHOLE * forward) + moments) + steps
     elif own.compensation != "none":
         refits = calibration * (len(parts) * read_and(forward) + moments) + PRODUCTS * product * len(widths)
+    of_heads = len(batches) / every * read_and(BACKWARD * forward) if tower.heads else 0.0
     recovery = own.recover_steps * read_and((1 + BACKWARD) * forward)
-    return of_scoring + of_entropy + refits + recovery
+    return of_scoring + of_heads + of_entropy + refits + recovery
 
 
 def describe_steps(trainer: "Trainer", batches: Batches, done: int) -> str:
