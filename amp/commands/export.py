@@ -11,12 +11,13 @@ from amp.errors import UserError
 from amp.export import check_target
 from amp.registry import FRAMES
 from amp.run.console import run_script, say
+from amp.settings.base import Parser
 from amp.settings.model import library_before
 
 
 def parse_args() -> argparse.Namespace:
     """The command line; mistakes in it exit with 2."""
-    parser = argparse.ArgumentParser(prog="amp export", description=__doc__)
+    parser = Parser(prog="amp export", description=__doc__)
     add = parser.add_argument
     add("source", metavar="FROM", help="a pruned/ or distilled/ folder, or the name of a dense model")
     add("target", metavar="TO", help="the file to write, .onnx or .pt2")

@@ -168,6 +168,13 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(option, f"no such option{nearest(option, known)}; --help lists them all")
         return super().parse_args(args, namespace)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            close = nearest(str(value), map(str, action.choices or ()))
+            raise argparse.ArgumentError(action, f"{error.message}{close}") from None
+
     def error(self, message: str) -> NoReturn:
         """Raises UserError: `argument --steps: 0 is less than 1` is of --steps, what is missing of the program."""
         option, colon, text = message.removeprefix("argument ").partition(": ")

@@ -1,12 +1,11 @@
 """Which searches the comparison of costs runs, and its command line. Light: it imports no torch."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from amp.run.files import check_writable
-from amp.settings.base import at_least, number_from
+from amp.settings.base import Parser, at_least, number_from
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.yaml_files import load_config
 
@@ -42,7 +41,7 @@ class Plan:
 
 def read_options(description: str) -> tuple[PruneConfig, Plan]:
     """The command line. Raises UserError; other mistakes in it exit with 2, --help with 0."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     add = parser.add_argument
     add("--config_file", default=CONFIG, metavar="YAML", help="settings of main_prune.py (default: %(default)s)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, repeatable")

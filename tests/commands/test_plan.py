@@ -1,11 +1,29 @@
 """What a command says that it will do, before it does it."""
 
-import pytest
+from pathlib import Path
+from typing import Any
 
-from amp.commands._plan import describe_distillation, describe_scoring, describe_slicing
+import pytest
+import torch
+from torch.utils.data import ChainDataset
+
+from amp.commands._plan import after_pruning, describe_distillation, describe_scoring, describe_slicing
+from amp.commands._plan.evaluations import after_evaluation, describe_evaluation, time_teller
+from amp.evaluation.options import (
+    CompareOptions,
+    EfficiencyOptions,
+    KnnOptions,
+    ProbeOptions,
+    SpeedOptions,
+    Top1Options,
+    ZeroshotOptions,
+)
+from amp.settings.data import DataSettings
 from amp.settings.distill import DistillConfig
+from amp.settings.model import ModelSettings
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.yaml_files import load_config
+from amp.towers import build_tower
 
 PAPER = "configs/prune_entropy/open_clip_g_coco_entropy.yaml"
 
@@ -39,4 +57,55 @@ def test_a_distillation_says_who_learns_from_whom() -> None:
     config = load_config(DistillConfig, "configs/distill/distill_open_clip_g.yaml")
     said = describe_distillation(config)
     assert said.startswith(f"{config.student.pretrained} learns from {config.teacher.name}")
-    assert f"images of {config.data.root}:" in said.splitlines()[0]
+    assert f"images of {config.data.root}, on CPU (" in said.splitlines()[0]
+
+
+OF_MODEL = {"model": "a_model", "model_type": "timm", "pretrained": "a_tag"}
+ROOTS = {"train_root": "photos/train", "val_root": "photos/val"}
+
+
+@pytest.mark.parametrize(
+    ("options", "title", "says"),
+    [
+        (
+            KnnOptions(**OF_MODEL, **ROOTS),
+            "class folders of photos/train and photos/val",
+            "nearest training images vote",
+        ),
+        (ProbeOptions(**OF_MODEL, **ROOTS), "class folders of photos/train and photos/val", "logistic regression"),
+        (Top1Options(**OF_MODEL, dataset_root="photos"), "class folders of photos", "the model's own classifier"),
+        (ZeroshotOptions(**OF_MODEL, dataset="cars", dataset_root="d"), "cars of d", "by the texts nearest to it"),
+        (EfficiencyOptions(**OF_MODEL), "a_model (timm; a_tag)", "count parameters and FLOPs"),
+        (
+            SpeedOptions(**OF_MODEL, dataset="cars", dataset_root="d"),
+            "cars of d",
+            "by clip_benchmark and by this project",
+        ),
+        (CompareOptions(folder="p", images="photos"), "p beside the dense model that", "needs no labels"),
+    ],
+)
+def test_an_evaluation_says_what_it_measures_on_what_and_what_comes_next(options: Any, title: str, says: str) -> None:
+    first, *lines, last = describe_evaluation(options, "out/result.json").splitlines()
+    assert title in first
+    assert ", on CPU (" in first
+    assert says in "".join(lines)
+    assert last == "- write the numbers to out/result.json."
+    assert after_evaluation(options).startswith("next:")
+
+
+def test_how_long_it_takes_counts_what_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    tower = build_tower(ModelSettings(frame="timm", name="vit_tiny_patch16_224"))
+    tower.visual.eval()
+    images = [(torch.zeros(3, 224, 224), 0)] * 3
+    time_teller(2, 0)(tower, (images, images))
+    assert capsys.readouterr().out == "6 images; judging by one batch, it will take about 10 seconds\n"
+    time_teller(2, 0)(tower, (ChainDataset([]),))
+    assert capsys.readouterr().out == "", "a stream has no length"
+
+
+def test_shards_are_no_folder_to_compare_on(tmp_path: Path) -> None:
+    data = DataSettings(name="webdataset", root="train-{0..9}.tar", batch_size=2)
+    assert "--images DIR   # any folder of images" in after_pruning(tmp_path, data)
+    assert "--images 'my photos'" in after_pruning(
+        tmp_path, data.model_copy(update={"name": "imagefolder", "root": "my photos"})
+    )

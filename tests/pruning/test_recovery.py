@@ -36,6 +36,13 @@ def sliced(tower: Tower) -> None:
         slot.keep(torch.arange(slot.hidden_width // 2))
 
 
+def test_images_that_are_no_whole_batch_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for asked, said in ((20, "prune.recover_images: 20; 16 are taken, whole batches of 8"), (16, "")):
+        Recovery(build(), images(4), SearchSettings(recover_steps=1, recover_images=asked))
+        out = capsys.readouterr().out
+        assert (said in out) == bool(out or not said)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_features_of_other_images_come_closer(precision: str) -> None:
     tower, other = build(precision), images(4, seed=1)

@@ -1,5 +1,6 @@
 """Laws of the console: how a script ends, and progress that fills no file."""
 
+import argparse
 import errno
 import os
 import signal
@@ -14,7 +15,8 @@ from safetensors import SafetensorError
 
 from amp.errors import StoppedError, UserError, shortened
 from amp.run import console
-from amp.run.console import progress, run_script
+from amp.run.console import detail, progress, run_script
+from amp.settings.base import Parser
 
 
 def _end(main: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -146,6 +148,14 @@ def test_short_loops_and_loops_within_loops_do_not_flood(
     for _ in progress(range(100), "short", "batch"):
         clock[0] += 0.02
     assert len(_lines(capsys)) == 1
+
+
+def test_details_are_told_to_those_who_ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("AMP_VERBOSE", "0")  # and so it is again when this test is done
+    detail("a detail")
+    assert Parser().parse_args(["--verbose"]) == argparse.Namespace()
+    detail("another")
+    assert capsys.readouterr().out == "another\n"
 
 
 def test_progress_in_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,7 @@ def test_settings_are_frozen() -> None:
         ("data.batch_size=many", ["data.batch_size", '"many"', "integer"]),
         ("data.batch_size=1", ["data.batch_size", "1", "greater than or equal to 2"]),
         ("data.shuffle=1", ["data.shuffle", "boolean"]),
+        ("score.criterion=reconstrution", ["score.criterion", "did you mean 'reconstruction'?"]),
         ("model.precision=bf17", ["model.precision", '"bf17"', "'fp32' or 'bf16'"]),
         (
             "model.frame=tim",

@@ -103,8 +103,8 @@ def _compare(options: CompareOptions) -> tuple[str, list[str]]:
     lines = [f"take the same images through both models, one after the other, in batches of {options.batch_size}"]
     lines.append("measure how alike their features are, which needs no labels")
     if options.dataset_root or options.captions:
-        asked = f"measure {', '.join(options.tasks)}" if options.tasks else "measure all that the labels allow"
-        lines.append(f"{asked}, of each of them")
+        asked = f"measure {' and '.join(options.tasks)}" if options.tasks else "measure all that the labels allow"
+        lines.append(f"{asked} of each")
     return (
         f"{options.folder} beside {options.dense or 'the dense model that it was pruned from'}, images of {places}",
         lines,
