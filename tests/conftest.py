@@ -1,5 +1,7 @@
 """Shared fixtures: the golden network and its images as a user would have them on disk, model folders, script calls."""
 
+import copy
+import functools
 import json
 import os
 import shutil
@@ -93,16 +95,22 @@ def golden_model() -> ModelSettings:
     )
 
 
+@functools.cache
+def built(name: str, weights: str | None = None, device: str = "cpu") -> Tower:
+    """A network of open_clip, built once; tests take copies."""
+    return build_tower(ModelSettings(frame="open_clip", name=name, pretrained=weights), device)
+
+
 @pytest.fixture
 def tower(golden_model: ModelSettings) -> Tower:
     """The golden network: 5 blocks, width 64, hidden width 256, images of 32 px; a fresh one for every test."""
-    return build_tower(golden_model)
+    return copy.deepcopy(built(golden_model.name, golden_model.pretrained))
 
 
 @pytest.fixture
 def meta(golden_model: ModelSettings) -> Tower:
     """The golden network without weights."""
-    return build_tower(golden_model, "meta")
+    return copy.deepcopy(built(golden_model.name, golden_model.pretrained, "meta"))
 
 
 @pytest.fixture
