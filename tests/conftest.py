@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.numbered_images import write_images
+from matplotlib.figure import Figure
 from PIL import Image
 from processes.start import run_processes
 from torch import Tensor
@@ -67,6 +68,18 @@ def _on_the_cpu(request: pytest.FixtureRequest) -> Iterator[None]:
 def _repository_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Configs name paths relative to the repository's root, as users run the scripts."""
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def pictures() -> None:
+    """Pictures are drawn."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes a fourth of a small pruning: without `pictures`, files of them are empty."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: Path(path).touch())
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,7 @@ def test_a_student_learns_as_by_the_script(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("pictures")
 def test_teacher_and_student_keep_their_states(vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
     vit.train()
     pruned = prune(vit, images)

@@ -1,5 +1,6 @@
 """`amp.prune`: what the scripts find, of any model object, in any state, on any images; the model stays as it was."""
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import GOLDEN, WORLD, refusal
+from conftest import GOLDEN, WORLD, built, refusal
 from helpers import hf_models
 from helpers.objects import equal, hooks, tiny_vit, weights_of
 from PIL import Image
@@ -21,7 +22,6 @@ from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.models.folder import load_tower, read_folder_config
 from amp.run.world import among
-from amp.settings.model import ModelSettings
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.yaml_files import load_config
 from amp.towers import build_tower
@@ -101,12 +101,8 @@ OBJECTS: dict[str, Callable[[Path], Any]] = {
     "timm, gated": lambda folder: timm.create_model(
         "eva02_tiny_patch14_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=2
     ),
-    "open_clip": lambda folder: (
-        build_tower(
-            ModelSettings(
-                frame="open_clip", name=f"{GOLDEN}/tiny-clip.json", pretrained=f"{GOLDEN}/tiny-clip.safetensors"
-            )
-        ).model
+    "open_clip": lambda folder: copy.deepcopy(
+        built(f"{GOLDEN}/tiny-clip.json", f"{GOLDEN}/tiny-clip.safetensors").model
     ),
     "transformers, two towers": _dual,
     "transformers, gated": _gated,
@@ -279,6 +275,7 @@ def test_another_size_comes_from_the_same_scores(vit: nn.Module, images: Tensor,
     assert "resize: say one of params" in refusal(plain.resize)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_report_is_a_table_and_a_picture(vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
     report = amp.prune(vit, list(images), **ENTROPY, entropy_increase=0.05).report
     assert "| parameters" in str(report)

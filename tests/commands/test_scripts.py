@@ -36,6 +36,7 @@ def _check_golden(folder: Path, golden: dict[str, Any]) -> None:
     assert record["dense_entropy"] == pytest.approx(run["dense_entropy"], abs=1e-5)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_golden_numbers_files_and_second_runs(
     prune_yaml: Path, tmp_path: Path, golden: dict[str, Any], call: Call
 ) -> None:
