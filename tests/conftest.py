@@ -1,5 +1,7 @@
 """Shared fixtures: the golden network and its images as a user would have them on disk, model folders, script calls."""
 
+import copy
+import functools
 import json
 import os
 import shutil
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.numbered_images import write_images
+from matplotlib.figure import Figure
 from PIL import Image
 from processes.start import run_processes
 from torch import Tensor
@@ -67,6 +70,18 @@ def _repository_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+@pytest.fixture
+def pictures() -> None:
+    """Pictures are drawn."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes a fourth of a small pruning: without `pictures`, files of them are empty."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: Path(path).touch())
+
+
 @pytest.fixture(scope="session")
 def golden() -> dict[str, Any]:
     """Scores, probes and widths of an independent implementation."""
@@ -93,16 +108,22 @@ def golden_model() -> ModelSettings:
     )
 
 
+@functools.cache
+def built(name: str, weights: str | None = None, device: str = "cpu") -> Tower:
+    """A network of open_clip, built once; tests take copies."""
+    return build_tower(ModelSettings(frame="open_clip", name=name, pretrained=weights), device)
+
+
 @pytest.fixture
 def tower(golden_model: ModelSettings) -> Tower:
     """The golden network: 5 blocks, width 64, hidden width 256, images of 32 px; a fresh one for every test."""
-    return build_tower(golden_model)
+    return copy.deepcopy(built(golden_model.name, golden_model.pretrained))
 
 
 @pytest.fixture
 def meta(golden_model: ModelSettings) -> Tower:
     """The golden network without weights."""
-    return build_tower(golden_model, "meta")
+    return copy.deepcopy(built(golden_model.name, golden_model.pretrained, "meta"))
 
 
 @pytest.fixture

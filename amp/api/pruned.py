@@ -16,7 +16,7 @@ from amp.api.settings import Asked
 from amp.errors import UserError
 from amp.export import compile_blocks
 from amp.models.native import settle
-from amp.pruning import Pruned, networks_over, relative_size
+from amp.pruning import Look, Pruned, networks_over, relative_size
 from amp.pruning import prune as prune_tower
 from amp.pruning.report import describe_errors, describe_features, describe_sizes, draw_pruning
 from amp.run.console import say
@@ -135,7 +135,9 @@ class _Work:
     asked: Asked
     images: Images
     scores: list[Tensor]
+    head_scores: list[Tensor]
     moments: KeptMoments | None
+    seen_dense: Look | None = None
 
     def sliced(self, asked: Asked, tower: Tower | None = None) -> PrunedModel:
         """A model of a size.
@@ -146,23 +148,26 @@ class _Work:
         counts = self.images.config.data
         config = asked.config(counts.num_samples or asked.most, counts.num_val_samples or asked.most)
         with alone(device_of(self.dense)):
-            tower = tower or with_attention(wrap_tower(working_copy(self.dense), asked.model), config.prune.attention)
+            if tower is None:
+                whole = wrap_tower(working_copy(self.dense), asked.model)
+                tower = with_attention(whole, config.attention if self.head_scores else "none")
             started = time.monotonic()
             pruned, cost = self._slice(tower, config)
+            tower = pruned.without_whole_heads(tower)
         settle(tower)
         restore(tower.model, self.dense)
         record = {**pruned.record, "cost": {**cost, "seconds": round(time.monotonic() - started, 2)}}
         provenance = {"settings": config.decisive(), "versions": versions()}
         remember(tower.model, Known(tower, pruned.kept, provenance, record))
-        return PrunedModel(tower.model, Report(record), tower.transform, replace(self, asked=asked))
+        work = replace(self, asked=asked, seen_dense=pruned.seen_dense)
+        return PrunedModel(tower.model, Report(record), tower.transform, work)
 
     def _slice(self, tower: Tower, config: PruneConfig) -> tuple[Pruned, dict[str, int]]:
         images = self.images
-        with networks_over(
-            tower, self.scores, config, images.held_out, images.calibration, known=self.moments
-        ) as networks:
+        scores = in_order(self.scores, self.head_scores) if tower.heads else self.scores
+        with networks_over(tower, scores, config, images.held_out, images.calibration, known=self.moments) as networks:
             size_of = relative_size(config.prune, tower, networks.journal)
-            return prune_tower(networks, config.prune, size_of), networks.held_out.cost
+            return prune_tower(networks, config.prune, size_of, self.seen_dense), networks.held_out.cost
 
 
 def prune(
@@ -206,13 +211,12 @@ def prune(
             say(f"note: nothing tells how this {tower.base['name']} was built, so that amp.save cannot write it; {HOW}")
         own = open_images(images, held_out, tower, asked)
         config = own.config
-        tower = with_attention(tower, config.prune.attention)
+        tower = with_attention(tower, config.attention)
         moments = KeptMoments(len(own.scored)) if config.score.keep_moments else None
         images = own.scored if reads_images(config.score) else []
         scores = score(tower, images, config.score, moments=moments)
-        if tower.heads:
-            scores = in_order(scores, score_heads(tower, images, config.score))
-        return _Work(dense, asked, own, scores, moments).sliced(asked, tower)
+        of_heads = score_heads(tower, images, config.score, moments=moments) if tower.heads else []
+        return _Work(dense, asked, own, scores, of_heads, moments).sliced(asked, tower)
 
 
 def compile(model: Any, **options: Any) -> Any:

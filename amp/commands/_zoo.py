@@ -81,15 +81,18 @@ def zoo_page() -> str:
     """The page, a family after the other; every model is built, which takes a second or two of each."""
     parts = [PAGE]
     with progress(None, "models", "model", total=sum(map(len, ZOO.values()))) as bar:
-        for family, models in ZOO.items():
-            rows = []
-            for model in models:
-                rows.append(zoo_row(*model[:2]))
-                bar.update()
-            commands = "\n".join(prune_command(*model) for model in models)
-            block = f"<!-- needs weights and images -->\n```bash\n{commands}\n```"
-            parts.append(f"## {family}\n\n{table(HEADERS, rows)}\n\n{block}")
+        for family in ZOO:
+            parts.append(zoo_part(family))
+            bar.update(len(ZOO[family]))
     return "\n\n".join(parts)
+
+
+def zoo_part(family: str) -> str:
+    """A family's part of the page: the table of its models, and what prunes each."""
+    rows = [zoo_row(*model[:2]) for model in ZOO[family]]
+    commands = "\n".join(prune_command(*model) for model in ZOO[family])
+    block = f"<!-- needs weights and images -->\n```bash\n{commands}\n```"
+    return f"## {family}\n\n{table(HEADERS, rows)}\n\n{block}"
 
 
 def prune_command(frame: str, name: str, weights: str | None) -> str:

@@ -79,7 +79,7 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
         if not options.named:
             say(describe_slicing(run.config))
         check_fit(scores, tower, scores_file)
-        tower = with_attention(tower, own.attention)
+        tower = with_attention(tower, run.config.attention)
         if tower.heads:
             scores = in_order(scores, load_head_scores(run, tower))
         if not options.named:  # whose scoring has told it
@@ -91,5 +91,5 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
                 return run.folder
             pruned = prune(networks, own, relative_size(own, tower, networks.journal))
         cost = {**networks.held_out.cost, "seconds": round(time.monotonic() - started, 2)}
-        write_pruning(run, tower, pruned, cost)
+        write_pruning(run, pruned.without_whole_heads(tower), pruned, cost)
         return run.folder

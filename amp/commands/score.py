@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from amp.data.batches import Batches
+    from amp.run.run import Run
     from amp.towers import Tower
 
 
@@ -49,13 +50,13 @@ def score_model(
     from amp.data.listing import check_fills_batch, list_images
     from amp.run.run import HEAD_SCORES, SCORES, open_run
     from amp.run.world import world
-    from amp.scoring import reads_images, save_scores, score, score_heads
-    from amp.statistics.kept_moments import MOMENTS, KeptMoments
-    from amp.statistics.saved_sums import SavedSums, forget_sums
+    from amp.scoring import reads_images
+    from amp.statistics.kept_moments import MOMENTS
+    from amp.statistics.saved_sums import forget_sums
     from amp.towers import build_tower, default_frame, tell_preprocess, with_attention
 
     config = config.with_frame(config.model.frame or default_frame(config.model.name))
-    outputs = (SCORES,) if config.prune.attention == "none" else (SCORES, HEAD_SCORES)
+    outputs = (SCORES,) if config.attention == "none" else (SCORES, HEAD_SCORES)
 
     def inputs() -> dict[str, str]:
         check_fills_batch(config.data, "val")  # What the search needs is better missed now than after the scoring.
@@ -66,11 +67,14 @@ def score_model(
         if run.done(*outputs):
             for path in unfinished.values():
                 world().from_main(partial(forget_sums, path))
-            if config.score.keep_moments and not world().from_main(partial(_has_moments, run.folder)):
+            if config.score.keep_moments and not world().from_main(partial(_has_moments, run.folder, len(outputs) > 1)):
                 say(f"note: {run.path(MOMENTS)} lacks a block or is of another scoring; delete {SCORES} to make both")
             return False
         paths = list_images(config.data, "train")
-        tower = with_attention(build_tower(config.model, str(world().device)), config.prune.attention)
+        tower = with_attention(build_tower(config.model, str(world().device)), config.attention)
+        names = outputs if tower.heads else (SCORES,)
+        if names != outputs and run.done(*names):
+            return False
         say(plan or describe_scoring(config))
         widths = " or ".join(map(str, sorted(set(tower.widths))))
         say(f"{config.model.name}: {len(tower.slots)} blocks, each with {widths} hidden neurons in its MLP")
@@ -80,25 +84,41 @@ def score_model(
             images = Batches(paths, tower.transform, config.data, config.data.num_samples)
             if look:
                 look(tower, images)
-        kept = KeptMoments(len(images), run.path(MOMENTS), run.header) if config.score.keep_moments else None
-        ranks: tuple[Callable[..., list[Tensor]], ...] = (partial(score, moments=kept), score_heads)
-        for name, rank in zip(outputs, ranks, strict=False):
-            if len(outputs) > 1 and run.done(name):
-                continue
-            saved = SavedSums(unfinished[name], run.header, config.score.save_every) if images else None
-            scores = rank(tower, images, config.score, saved)
-            world().from_main(partial(save_scores, scores, run.header, run.path(name)))
-            world().from_main(partial(forget_sums, unfinished[name]))
-            say(f"wrote {run.path(name)}")
+        for name in names:
+            if len(outputs) == 1 or not run.done(name):
+                _write_scores(run, tower, images, name, unfinished[name])
         if isinstance(images, Batches):
             images.say_broken()
     return True
 
 
-def _has_moments(folder: Path) -> bool:
+def _write_scores(
+    run: "Run[PruneConfig]", tower: "Tower", images: "Batches | list[Tensor]", name: str, unfinished: Path
+) -> None:
+    """One file of scores.
+
+    Args:
+        unfinished: where sums are kept meanwhile.
+    """
+    from amp.run.run import HEAD_SCORES, SCORES
+    from amp.run.world import world
+    from amp.scoring import save_scores, score, score_heads
+    from amp.statistics.kept_moments import MOMENTS, KeptMoments
+    from amp.statistics.saved_sums import SavedSums, forget_sums
+
+    own, rank = run.config.score, {SCORES: score, HEAD_SCORES: score_heads}[name]
+    kept = KeptMoments(len(images), run.path(MOMENTS), run.header) if own.keep_moments else None
+    saved = SavedSums(unfinished, run.header, own.save_every) if images else None
+    scores = rank(tower, images, own, saved, kept)
+    world().from_main(partial(save_scores, scores, run.header, run.path(name)))
+    world().from_main(partial(forget_sums, unfinished))
+    say(f"wrote {run.path(name)}")
+
+
+def _has_moments(folder: Path, of_heads: bool) -> bool:
     from amp.run.run import SCORES
     from amp.scoring.scores_file import load_scores
-    from amp.statistics.kept_moments import find_moments
+    from amp.statistics.kept_moments import find_moments, unit_names
 
     scores, header = load_scores(folder / SCORES)
-    return find_moments(folder, len(scores), header) is not None
+    return find_moments(folder, unit_names(len(scores), of_heads), header) is not None

@@ -9,6 +9,7 @@ Where things are: `search` decides how many batches a probe takes, `blocks` and 
 removed neurons, `measure` how the entropy of a network is measured.
 """
 
+from amp.pruning.measure.held_out import Look
 from amp.pruning.measure.open import networks_over, open_networks
 from amp.pruning.refit_pruned import refit_pruned
 from amp.pruning.report import write_pruning
@@ -17,6 +18,7 @@ from amp.pruning.sweep import write_sizes, write_sweep
 from amp.pruning.widths import Pruned, check_widths, choose_widths, prune
 
 __all__ = [
+    "Look",
     "Pruned",
     "check_widths",
     "choose_widths",

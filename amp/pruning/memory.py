@@ -9,7 +9,7 @@ from amp.models.memory import describe_memory, peak_bytes, weight_bytes, with_to
 from amp.pruning.refit import refits_whole
 from amp.pruning.search import inputs_every
 from amp.settings.prune import PruneConfig
-from amp.statistics.moments import group_bytes, groups
+from amp.statistics.moments import group_bytes, groups, num_sums
 from amp.towers import Tower, build_tower
 from amp.towers.mlps.inputs import input_bytes
 
@@ -59,11 +59,12 @@ def plan_search(
 def _compensation(tower: Tower, num_images: int) -> int:
     """Bytes of the largest group of blocks."""
     most = 0
-    for group in groups([slot.hidden_width for slot in tower.slots]):
+    sums = num_sums(tower.read_tokens)
+    for group in groups([slot.hidden_width for slot in tower.slots], sums=sums):
         members = [tower.slots[block] for block in group]
         moments = [slot.hidden_width for slot in members if slot.norm is None]
         tokens = num_images * input_bytes(tower) * (len(members) - len(moments))
-        most = max(most, tokens + (group_bytes(moments) if moments else 0))
+        most = max(most, tokens + (group_bytes(moments, sums) if moments else 0))
     return most
 
 

@@ -1,7 +1,7 @@
 """The tower sliced to widths that are given, allocated to a size, or searched."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from amp.errors import UserError
 from amp.pruning.blocks import WidthsFound, searched_blocks
+from amp.pruning.measure.held_out import Look
 from amp.pruning.measure.networks import NarrowedNetworks
 from amp.pruning.recovery import Recovery
 from amp.pruning.size import RelativeSize, Widths, sizes_of
@@ -29,6 +30,7 @@ class Pruned:
         heads, dense_heads: of every block's attention, where heads may be removed.
         feature_cosine: of the pruned and the dense tower's features of a held-out image, on average.
         cosine_before_recovery: the same, before the recovery; None: there was none.
+        seen_dense: the entropy and the features of the dense tower's held-out images; None after a search.
     """
 
     kept: list[list[int]]
@@ -43,11 +45,16 @@ class Pruned:
     cosine_before_recovery: float | None = None
     heads: list[int] = field(default_factory=list)
     dense_heads: list[int] = field(default_factory=list)
+    seen_dense: Look | None = None
 
     @property
     def widths(self) -> list[int]:
         """Hidden width of every block."""
         return [len(indices) for indices in self.kept]
+
+    def without_whole_heads(self, tower: Tower) -> Tower:
+        """The pruned tower; one whose heads are all there is as it would be if none might have been removed."""
+        return tower if self.heads != self.dense_heads else replace(tower, heads=())
 
     @property
     def record(self) -> dict[str, Any]:
@@ -98,18 +105,27 @@ def _check_grid(tower: Tower, settings: SearchSettings) -> None:
             raise UserError(f"prune.{key}", f"{value}: no block could be narrowed; the widest has {widest} neurons")
 
 
-def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: RelativeSize | None = None) -> Pruned:
+def prune(
+    networks: NarrowedNetworks,
+    settings: SearchSettings,
+    size_of: RelativeSize | None = None,
+    seen_dense: Look | None = None,
+) -> Pruned:
     """Slices the tower to the widths that `settings` give, allocate or search.
 
     Args:
         size_of: what the tower with these widths has of the dense one's size; needed where `settings.target` is given.
+        seen_dense: `Pruned.seen_dense` of an earlier pruning of this tower, on the same images.
     Raises:
         UserError: the widths do not fit the tower, or no widths have the size.
     """
     tower, held_out = networks.tower, networks.held_out
     check_widths(tower, settings)
     counts, found = choose_widths(networks, settings, size_of)
-    dense, features = held_out.look() if found is None else (found.dense_entropy, held_out.features())
+    if found is None:
+        dense, features = seen_dense or held_out.look()
+    else:
+        dense, features = found.dense_entropy, seen_dense[1] if seen_dense else held_out.features()
     dense_widths, dense_heads = tower.widths, tower.num_heads
     of_counts = sizes_of(tower)
     ends = {"dense": of_counts(tower.counts), "pruned": of_counts(counts)}
@@ -122,7 +138,7 @@ def prune(networks: NarrowedNetworks, settings: SearchSettings, size_of: Relativ
     final, own = (found.final_entropy, held_out.features()) if found and not unseen else held_out.look()
     cosine = mean_cosine(features, own)
     measured = sizes, dense, final, held_out.num_batches, cosine, found, errors, before
-    return Pruned(kept, dense_widths, *measured, tower.num_heads, dense_heads)
+    return Pruned(kept, dense_widths, *measured, tower.num_heads, dense_heads, None if found else (dense, features))
 
 
 def _recover(recovery: Recovery, cosine: Callable[[], float]) -> float:

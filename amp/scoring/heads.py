@@ -13,6 +13,7 @@ E inputs of the out-projection, D its outputs, U heads of W inputs each, L block
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,9 +24,10 @@ from amp.run.console import progress
 from amp.run.world import world
 from amp.scoring.criteria._picks import DAMPING
 from amp.scoring.criteria._sensitivity import SensitivityCollector
-from amp.scoring.criteria.reconstruction import ASKS, Both, covariances, sense, settle
+from amp.scoring.criteria.reconstruction import ASKS, Both, backward_every, covariances, sense, settle
 from amp.scoring.criterion import Scoring, checked
 from amp.settings.score import ScoreSettings
+from amp.statistics.kept_moments import KeptMoments, for_refit, unit_names
 from amp.statistics.moments import MomentCollector
 from amp.statistics.saved_sums import SavedSums
 from amp.towers import Tower
@@ -34,20 +36,33 @@ STEP = 1 + 2.0**-20  # from one score to the next at least, so that their order 
 
 
 def score_heads(
-    tower: Tower, images: Batches | Sequence[Tensor], settings: ScoreSettings, saved: SavedSums | None = None
+    tower: Tower,
+    images: Batches | Sequence[Tensor],
+    settings: ScoreSettings,
+    saved: SavedSums | None = None,
+    moments: KeptMoments | None = None,
 ) -> list[Tensor]:
     """One (U,) fp32 tensor a block, equal on every process: by how much the loss grows as each head goes.
 
-    Takes one backward pass over the images.
+    Takes one backward pass over the first images, as many as `backward_every` says; the moments need no more either,
+    since an out-projection of attention has fewer inputs than one of an MLP.
 
     Args:
         tower: with `heads`.
-        images, settings, saved: as of `amp.scoring.Scoring`.
+        images, settings, saved, moments: as of `amp.scoring.Scoring`.
     Raises:
         UserError: an activation or a gradient that is not finite, all scores of a block zero, or too few images.
     """
-    scoring = Scoring(tower, images, settings, saved)
-    return checked(tower.heads, scoring.finished("heads", partial(_scored, scoring)))
+    whole = Scoring(tower, images, settings, saved, moments)
+    few = replace(whole, images=_first(images, -(-len(images) // backward_every(tower, whole.num_images))))
+    return checked(tower.heads, few.finished("heads", partial(_scored, few)))
+
+
+def _first(images: Batches | Sequence[Tensor], count: int) -> Batches | Sequence[Tensor]:
+    """The first batches."""
+    if isinstance(images, Batches):
+        return replace(images, num_samples=count * images.settings.batch_size)
+    return images[:count]
 
 
 def _scored(scoring: Scoring) -> list[Tensor]:
@@ -59,10 +74,12 @@ def _scored(scoring: Scoring) -> list[Tensor]:
         both = Both([*collector.sums, *moments.sums])
         sense(scoring, collector, both)
         settle(scoring, both)
-    scores = []
+    names, scores = unit_names(len(tower.heads), heads=True)[::2], []
     sensitivities, weights = collector.sensitivities()
     for block, sensitivity_DD in enumerate(progress(sensitivities, "heads", "block")):
         slot = tower.heads[block]
+        if scoring.moments is not None:
+            scoring.moments.keep(names[block], for_refit(moments, block))
         (covariance_EE,) = covariances(tower.heads, [block], moments, 0, weights)
         weight_DE = slot.out_projection.weight.detach().double()
         scores.append(losses(covariance_EE, weight_DE, sensitivity_DD, slot.num_units).to(world().device))

@@ -56,7 +56,7 @@ def load_head_scores(run: Run[PruneConfig], tower: Tower) -> list[Tensor]:
     """
     path = Path(run.config.output.dir, HEAD_SCORES)
     if not path.exists():
-        raise UserError(path, f"no such file; run {_score()} with prune.attention: {run.config.prune.attention} first")
+        raise UserError(path, f"no such file; run {_score()} with the same settings first")
     scores, header = load_scores(path)
     check_scores(header, run.header, path)
     check_fit(scores, tower, path)

@@ -19,6 +19,8 @@ class CompareRowSettings(SearchSettings):
     def _sizes_decide(self) -> "CompareRowSettings":
         if self.widths is not None or self.target.asked:
             raise ValueError("widths and target: compare.sizes says how large the towers are")
+        if self.attention == "heads" and (need := self.heads_need(self.criterion)):
+            raise ValueError(f"attention: heads needs {need}")
         return self
 
     @property

@@ -42,10 +42,12 @@ FINEST = 64  # widths of a block that are to choose from at least: as many as th
 PUBLISHED = ("plain", "exact")  # searches of the paper's own grid, where no size is asked for
 
 # The settings that keep most at a size of one's choice, for whoever names a model, images and a size and no more.
+Attention = Literal["none", "heads", "auto"]
+
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
     "data": {"batch_size": 64, "num_samples": 2048, "num_val_samples": 512},
     "score": {"criterion": "reconstruction"},
-    "prune": {"allocation": "global", "compensation": "sequential"},
+    "prune": {"allocation": "global", "compensation": "sequential", "attention": "auto"},
 }
 
 
@@ -134,10 +136,11 @@ class SearchSettings(Settings):
         False, description="refuse also widths at which the entropy falls by more than entropy_increase"
     )
     total_increase: Positive | None = Field(None, description="entropy all blocks together may add, in nats; null: any")
-    attention: Literal["none", "heads"] = Field(
+    attention: Attention = Field(
         "none",
-        description="what of attention may go beside neurons. heads: whole ones, by the same loss, under one budget; "
-        "needs criterion reconstruction and allocation global",
+        description="what of attention may be removed beside neurons. heads: whole heads, by the same loss, under one "
+        "budget; needs criterion reconstruction, allocation global and a target of params or flops. auto: heads, where "
+        "these settings and the model allow it",
     )
     compensation: Compensation = Field(
         "none",
@@ -203,13 +206,23 @@ class SearchSettings(Settings):
 
     @model_validator(mode="after")
     def _heads_are_allocated(self) -> "SearchSettings":
-        if self.attention == "none":
-            return self
-        if self.allocation != "global":
-            raise ValueError(f"attention: {self.attention} needs allocation: global, not {self.allocation}")
-        if self.target.asked and self.target.asked[0] not in ("params", "flops"):
-            raise ValueError(f"attention: {self.attention} needs a target of params or flops")
+        if self.attention == "heads" and (need := self.heads_need()):
+            raise ValueError(f"attention: heads needs {need}")
         return self
+
+    def heads_need(self, criterion: str = "reconstruction") -> str | None:
+        """What these settings, with a criterion, would have to say so that heads can be removed; None: they say it."""
+        if criterion != "reconstruction":
+            return f"criterion: reconstruction, not {criterion}"
+        if self.allocation != "global":
+            return f"allocation: global, not {self.allocation}"
+        if self.target.asked and self.target.asked[0] not in ("params", "flops"):
+            return "a target of params or flops"
+        return None
+
+    def attention_by(self, criterion: str) -> Attention:
+        """`attention`; none where it is auto and other settings leave no heads to be removed."""
+        return "none" if self.attention == "auto" and self.heads_need(criterion) else self.attention
 
     @model_validator(mode="after")
     def _search_alone_has(self) -> "SearchSettings":
@@ -235,10 +248,14 @@ class PruneConfig(RunConfig):
 
     @model_validator(mode="after")
     def _heads_have_scores(self) -> "PruneConfig":
-        if self.prune.attention != "none" and self.score.criterion != "reconstruction":
-            asked = f"prune.attention: {self.prune.attention}"
-            raise ValueError(f"{asked} needs score.criterion: reconstruction, not {self.score.criterion}")
+        if self.prune.attention == "heads" and (need := self.prune.heads_need(self.score.criterion)):
+            raise ValueError(f"prune.attention: heads needs score.{need}")
         return self
+
+    @property
+    def attention(self) -> Attention:
+        """As of `SearchSettings.attention_by`."""
+        return self.prune.attention_by(self.score.criterion)
 
     def check_has_size(self) -> None:
         """Raises UserError where the widths are to meet a size that nobody says."""

@@ -221,6 +221,11 @@ def group_bytes(widths: Sequence[int], sums: int = 1) -> int:
     return sum(moment_bytes(width, sums) for width in widths) + max(work_bytes(width) for width in widths)
 
 
+def num_sums(read: Sequence[int]) -> int:
+    """Of a block: where some tokens are `read`, their moments are held apart, as `MomentCollector` does."""
+    return 2 if read else 1
+
+
 def moment_bytes(width: int, sums: int = 1) -> int:
     """Memory of the sums of a block of this hidden width."""
     starts = _starts(width)

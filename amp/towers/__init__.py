@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,10 +64,10 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
     with torch.random.fork_rng(devices=[]):
         # Without weights every process and every script must draw the same ones.
         torch.manual_seed(0)
-        frame = settings.frame or default_frame(settings.name)
+        frame, before = settings.frame or default_frame(settings.name), None
         if saved is None and device != "meta" and settings.pretrained and _is_the_users_own(settings):
             # What cannot be built is told from weights that do not fit.
-            build_tower(settings.model_copy(update={"pretrained": None}), "meta")
+            before = build_tower(settings.model_copy(update={"pretrained": None}), "meta")
         try:
             tower = library(frame).build(settings, device, saved)
         except UserError as error:
@@ -74,7 +75,7 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
             raise (UserError(error.key, f"{error.text}{more}") if more else error) from None
     if saved is None and device != "meta":
         check_complete(tower.model, str(settings.pretrained))
-    tower = check_readout(tower)
+    tower = replace(tower, read_tokens=before.read_tokens) if before else check_readout(tower)
     if saved is None and device != "meta":
         tower.model.to(device)
     return tower

@@ -21,15 +21,15 @@ from amp.pruning.measure.journal import Journal
 from amp.pruning.measure.networks import NarrowedNetworks, rank
 from amp.pruning.refit import open_compensation
 from amp.pruning.search import inputs_every
-from amp.pruning.size import RelativeSize, counted_size
+from amp.pruning.size import counted_size
 from amp.pruning.widths import choose_widths
 from amp.run.console import warn_here
 from amp.run.world import world
-from amp.scoring.criterion import score
+from amp.scoring import score, score_heads
 from amp.settings.compare import CompareConfig, CompareRowSettings
 from amp.settings.data import DataSettings
 from amp.settings.prune import TargetSettings
-from amp.towers import TokenReadout, Tower, after_last_block, build_tower
+from amp.towers import TokenReadout, Tower, after_last_block, build_tower, in_order, with_attention, with_heads
 
 Widths = list[int]
 Kept = TypeVar("Kept")
@@ -95,6 +95,11 @@ class Trial:
             self._scores[criterion] = score(self.dense, self.scoring_images, settings)
         return self._scores[criterion]
 
+    @cached_property
+    def head_scores(self) -> list[Tensor]:
+        """(U,) a block."""
+        return score_heads(with_heads(self.dense), self.scoring_images, self.config.score)
+
     def kept(self, key: str, work: Callable[[], Kept]) -> Kept:
         """What `work` gives, done once for all sizes; `key` is like no other's."""
         if key not in self._kept:
@@ -103,12 +108,12 @@ class Trial:
         return kept
 
     def widths(self, row: CompareRowSettings, size: float) -> Widths:
-        """The widths with which the tower keeps `size` of its parameters. Raises UserError where that cannot be."""
+        """The `Tower.counts` with which it keeps `size` of its parameters. Raises UserError where that cannot be."""
         return self._widths(self._candidates(row), row, size)
 
     def _widths(self, networks: NarrowedNetworks, row: CompareRowSettings, size: float) -> Widths:
         settings = row.model_copy(update={"target": TargetSettings(params=size)})
-        return choose_widths(networks, settings, self.share)[0]
+        return choose_widths(networks, settings, counted_size("params", networks.tower))[0]
 
     def prune_by(self, scores: Sequence[Tensor], row: CompareRowSettings, size: float) -> Tower:
         """A new tower at that size, by scores (H,) a block that stand in for those of the row's criterion."""
@@ -116,13 +121,8 @@ class Trial:
         candidates.keep(self._widths(candidates, row, size))
         return candidates.tower
 
-    @cached_property
-    def share(self) -> RelativeSize:
-        """Widths -> what is left of the tower's parameters."""
-        return counted_size("params", self.dense)
-
     def prune(self, row: CompareRowSettings, widths: Sequence[int]) -> Tower:
-        """A new tower at these widths, compensated as the row says."""
+        """A new tower with these `counts`, compensated as the row says."""
         candidates = self._dense_candidates(row)
         candidates.keep(widths)
         return candidates.tower
@@ -134,12 +134,14 @@ class Trial:
         return self._searches[row]
 
     def _dense_candidates(self, row: CompareRowSettings, scores: Sequence[Tensor] | None = None) -> NarrowedNetworks:
-        tower, scores = self.build(), scores or self.scores(row.criterion)
+        attention = row.attention_by(row.criterion) if scores is None else "none"
+        tower = with_attention(self.build(), attention)
+        scores = in_order(scores or self.scores(row.criterion), self.head_scores if tower.heads else ())
         scale = self.config.score.inverse_temperature
         meter = HeldOutEntropy(tower, self.held_out_images, scale, every=inputs_every(row))
         compensation = open_compensation(
             tower,
-            [rank(score_H) for score_H in scores],
+            [slot.inputs_of(rank(score_U)) for slot, score_U in zip(tower.units, scores, strict=True)],
             row,
             lambda: self.images("train", self.config.data.batch_size, row.num_calibration_samples),
         )

@@ -108,8 +108,9 @@ def prune_cell(run: Run[CompareConfig], cell: Cell, trial: Trial, quality: InMem
         return
     if isinstance(line, CompareRowSettings):
         widths = trial.widths(line, cell.size)
-        pruned = quality.measure(trial.prune(line, widths))
-        run.write(cell.file, {"widths": widths, "params": trial.share(widths), "pruned": pruned}, SCRIPT)
+        tower = trial.prune(line, widths)
+        share = num_params(tower) / trial.num_params
+        run.write(cell.file, {"widths": widths, "params": share, "pruned": quality.measure(tower)}, SCRIPT)
         return
     with _telling(run, cell, {}):
         method, started = load_method(line.method), time.monotonic()

@@ -29,6 +29,11 @@ def images() -> Tensor:
     return torch.randn(80, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+def prune(model: nn.Module, images: Tensor) -> Any:
+    """A student, soon made."""
+    return amp.prune(model, images, params=0.7, compensation="none")
+
+
 @pytest.mark.slow
 def test_a_student_learns_as_by_the_script(
     distill_yaml: Path, tmp_path: Path, golden_images: Path, call: Callable[..., Any]
@@ -48,9 +53,10 @@ def test_a_student_learns_as_by_the_script(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("pictures")
 def test_teacher_and_student_keep_their_states(vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
     vit.train()
-    pruned = amp.prune(vit, images, params=0.7)
+    pruned = prune(vit, images)
     before, student = weights_of(vit), weights_of(pruned.model)
     found = amp.distill(pruned, vit, images, steps=4, base_lr=0.05)
     assert equal(before, weights_of(vit))
@@ -68,33 +74,31 @@ def test_teacher_and_student_keep_their_states(vit: nn.Module, images: Tensor, t
 @pytest.mark.slow
 def test_a_loader_is_gone_through_again_and_bf16_stays(vit: nn.Module, images: Tensor) -> None:
     vit.bfloat16()
-    pruned = amp.prune(vit, images, params=0.7)
+    pruned = prune(vit, images)
     loader = DataLoader(TensorDataset(images, torch.zeros(len(images))), batch_size=20)
     assert len(amp.distill(pruned, vit, loader, steps=6).log) == 6
     assert {parameter.dtype for parameter in pruned.model.parameters()} == {torch.bfloat16}
 
 
+NOT_ALLOWED: list[tuple[dict[str, Any], str]] = [
+    ({"steps": 0}, "amp.distill: steps: 0 is not allowed; 1 or more"),
+    ({"epochs": 3}, "amp.distill: epochs: leave it out; steps and warmup_steps say how long it takes"),
+    ({"base_ler": 1}, "base_ler: no argument of this name; did you mean 'base_lr'?"),
+    ({"output": {"dir": "x"}}, "amp.distill: output: no argument of this name"),
+    ({"activation_checkpointing": True}, "use the model's own, model.set_grad_checkpointing()"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("said", "words"),
-    [
-        ({"steps": 0}, "amp.distill: steps: 0 is not allowed; 1 or more"),
-        ({"epochs": 3}, "amp.distill: epochs: leave it out; steps and warmup_steps say how long it takes"),
-        ({"base_ler": 1}, "base_ler: no argument of this name; did you mean 'base_lr'?"),
-        ({"output": {"dir": "x"}}, "amp.distill: output: no argument of this name"),
-        ({"activation_checkpointing": True}, "use the model's own, model.set_grad_checkpointing()"),
-    ],
-)
-def test_settings_that_are_not_allowed_are_told(
-    said: dict[str, Any], words: str, vit: nn.Module, images: Tensor
-) -> None:
-    pruned = amp.prune(vit, images, params=0.7)
-    assert words in refusal(lambda: amp.distill(pruned, vit, images, **said))
+def test_settings_that_are_not_allowed_are_told(vit: nn.Module, images: Tensor) -> None:
+    pruned = prune(vit, images)
+    for said, words in NOT_ALLOWED:
+        assert words in refusal(lambda said=said: amp.distill(pruned, vit, images, **said))
 
 
 @pytest.mark.slow
 def test_models_that_do_not_belong_together_are_refused(vit: nn.Module, images: Tensor) -> None:
-    pruned = amp.prune(vit, images, params=0.7)
+    pruned = prune(vit, images)
     assert "student: VisionTransformer is not what amp.prune" in refusal(lambda: amp.distill(vit, vit, images))
     before = weights_of(pruned.model)
     other = timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 4})

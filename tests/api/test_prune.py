@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import GOLDEN, refusal
+from conftest import GOLDEN, WORLD, built, refusal
 from helpers import hf_models
 from helpers.objects import equal, hooks, tiny_vit, weights_of
 from PIL import Image
@@ -21,7 +21,7 @@ import amp
 from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.models.folder import load_tower, read_folder_config
-from amp.settings.model import ModelSettings
+from amp.run.world import among
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.yaml_files import load_config
 from amp.towers import build_tower
@@ -37,9 +37,16 @@ def vit() -> nn.Module:
     return tiny_vit()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def images() -> Tensor:
     return torch.randn(80, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def plain(images: Tensor, _one_thread: None) -> Any:
+    """`vit`, pruned as it is."""
+    with among(WORLD):
+        return amp.prune(tiny_vit(), list(images), params=0.8)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +101,8 @@ OBJECTS: dict[str, Callable[[Path], Any]] = {
     "timm, gated": lambda folder: timm.create_model(
         "eva02_tiny_patch14_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=2
     ),
-    "open_clip": lambda folder: (
-        build_tower(
-            ModelSettings(
-                frame="open_clip", name=f"{GOLDEN}/tiny-clip.json", pretrained=f"{GOLDEN}/tiny-clip.safetensors"
-            )
-        ).model
+    "open_clip": lambda folder: copy.deepcopy(
+        built(f"{GOLDEN}/tiny-clip.json", f"{GOLDEN}/tiny-clip.safetensors").model
     ),
     "transformers, two towers": _dual,
     "transformers, gated": _gated,
@@ -110,7 +113,7 @@ OBJECTS: dict[str, Callable[[Path], Any]] = {
 def test_a_pruned_object_is_saved_and_loaded(library: str, tmp_path: Path, images: Tensor) -> None:
     model = OBJECTS[library](tmp_path / "dense")
     said = {"name": f"{GOLDEN}/tiny-clip.json"} if library == "open_clip" else {}
-    pruned = amp.prune(model, list(images), params=0.8, model=said)
+    pruned = amp.prune(model, list(images), params=0.8, model=said, compensation="ridge")
     assert type(pruned.model) is type(model)
     assert pruned.report.params["pruned"] == pytest.approx(0.8 * pruned.report.params["dense"], rel=0.02)
     amp.save(pruned, tmp_path / "folder")
@@ -151,9 +154,8 @@ def partly_frozen(model: Any) -> Any:
 
 @pytest.mark.parametrize("state", [in_bf16, training, checkpointed, compiled, partly_frozen])
 def test_a_model_in_any_state_is_pruned_and_stays_as_it_was(
-    state: Callable[[Any], Any], vit: nn.Module, images: Tensor
+    state: Callable[[Any], Any], vit: nn.Module, images: Tensor, plain: Any
 ) -> None:
-    plain = amp.prune(copy.deepcopy(vit), list(images), params=0.8)
     model = state(vit)
     before, flags = weights_of(model), [p.requires_grad for p in model.parameters()]
     pruned = amp.prune(model, list(images), params=0.8)
@@ -176,19 +178,19 @@ def test_gradient_checkpointing_of_transformers_stays_on(tmp_path: Path, images:
     model = hf_models.write(tmp_path, "ViTModel", {**hf_models.VISION})
     model.train()
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    pruned = amp.prune(model, list(images), params=0.8)
+    pruned = amp.prune(model, list(images), params=0.8, compensation="ridge")
     assert any(getattr(module, "gradient_checkpointing", False) for module in pruned.model.modules())
     assert pruned.model.training
     pruned.model(images[:2]).last_hidden_state.sum().backward()
 
 
-def test_a_model_in_distributed_data_parallel(vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
+def test_a_model_in_distributed_data_parallel(vit: nn.Module, images: Tensor, plain: Any, tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         pruned = amp.prune(nn.parallel.DistributedDataParallel(vit), list(images), params=0.8)
     finally:
         torch.distributed.destroy_process_group()
-    assert equal(weights_of(pruned.model), weights_of(amp.prune(vit, list(images), params=0.8).model))
+    assert equal(weights_of(pruned.model), weights_of(plain.model))
 
 
 class _Attention(nn.Module):
@@ -206,7 +208,7 @@ def test_a_model_with_attention_of_its_own_is_pruned_but_no_name_rebuilds_it(
 ) -> None:
     for block in vit.blocks:
         block.attn = _Attention(block.attn)
-    pruned = amp.prune(vit, list(images), params=0.8)
+    pruned = amp.prune(vit, list(images), params=0.8, compensation="ridge")
     assert pruned.report.flops["pruned"] < pruned.report.flops["dense"]
     assert isinstance(pruned.model.blocks[0].attn, _Attention)
     assert "amp.save: nothing tells how this vit_tiny_patch16_224 was built" in refusal(
@@ -264,16 +266,16 @@ def test_settings_that_are_not_allowed_are_told(
     assert words in refusal(lambda: amp.prune(vit, list(images), **said))
 
 
-def test_another_size_comes_from_the_same_scores(vit: nn.Module, images: Tensor) -> None:
-    pruned = amp.prune(vit, list(images), params=0.8)
-    smaller = pruned.resize(params=0.6)
+def test_another_size_comes_from_the_same_scores(vit: nn.Module, images: Tensor, plain: Any) -> None:
+    smaller = plain.resize(params=0.6)
     assert equal(weights_of(smaller.model), weights_of(amp.prune(vit, list(images), params=0.6).model))
-    assert equal(weights_of(smaller.resize(params=0.8).model), weights_of(pruned.model))
+    assert equal(weights_of(smaller.resize(params=0.8).model), weights_of(plain.model))
     assert smaller.resize(flops=0.7).report.flops["pruned"] < 0.72 * smaller.report.flops["dense"]
-    assert "out of reach" in refusal(lambda: pruned.resize(params=0.01))
-    assert "resize: say one of params" in refusal(pruned.resize)
+    assert "out of reach" in refusal(lambda: plain.resize(params=0.01))
+    assert "resize: say one of params" in refusal(plain.resize)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_report_is_a_table_and_a_picture(vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
     report = amp.prune(vit, list(images), **ENTROPY, entropy_increase=0.05).report
     assert "| parameters" in str(report)
@@ -286,7 +288,7 @@ def test_the_report_is_a_table_and_a_picture(vit: nn.Module, images: Tensor, tmp
 
 
 def test_a_pruned_model_trains_and_is_freed(vit: nn.Module, images: Tensor) -> None:
-    pruned = amp.prune(vit, list(images), params=0.8)
+    pruned = amp.prune(vit, list(images), params=0.8, compensation="ridge")
     optimizer = torch.optim.AdamW(pruned.model.parameters(), lr=1e-2)
     before = weights_of(pruned.model)
     pruned.model(images[:8]).square().mean().backward()

@@ -32,6 +32,7 @@ def _forked(command: list[str], **options: Any) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("pictures")
 def test_the_quick_demo_ends_with_its_table_and_does_nothing_twice(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,10 +32,10 @@ PAPER = "configs/prune_entropy/open_clip_g_coco_entropy.yaml"
     ("changes", "says"),
     [
         ([], "find the least width of each block that adds 0.02 nats of entropy at most (search: exact)"),
-        (["prune.target.params=0.6"], "prune to 0.6 of the tower's parameters (search allocation)"),
+        (["prune.target.params=0.6"], "remove neurons, down to 0.6 of the tower's parameters (search allocation)"),
         (
             ["prune.target.flops=0.5", "prune.allocation=global", "prune.compensation=ridge"],
-            "prune to 0.5 of the tower's FLOPs (global allocation; ridge refit)",
+            "remove neurons, down to 0.5 of the tower's FLOPs (global allocation; ridge refit)",
         ),
         (["prune.widths=[8]"], "prune to the widths that the settings give"),
     ],

@@ -73,7 +73,7 @@ def test_one_command_scores_prunes_and_says_what_is_next(golden_images: Path, tm
 
     code, said, err = call("main_prune.py", *words, "--sweep", "params", "0.5", "0.6")
     assert code == 0, err
-    assert "prune to 0.6 and 0.5 of the tower's parameters" in said
+    assert "down to 0.6 and 0.5 of the tower's parameters" in said
     assert f"already done: {tmp_path}/out/scores.safetensors" in said
     assert call("main_prune.py", *words, "--sweep", "params", "0.6", "--params", "0.6")[0] == 2
     for size in ("0.6", "0.5"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import refusal
+from conftest import GOLDEN, refusal
 from torch import Tensor
 
 import amp
@@ -167,3 +167,21 @@ def test_killed_or_on_two_processes_the_commands_end_alike(
     assert whole["flops"]["pruned"] == pytest.approx(0.6 * whole["flops"]["dense"], rel=0.03)
     config = read_folder_config(tmp_path / "whole" / "pruned")
     assert [len(indices) for indices in config.heads or ()] == whole["heads"]
+
+
+def test_auto_removes_heads_where_the_settings_and_the_model_allow_it(capsys: pytest.CaptureFixture[str]) -> None:
+    images = torch.randn(96, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    said: Any = {"flops": 0.6, "batch_size": 16, "refit_steps": 0}
+    auto, heads, none = (
+        amp.prune(tower_with_copies().visual, images, **said, attention=own) for own in ("auto", "heads", "none")
+    )
+    for key, tensor in heads.model.state_dict().items():
+        assert torch.equal(auto.model.state_dict()[key], tensor)
+    assert auto.report.heads == heads.report.heads
+    assert auto.report.feature_cosine > none.report.feature_cosine
+    other = amp.prune(tower_with_copies().visual, images, 0.8, criterion="kl", compensation="none", batch_size=16)
+    assert "heads" not in other.report.record, "nothing scores them"
+    capsys.readouterr()
+    whole = build_tower(ModelSettings(frame="open_clip", name=str(GOLDEN / "tiny-clip.json"))).model
+    assert "heads" not in amp.prune(whole, images, **said, attention="auto").report.record
+    assert "only neurons are removed: MultiheadAttention" in capsys.readouterr().out

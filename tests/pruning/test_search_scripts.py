@@ -86,6 +86,7 @@ def test_changed_scores_are_noticed(
     assert (code, "prune_journal.jsonl was made before the scores changed" in err) == (2, True)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_sweep_shows_size_against_entropy_and_its_points_are_written_without_measuring(
     words: tuple[str, str], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

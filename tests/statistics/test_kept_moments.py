@@ -28,6 +28,8 @@ def test_every_size_is_made_of_what_one_run_has_kept(monkeypatch: pytest.MonkeyP
     for size, own in ((0.8, alone), (0.6, smaller)):
         found = kept.resize(params=size, compensation="ridge")
         assert equal(weights_of(found.model), weights_of(own.model))
+        for key in ("dense_entropy", "final_entropy", "feature_cosine"):
+            assert found.report.record[key] == own.report.record[key]
 
 
 @pytest.mark.slow
@@ -44,7 +46,9 @@ def test_a_scoring_keeps_them_beside_its_scores(
         assert call("main_prune.py", *words)[0] == 0
     # Other calibration images than those of the scoring are gone through.
     seen = []
-    monkeypatch.setattr(_compensation, "MomentCollector", lambda *own: (seen.append(1), MomentCollector(*own))[1])
+    monkeypatch.setattr(
+        _compensation, "MomentCollector", lambda *own, **words: (seen.append(1), MomentCollector(*own, **words))[1]
+    )
     assert call("main_prune.py", *words, "--set", "prune.num_calibration_samples=32")[0] == 0
     assert seen
     # Of moments that are not whole both commands say so.

@@ -55,6 +55,7 @@ def run(call: Call, words: list[str], rows: dict[str, Any]) -> tuple[int, str, s
     return call("eval/eval_compare.py", "--config_file", CONFIG, *settings)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_comparison_its_table_and_a_row_added_to_it(words: list[str], tmp_path: Path, call: Call) -> None:
     out = tmp_path / "out"
     code, console, err = run(call, words, ROWS)

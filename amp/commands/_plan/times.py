@@ -18,7 +18,7 @@ from amp.data.pixels import read_rgb
 from amp.pruning.refit import refits_whole
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
-from amp.statistics.moments import MomentCollector, groups
+from amp.statistics.moments import MomentCollector, groups, num_sums
 from amp.towers import Tower
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
     from amp.scoring.criteria.reconstruction import backward_every
 
     widths = tower.widths
-    parts = groups(widths, sums=2 if tower.read_tokens else 1)
+    parts = groups(widths, sums=num_sums(tower.read_tokens))
     with torch.no_grad():
         forward = _seconds(lambda: tower.feature(images_BCSS))
         with MomentCollector([tower.slots[block] for block in parts[0]]) as seen_tokens:
@@ -86,8 +86,9 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
         refits = calibration * (read_and(own.refit_views * WHOLE * forward) + moments) + steps
     elif own.compensation != "none":
         refits = calibration * (len(parts) * read_and(forward) + moments) + PRODUCTS * product * len(widths)
+    of_heads = len(batches) / every * read_and(BACKWARD * forward) if tower.heads else 0.0
     recovery = own.recover_steps * read_and((1 + BACKWARD) * forward)
-    return of_scoring + of_entropy + refits + recovery
+    return of_scoring + of_heads + of_entropy + refits + recovery
 
 
 def describe_steps(trainer: "Trainer", batches: Batches, done: int) -> str:

@@ -11,6 +11,11 @@ from amp.settings.prune import PruneConfig
 from amp.towers.library import library
 
 FEW = 512  # images to rank neurons on
+REMOVED = {
+    "none": "neurons",
+    "heads": "neurons and attention heads",
+    "auto": "neurons, and attention heads where the model allows it",
+}
 TARGETS = {"params": "parameters", "flops": "FLOPs", "throughput": "images a second", "latency": "latency"}
 
 
@@ -74,7 +79,8 @@ def _widths(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> s
     refit = "" if own.compensation == "none" else f"; {own.compensation} refit"
     if asked := targets or (own.target.asked and [own.target.asked]):
         what, values = TARGETS[asked[0][0]], " and ".join(", ".join(f"{value:g}" for _, value in asked).rsplit(", ", 1))
-        return f"- prune to {values} of the tower's {what} ({own.allocation} allocation{refit});"
+        removed = REMOVED[config.attention]
+        return f"- remove {removed}, down to {values} of the tower's {what} ({own.allocation} allocation{refit});"
     if own.widths is not None:
         return f"- prune to the widths that the settings give{refit};"
     if own.allocation != "search":

@@ -15,6 +15,8 @@ from amp.run.world import world
 from amp.statistics.entropy import information_entropy
 from amp.towers import Tower
 
+Look = tuple[float, list[Tensor]]  # what `HeldOutEntropy.look` gives
+
 
 class HeldOutEntropy:
     """Entropy of a tower, as it is at the moment, on each of the same batches in the same order; counts what it costs.
@@ -56,7 +58,7 @@ class HeldOutEntropy:
         return self._agreed(self._replay.map(block, batches, self._entropy))
 
     @torch.inference_mode()
-    def look(self) -> tuple[float, list[Tensor]]:
+    def look(self) -> Look:
         """The entropy of the tower as it is, over all batches, in nats; and the features that it is of.
 
         (B, D) fp32 on the CPU for each batch: this process's images, of unit length.

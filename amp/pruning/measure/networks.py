@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from amp.pruning.measure.held_out import Look
 from amp.pruning.measure.journal import Journal
 from amp.pruning.recovery import Recovery
 from amp.pruning.refit import Compensation
@@ -26,7 +27,7 @@ class Entropy(Protocol):
 
     def charge(self, block: int, batches: range) -> None: ...
 
-    def look(self) -> tuple[float, list[Tensor]]: ...
+    def look(self) -> Look: ...
 
     def features(self) -> list[Tensor]: ...
 

@@ -23,7 +23,7 @@ from amp.run.identity import read_header
 from amp.run.run import SCORES, Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
-from amp.statistics.kept_moments import MOMENTS, KeptMoments, find_moments
+from amp.statistics.kept_moments import MOMENTS, KeptMoments, find_moments, unit_names
 from amp.statistics.saved_sums import SavedSums
 from amp.towers import Tower
 
@@ -50,7 +50,8 @@ def open_networks(
     world().from_main(lambda: _remove_inputs(run.folder))
     store = InputStore(own.store, world().device, run.path(f"{INPUTS}{world().rank}"))
     saved, home = calibration_sums(run), Path(config.output.dir)
-    known = world().from_main(lambda: find_moments(home, len(tower.slots), read_header(home / SCORES)))
+    names = unit_names(len(tower.slots), bool(tower.heads))
+    known = world().from_main(lambda: find_moments(home, names, read_header(home / SCORES)))
     wanted = config.score.keep_moments or (home / MOMENTS).exists()
     if known is None and wanted and own.compensation != "none" and not refits_whole(own):
         say(f"note: {home / MOMENTS} lacks a block or is of another scoring; the refit reads images instead")
@@ -91,7 +92,6 @@ def networks_over(
     if own.widths is None and own.allocation == "search":
         warn_of_few(measured.num_batches, config.data)
     orders = [slot.inputs_of(rank(score_U)) for slot, score_U in zip(tower.units, scores, strict=True)]
-    known = None if tower.heads else known  # Moments are kept of MLPs alone.
     compensation = open_compensation(tower, orders, own, calibration, saved, store and store.beside(), known)
     try:
         yield NarrowedNetworks(

@@ -13,8 +13,8 @@ from amp.run.console import progress, say
 from amp.run.run import Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig, SearchSettings
-from amp.statistics.kept_moments import KeptMoments
-from amp.statistics.moments import GIGABYTES, MomentCollector, TokenCollector, last_group
+from amp.statistics.kept_moments import KeptMoments, for_refit, unit_names
+from amp.statistics.moments import GIGABYTES, MomentCollector, TokenCollector, last_group, num_sums
 from amp.statistics.saved_sums import SavedSums
 from amp.towers import MlpSlot, Slot, Tower
 
@@ -34,6 +34,7 @@ class Compensation:
             None keeps nothing.
         store: of what enters blocks, for a refit of the whole; None: in host memory.
         known: moments that a scoring has kept, which are taken where they are of as many batches.
+        read: the tokens that the feature reads.
     """
 
     def __init__(
@@ -47,7 +48,11 @@ class Compensation:
         saved: Callable[[str], SavedSums] | None = None,
         store: InputStore | None = None,
         known: KeptMoments | None = None,
+        read: Sequence[int] = (),
     ) -> None:
+        self._read = read
+        num_mlps = sum(isinstance(slot, MlpSlot) for slot in slots)
+        self._names = unit_names(num_mlps, num_mlps < len(slots))
         if known is not None and known.num_batches != len(batches):
             say(
                 f"note: the kept moments are of {known.num_batches} batches, prune.num_calibration_samples are "
@@ -66,7 +71,8 @@ class Compensation:
         if self._made is None or self._made[0] != block:
             self._made = None  # The last one goes before the next one comes.
             if block not in self._group and not self._knows(block):
-                self._collect(last_group([slot.hidden_width for slot in self._slots[: block + 1]], self._gigabytes))
+                widths = [slot.hidden_width for slot in self._slots[: block + 1]]
+                self._collect(last_group(widths, self._gigabytes, num_sums(self._read)))
             self._made = block, self._make(block)
         return self._made[1]
 
@@ -97,7 +103,7 @@ class Compensation:
             normed: NormedCompensator = method.normed(self._settings, slot, self._tokens.of(slot))
             return normed
         known = self._known
-        moments = self._moments.of(self._plain.index(block)) if known is None else known.of(block)
+        moments = known.of(self._names[block]) if known else for_refit(self._moments, self._plain.index(block))
         plain: Compensator = method.plain(self._settings, slot, self._orders[block], moments)
         return plain
 
@@ -107,7 +113,7 @@ class Compensation:
         normed = [slot for _, slot in own if isinstance(slot, MlpSlot) and slot.norm is not None]
         self._plain = [block for block, slot in own if slot not in normed]
         self._moments, self._tokens = (
-            MomentCollector([self._slots[block] for block in self._plain]),
+            MomentCollector([self._slots[block] for block in self._plain], read=self._read),
             TokenCollector(normed),
         )
         # Tokens are no sums: they are gathered anew.
@@ -167,4 +173,6 @@ def open_compensation(
     def run(images_BCHW: Tensor) -> None:
         tower.feature(images_BCHW.to(world().device, tower.dtype))
 
-    return Compensation(tower.units, orders, run, images(), settings, saved=saved, store=store, known=known)
+    return Compensation(
+        tower.units, orders, run, images(), settings, saved=saved, store=store, known=known, read=tower.read_tokens
+    )

@@ -28,7 +28,8 @@ from amp.scoring.criteria._picks import forward_gains
 from amp.scoring.criteria._sensitivity import SensitivityCollector
 from amp.scoring.criterion import Scoring, checked
 from amp.scoring.memory import backward_bytes, forward_bytes
-from amp.statistics.moments import GIGABYTES, MomentCollector, groups, moment_bytes, work_bytes
+from amp.statistics.kept_moments import for_refit, unit_names
+from amp.statistics.moments import GIGABYTES, MomentCollector, groups, moment_bytes, num_sums, work_bytes
 from amp.statistics.saved_sums import HasSums
 from amp.towers import Tower
 from amp.towers.mlps.slots import Slot
@@ -37,13 +38,13 @@ from amp.towers.mlps.slots import Slot
 def first_pass_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
     """The most that the backward pass takes, with the moments of the first blocks."""
     first, *_ = _groups(tower)
-    moments = sum(moment_bytes(tower.widths[block], _num_sums(tower)) for block in first)
+    moments = sum(moment_bytes(tower.widths[block], num_sums(tower.read_tokens)) for block in first)
     return moments + backward_bytes(tower, batch_size, micro_batch)
 
 
 def other_passes_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
     """The most that moments take with what is made of them; or with a forward pass, where there are further blocks."""
-    sums = _num_sums(tower)
+    sums = num_sums(tower.read_tokens)
     found = [[tower.widths[block] for block in group] for group in _groups(tower)]
     moments = [sum(moment_bytes(width, sums) for width in group) for group in found]
     passes = [own + forward_bytes(tower, batch_size, micro_batch) for own in moments[1:]]
@@ -54,12 +55,7 @@ def other_passes_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
 
 
 def _groups(tower: Tower, gigabytes: float = GIGABYTES) -> list[range]:
-    return groups(tower.widths, gigabytes, _num_sums(tower))
-
-
-def _num_sums(tower: Tower) -> int:
-    """Of each block's moments: those of the tokens that the feature reads are held apart."""
-    return 2 if tower.read_tokens else 1
+    return groups(tower.widths, gigabytes, num_sums(tower.read_tokens))
 
 
 ASKS = "score.criterion", "data.num_samples"  # the settings that want moments, and that say of how many images
@@ -116,7 +112,7 @@ def _first_pass(scoring: Scoring, blocks: range, gigabytes: float) -> list[Tenso
         SensitivityCollector(tower.slots, tower.read_tokens) as collector,
     ):
         both = Both([*collector.sums, *moments.sums])
-        sense(scoring, collector, both)
+        sense(scoring, collector, both, backward_every(tower, scoring.num_images))
         settle(scoring, both)
     sensed = _Sensed(*collector.sensitivities())
     return [
@@ -156,10 +152,11 @@ def _picked(
 ) -> list[Tensor]:
     """The scores of a group of blocks, those of one shape at once, as many as memory allows."""
     slots = scoring.tower.slots
+    names = unit_names(len(slots), heads=False)
     alike: dict[torch.Size, list[int]] = {}
     for block in blocks:
         alike.setdefault(slots[block].out_projection.weight.shape, []).append(block)
-    most = most_at_once([slots[block].hidden_width for block in blocks], _num_sums(scoring.tower), gigabytes)
+    most = most_at_once([slots[block].hidden_width for block in blocks], num_sums(scoring.tower.read_tokens), gigabytes)
     parts = [own[start : start + most] for own in alike.values() for start in range(0, len(own), most)]
     total = sum(slots[part[0]].hidden_width for part in parts)
     found: dict[int, Tensor] = {}
@@ -170,7 +167,7 @@ def _picked(
             def work(part: Sequence[int] = part) -> Sequence[Tensor]:
                 if scoring.moments is not None:
                     for block in part:
-                        scoring.moments.keep(block, moments.of(block - blocks.start))
+                        scoring.moments.keep(names[block], for_refit(moments, block - blocks.start))
                 covariance_LHH = covariances(slots, part, moments, blocks.start, sensed.weights)
                 weight_LDH = torch.stack([slots[block].out_projection.weight.detach().double() for block in part])
                 sensitivity_LDD = torch.stack([sensed.sensitivities[block] for block in part])
@@ -197,15 +194,15 @@ def covariances(
     return covariance_LHH
 
 
-def sense(scoring: Scoring, collector: SensitivityCollector, scorer: HasSums) -> None:
+def sense(scoring: Scoring, collector: SensitivityCollector, scorer: HasSums, every: int = 1) -> None:
     """G of every block, (D, D), of the unit feature, summed over an image's tokens.
 
     E[J^T v v^T J] = J^T J for v of a standard normal, drawn once an image: one backward pass serves all E directions.
 
     Args:
         scorer: whose sums are those of the pass.
+        every: of how many batches one is gone through backwards; the others just forwards.
     """
-    every = backward_every(scoring.tower, scoring.num_images)
     generator, skipped = torch.Generator().manual_seed(scoring.settings.seed), -(-scoring.num_done // every)
     for number, images_BCSS in enumerate(scoring.steps(scorer), scoring.num_done):
         senses, local = number % every == 0, len(images_BCSS)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from amp.errors import UserError
+from amp.run.console import say
 from amp.towers.base import Tower
 from amp.towers.copies import on_meta
 from amp.towers.heads.slots import HeadSlot, Part
@@ -28,8 +29,20 @@ _proved: set[tuple[object, ...]] = set()
 
 
 def with_attention(tower: Tower, attention: str) -> Tower:
-    """The same tower, with what `prune.attention` says among what can be removed; raises as `with_heads`."""
-    return tower if attention == "none" else with_heads(tower)
+    """The same tower, with what `PruneConfig.attention` says among what can be removed.
+
+    Raises:
+        UserError: heads are asked for, not just where they can be had, and `with_heads` refuses them.
+    """
+    if attention == "none":
+        return tower
+    found, why = _provable(tower)
+    if why is None:
+        return replace(tower, heads=found)
+    if attention != "auto":
+        raise UserError("prune.attention", f"heads: {why}; say none")
+    say(f"all attention heads stay, only neurons are removed: {why}")
+    return tower
 
 
 def with_heads(tower: Tower) -> Tower:
@@ -38,36 +51,43 @@ def with_heads(tower: Tower) -> Tower:
     Raises:
         UserError: a block whose attention is not understood, or whose class cannot hold fewer heads.
     """
-    found, twin = _find(tower.blocks), on_meta(tower)
-    attentions = {slot.name: slot.module for slot in _find(twin.blocks)}
-    inputs = inputs_of(attentions, lambda: twin.feature(_blank(twin)))
-    for slot in found:
-        own = _signature(slot, inputs[slot.name])
-        if own not in _proved and not _proves(slot, *inputs[slot.name]):
-            raise _refused(slot.name, slot.module)
-        _proved.add(own)
-    return replace(tower, heads=tuple(found))
+    return with_attention(tower, "heads")
+
+
+def _provable(tower: Tower) -> tuple[tuple[HeadSlot, ...], str | None]:
+    """The attention of every block; and of the first one that cannot hold fewer heads, which it is."""
+    slots, wrong = _slots(tower.blocks)
+    if wrong is None:
+        twin = on_meta(tower)
+        attentions = {slot.name: slot.module for slot in _slots(twin.blocks)[0]}
+        inputs = inputs_of(attentions, lambda: twin.feature(_blank(twin)))
+        for slot in slots:
+            signature = _signature(slot, inputs[slot.name])
+            if signature not in _proved and not _proves(slot, *inputs[slot.name]):
+                wrong = slot.name
+                break
+            _proved.add(signature)
+    if wrong is None:
+        return slots, None
+    block = tower.blocks[wrong]
+    return (), f"{type(_attention(block) or block).__name__}, as in block {wrong!r}, cannot hold fewer heads"
+
+
+def _slots(blocks: Mapping[str, nn.Module]) -> tuple[tuple[HeadSlot, ...], str | None]:
+    """The attentions up to the first block where none is understood, and that block's name."""
+    found: list[HeadSlot] = []
+    for name, block in blocks.items():
+        attention = _attention(block)
+        slot = None if attention is None else _match(name, attention)
+        if slot is None:
+            return tuple(found), name
+        found.append(slot)
+    return tuple(found), None
 
 
 def _blank(tower: Tower) -> Tensor:
     size = tower.image_size
     return torch.zeros(1, 3, size, size, dtype=tower.dtype, device=next(tower.visual.parameters()).device)
-
-
-def _refused(name: str, module: nn.Module) -> UserError:
-    text = f"heads: {type(module).__name__}, as in block {name!r}, cannot hold fewer heads; leave it at none"
-    return UserError("prune.attention", text)
-
-
-def _find(blocks: Mapping[str, nn.Module]) -> list[HeadSlot]:
-    found = []
-    for name, block in blocks.items():
-        attention = _attention(block)
-        slot = None if attention is None else _match(name, attention)
-        if slot is None:
-            raise _refused(name, attention or block)
-        found.append(slot)
-    return found
 
 
 def _attention(block: nn.Module) -> nn.Module | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import refusal
+from conftest import GOLDEN, built, refusal
 from helpers.scripted_entropy import ScriptedEntropy, networks_of
 from torch import Tensor
 
@@ -24,9 +24,9 @@ def random_scores(tower: Tower) -> list[Tensor]:
     return [torch.rand(width, generator=generator) * (1 + block) for block, width in enumerate(tower.widths)]
 
 
-@pytest.fixture
-def size(tower: Tower) -> RelativeSize:
-    return counted_size("params", tower)
+@pytest.fixture(scope="module")
+def size() -> RelativeSize:
+    return counted_size("params", built(str(GOLDEN / "tiny-clip.json"), device="meta"))
 
 
 def widths_of(tower: Tower, size: RelativeSize, allocation: str, target: float, **others: Any) -> list[int]:

@@ -176,6 +176,19 @@ def test_blocks_are_prepared_together_where_memory_allows() -> None:
     assert len(passes) == 5 + 10
 
 
+def test_a_token_that_the_feature_reads_counts_sixteen_times() -> None:
+    module, slot, order_H, x = _make("timm-mlp")
+    again = torch.cat([x, x[:, :1].expand(-1, 15, -1)], dim=1)
+
+    def refitted(tokens: Tensor, read: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        settings, run = SearchSettings(compensation="ridge"), torch.no_grad()(module)
+        own = Compensation([slot], [order_H], run, tokens.chunk(5), settings, read=read)
+        return own.of(0).refit(7)  # type: ignore[call-arg, union-attr, return-value]
+
+    for found, expected in zip(refitted(x, (0,)), refitted(again, ()), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_linearly_dependent_neurons_need_damping() -> None:
     module, slot, order_H, x = _make("timm-mlp")
     moments = _moments(module, slot, x)
