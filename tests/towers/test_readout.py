@@ -10,7 +10,7 @@ from conftest import GOLDEN, refusal
 from helpers.hf_models import VISION, settings, write
 
 from amp.settings.model import ModelSettings
-from amp.towers import build_tower
+from amp.towers import Tower, build_tower
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4}
 
@@ -36,6 +36,10 @@ def test_prefix_tokens_that_the_feature_reads(
     for device in ("meta", "cpu"):
         tower = build_tower(model, device)
         assert (tower.num_prefix_tokens, tower.read_tokens) == (prefix, read)
+
+
+def test_a_model_of_ones_own_weights_reads_what_it_reads_without(tower: Tower, meta: Tower) -> None:
+    assert tower.read_tokens == meta.read_tokens == (0,)
 
 
 def test_second_token_of_transformers_deit_is_not_read(tmp_path: Path) -> None:
