@@ -79,7 +79,7 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
         if not options.named:
             say(describe_slicing(run.config))
         check_fit(scores, tower, scores_file)
-        tower = with_attention(tower, run.config.attention)
+        tower = with_attention(tower, run.config.attention, told=bool(options.named))
         if tower.heads:
             scores = in_order(scores, load_head_scores(run, tower))
         if not options.named:  # whose scoring has told it

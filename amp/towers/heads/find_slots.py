@@ -28,9 +28,11 @@ EXACT = 1e-5  # of the largest output: some modules take the softmax in fp32
 _proved: set[tuple[object, ...]] = set()
 
 
-def with_attention(tower: Tower, attention: str) -> Tower:
+def with_attention(tower: Tower, attention: str, told: bool = False) -> Tower:
     """The same tower, with what `PruneConfig.attention` says among what can be removed.
 
+    Args:
+        told: whether it was said before why the heads stay.
     Raises:
         UserError: heads are asked for, not just where they can be had, and `with_heads` refuses them.
     """
@@ -41,7 +43,8 @@ def with_attention(tower: Tower, attention: str) -> Tower:
         return replace(tower, heads=found)
     if attention != "auto":
         raise UserError("prune.attention", f"heads: {why}; say none")
-    say(f"all attention heads stay, only neurons are removed: {why}")
+    if not told:
+        say(f"all attention heads stay, only neurons are removed: {why}")
     return tower
 
 
