@@ -265,8 +265,8 @@ def test_pruning_before_scoring_says_what_to_do(prune_yaml: Path, call: Call) ->
     assert "run main_score.py" in err
 
 
-def test_batch_that_does_not_divide(prune_yaml: Path, launch: Callable[..., Any], tmp_path: Path) -> None:
-    done = launch(2, "main_score.py", "--config_file", prune_yaml, "--set", "data.batch_size=33")
+def test_batch_that_does_not_divide(prune_yaml: Path, torchrun: Callable[..., Any], tmp_path: Path) -> None:
+    done = torchrun(2, "main_score.py", "--config_file", prune_yaml, "--set", "data.batch_size=33")
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors == ["error: data.batch_size: 33 is not divisible by the 2 processes"]
