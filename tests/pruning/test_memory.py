@@ -36,7 +36,8 @@ def test_compensation_takes_what_the_plan_says(golden_model: ModelSettings) -> N
     tower, meta = build_tower(golden_model), build_tower(golden_model, "meta")
     images = list(torch.randn(4, 8, 3, tower.image_size, tower.image_size))
     orders = [torch.arange(slot.hidden_width) for slot in tower.slots]
-    compensation = Compensation(tower.slots, orders, tower.feature, images, SearchSettings(compensation="ridge"))
+    settings, read = SearchSettings(compensation="ridge"), tower.read_tokens
+    compensation = Compensation(tower.slots, orders, tower.feature, images, settings, read=read)
     found = measured(lambda: compensation.of(len(tower.slots) - 1))
     without, planned = plan_search(meta, 8, 1, "host", None), plan_search(meta, 8, 1, "host", None, 32)
     assert planned["compensation"] == pytest.approx(found, rel=0.2)

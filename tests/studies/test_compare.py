@@ -16,6 +16,7 @@ from studies.quality import InMemoryQuality, by_texts
 from amp.data.scenes import build_scenes
 from amp.evaluation.benchmarks import Benchmark
 from amp.evaluation.zeroshot import Evaluator
+from amp.pruning.size import counted_size
 from amp.pruning.widths import prune
 from amp.settings.compare import CompareConfig, CompareRowSettings
 from amp.settings.prune import TargetSettings
@@ -137,13 +138,14 @@ def test_a_row_is_what_the_pruning_of_a_user_writes(trial: Trial, allocation: st
     row = CompareRowSettings.model_validate(
         {"criterion": "magnitude", "compensation": "ridge", "num_calibration_samples": 64, "allocation": allocation}
     )
+    share = counted_size("params", trial.dense)
     widths = trial.widths(row, 0.6)
-    assert trial.share(widths) == pytest.approx(0.6, rel=0.01)
+    assert share(widths) == pytest.approx(0.6, rel=0.01)
     again = trial.widths(row, 0.7)
-    assert trial.share(again) == pytest.approx(0.7, rel=0.01)
+    assert share(again) == pytest.approx(0.7, rel=0.01)
     measured = trial.prune(row, widths)
     user = trial._dense_candidates(row)
-    prune(user, row.model_copy(update={"target": TargetSettings(params=0.6)}), trial.share)
+    prune(user, row.model_copy(update={"target": TargetSettings(params=0.6)}), share)
     assert measured.widths == user.tower.widths == widths
     for name, tensor in user.tower.visual.state_dict().items():
         assert torch.equal(tensor, measured.visual.state_dict()[name])
