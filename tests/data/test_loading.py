@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, refusal
 from helpers.numbered_images import MAY_WARN_OF_WORKERS, epoch, joined, world, write_images
-from processes.numbers import Numbers
+from processes.numbered_items import Numbers
 from torch.utils.data import default_collate
 
 from amp.data.loading import read_batches
@@ -43,7 +43,7 @@ def test_many_batches_are_kept_with_few_files_open() -> None:
     run = in_two("""
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
-from processes.numbers import Numbers
+from processes.numbered_items import Numbers
 from torch.utils.data import default_collate
 from amp.evaluation.sharding import ShardedBatches
 kept = list(ShardedBatches(2, 2).batches(Numbers(), default_collate, "--x"))
@@ -93,7 +93,7 @@ def test_a_worker_killed_between_batches_interrupts_nothing() -> None:
 def test_a_batch_that_is_still_awaited_holds_up_no_exit() -> None:
     run = in_two("""
 import torch
-from processes.numbers import Numbers
+from processes.numbered_items import Numbers
 from torch.utils.data import default_collate
 from amp.data.loading import read_batches
 read = read_batches(Numbers(), default_collate, 2, "--x", batch_sampler=[[i] for i in range(100)])
