@@ -104,8 +104,14 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(
     distill_yaml: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+    def fill() -> None:
+        while not (tmp_path / "out" / "checkpoints" / "step_0000003").exists():
+            time.sleep(0.01)  # It is written beside the steps.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+
     with monkeypatch.context() as patched:
-        _before_step(patched, 4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard)))
+        _before_step(patched, 4, fill)
         code, _, err = _run(call, distill_yaml, "output.save_every=3")
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert code == 1
