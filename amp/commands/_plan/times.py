@@ -61,7 +61,7 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
     images_BCSS, reading = read[0].to(world().device, tower.dtype), read[1]
 
     def read_and(computing: float) -> float:
-        return max(reading, computing) if config.data.num_workers else reading + computing
+        return _both(reading, computing, config.data.num_workers)
 
     from amp.scoring.criteria.reconstruction import backward_every
 
@@ -109,7 +109,7 @@ def _step_seconds(trainer: "Trainer", batches: Batches) -> float | None:
         teacher = _seconds(lambda: trainer.target(images_BCSS))
         student = _seconds(lambda: trainer.losses(images_BCSS, targets_BTD))
     computing = trainer.optim.accumulate * (teacher + BACKWARD * student)
-    return max(reading, computing) if batches.settings.num_workers else reading + computing
+    return _both(reading, computing, batches.settings.num_workers)
 
 
 def estimate_features(tower: Tower, images: Sequence[Sequence[Any]], batch_size: int, num_workers: int) -> float | None:
@@ -132,7 +132,7 @@ def estimate_features(tower: Tower, images: Sequence[Sequence[Any]], batch_size:
     images_BCSS = _repeated(found, size).to(world().device, tower.dtype)
     with torch.no_grad():
         computing = _seconds(lambda: tower.feature(images_BCSS)) / size
-    return count / world().size * (max(reading, computing) if num_workers else reading + computing)
+    return count / world().size * _both(reading, computing, num_workers)
 
 
 def _read_some(batches: Batches) -> tuple[Tensor, float] | None:
@@ -157,6 +157,11 @@ def _read(sources: Sequence[Any], read: Callable[[Any], Tensor], num_workers: in
     if not images:
         return None
     return images, (time.monotonic() - started) / len(images) / max(1, min(num_workers, os.cpu_count() or 1))
+
+
+def _both(reading: float, computing: float, num_workers: int) -> float:
+    """Seconds of what is read and computed: workers read meanwhile."""
+    return max(reading, computing) if num_workers else reading + computing
 
 
 def _repeated(images: Sequence[Tensor], count: int) -> Tensor:
