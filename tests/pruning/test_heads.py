@@ -169,6 +169,25 @@ def test_killed_or_on_two_processes_the_commands_end_alike(
     assert [len(indices) for indices in config.heads or ()] == whole["heads"]
 
 
+def test_attention_that_is_called_twice_keeps_its_heads(capsys: pytest.CaptureFixture[str]) -> None:
+    model: Any = tower_with_copies().visual
+
+    class Twice(type(model.blocks[0])):  # type: ignore[misc]
+        def forward(self, x: Tensor, **others: Any) -> Tensor:
+            for _ in range(2):
+                x = x + self.attn(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+
+    for block in model.blocks:
+        block.__class__ = Twice
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    said: Any = {"batch_size": 16, "compensation": "ridge"}
+    assert "heads" not in amp.prune(model, images, 0.8, **said).report.record
+    told = "not every attention of this VisionTransformer is called once"
+    assert told in capsys.readouterr().out
+    assert told in refusal(lambda: amp.prune(model, images, 0.8, **said, attention="heads"))
+
+
 def test_auto_removes_heads_where_the_settings_and_the_model_allow_it(capsys: pytest.CaptureFixture[str]) -> None:
     images = torch.randn(96, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     said: Any = {"flops": 0.6, "batch_size": 16, "refit_steps": 0}

@@ -63,7 +63,10 @@ def _provable(tower: Tower) -> tuple[tuple[HeadSlot, ...], str | None]:
     if wrong is None:
         twin = on_meta(tower)
         attentions = {slot.name: slot.module for slot in _slots(twin.blocks)[0]}
-        inputs = inputs_of(attentions, lambda: twin.feature(_blank(twin)))
+        try:
+            inputs = inputs_of(attentions, lambda: twin.feature(_blank(twin)))
+        except ValueError:  # as many calls as attentions are wanted
+            return (), f"not every attention of this {type(tower.visual).__name__} is called once"
         for slot in slots:
             signature = _signature(slot, inputs[slot.name])
             if signature not in _proved and not _proves(slot, *inputs[slot.name]):
