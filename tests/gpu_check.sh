@@ -4,6 +4,7 @@
 #
 #   tests/gpu_check.sh [FOLDER]          writes FOLDER/rows.md (default: out/gpu_check) and a log for each row
 #
+# ROWS, a regular expression, runs those rows alone, in a folder where earlier ones have been run: ROWS='^distil'.
 # MODEL, FRAME, IMAGES, BATCH, DISTIL_BATCH and PRECISION change what is run: MODEL=ViT-B-32 IMAGES=512 tests/gpu_check.sh
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -11,10 +12,11 @@ out=${1:-out/gpu_check}
 model=${MODEL:-ViT-g-14} frame=${FRAME:-open_clip} images=${IMAGES:-2048} precision=${PRECISION:-bf16}
 batch=${BATCH:-128} distil_batch=${DISTIL_BATCH:-64}
 python=${PYTHON:-.venv/bin/python}
-rm -rf "$out" && mkdir -p "$out"
+[[ -n ${ROWS:-} ]] || rm -rf "$out"
+mkdir -p "$out"
 export HF_HUB_OFFLINE=1
 
-"$python" - "$out/images" $((images + 1024)) <<'PY'
+[[ -d $out/images ]] || "$python" - "$out/images" $((images + 1024)) <<'PY'
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -51,6 +53,7 @@ YAML
 row() {  # name, seconds allowed, pattern of the lines that hold the figure, how many of the last ones, command
     local name=$1 limit=$2 pattern=$3 lines=$4 started=$SECONDS log figure code
     shift 4
+    [[ $name =~ ${ROWS:-} ]] || return
     log="$out/$(tr -cs '[:alnum:]\n' '_' <<< "$name").log"
     timeout "$limit" "$@" > "$log" 2>&1
     code=$?

@@ -46,7 +46,7 @@ def test_all_gpus_of_the_machine(prune_yaml: Path, tmp_path: Path, torchrun: Cal
 
 
 @pytest.mark.parametrize("compensation", ["ridge", "sequential"])
-@pytest.mark.parametrize("store", ["device", "host", "disk"])
+@pytest.mark.parametrize("store", ["auto", "device", "host", "disk"])
 def test_racing_and_compensation_on_cuda(
     store: str, compensation: str, prune_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -1,11 +1,14 @@
 """What a search needs in memory, before anything is loaded or started."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from amp.data.listing import list_images
 from amp.errors import UserError
 from amp.models.memory import describe_memory, peak_bytes, weight_bytes, with_total
+from amp.pruning.measure.store import room_for_inputs
 from amp.pruning.refit import refits_whole
 from amp.pruning.search import inputs_every
 from amp.settings.prune import PruneConfig
@@ -25,6 +28,7 @@ def plan_search(
     every: int | None,
     num_calibration: int = 0,
     views: int = 0,
+    gpu_gb: float = math.inf,
 ) -> dict[str, int]:
     """Bytes while widths are searched: on the device `{weights, narrowed, activations, stored, total}`, and elsewhere.
 
@@ -35,6 +39,7 @@ def plan_search(
     Args:
         views: of a calibration image, where the sliced network is refitted as a whole, which keeps what blocks are
             handed of all of them, four times, after the search.
+        gpu_gb: the device's memory, for a `store` that is `auto`.
     """
 
     @torch.inference_mode()
@@ -47,9 +52,11 @@ def plan_search(
     stored = num_batches * batch_size * (3 * size * size * one + inputs)
     narrowed = sum(p.numel() * p.element_size() for slot in tower.slots for m in slot.modules for p in m.parameters())
     stored = max(stored, STREAMS * num_calibration * input_bytes(tower) * views)
-    on_device = stored if store == "device" else 0
+    weights = weight_bytes(tower)
+    room = {"device": math.inf, "auto": room_for_inputs(1e9 * gpu_gb, weights + narrowed)}.get(store, 0.0)
+    on_device = int(min(stored, room))
     activations = peak_bytes(tower, batch_size, run)
-    plan = with_total(weights=weight_bytes(tower), narrowed=narrowed, activations=activations, stored=on_device)
+    plan = with_total(weights=weights, narrowed=narrowed, activations=activations, stored=on_device)
     if num_calibration:
         compensation = _compensation(tower, num_calibration)
         plan = {**plan, "compensation": compensation, "total": plan["total"] + compensation}
@@ -85,9 +92,9 @@ def describe_plan(config: PruneConfig, gpu_gb: float) -> str:
             title.append(f"{config.data.root} is not here: {num_images} held-out images are assumed")
     calibration = 0 if own.compensation == "none" else own.num_calibration_samples
     views = own.refit_views if refits_whole(own) else 0
-    plan = plan_search(tower, batch_size, num_images // batch_size, own.store, inputs_every(own), calibration, views)
+    plan = plan_search(tower, batch_size, num_images // batch_size, own.store, inputs_every(own), calibration, views, gpu_gb)
     advice = "more processes, or model.precision: bf16"
-    if plan["stored"]:
-        advice = "prune.store: host or disk, or a larger prune.store_every"
-    notes = {"stored_elsewhere": own.store} if plan["stored_elsewhere"] else None
+    if plan["stored"] and own.store == "device":
+        advice = "prune.store: auto, host or disk, or a larger prune.store_every"
+    notes = {"stored_elsewhere": "disk" if own.store == "disk" else "host"} if plan["stored_elsewhere"] else None
     return describe_memory(title, plan, gpu_gb, advice, notes)

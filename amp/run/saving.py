@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.distributed import new_group
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
@@ -34,10 +34,8 @@ class TensorWriter:
 
     def __init__(self) -> None:
         cuda = world().device.type == "cuda"
-        options = StagingOptions(
-            use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
-        )
-        self._stager = DefaultStager(options)
+        # Not the public DefaultStager around it, which in torch 2.11 stages only once (pytorch/pytorch issue 183413).
+        self._stager = StateDictStager(pin_memory=cuda, share_memory=False)
         self._thread = ThreadPoolExecutor(1, "save", partial(torch.cuda.set_device, world().device) if cuda else None)
         self._is_main, self._alone = world().is_main, world().size == 1
         # Its own, since those of a step go on meanwhile.
@@ -61,8 +59,9 @@ class TensorWriter:
     def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """On the host; of tensors that every process has, one process keeps a copy."""
         own = {name: tensor for name, tensor in tensors.items() if self._is_main or isinstance(tensor, DTensor)}
-        copied = self._stager.stage(own)
-        assert isinstance(copied, dict), "staged before this goes on"
+        copied: dict[str, Tensor] = self._stager.stage(own, non_blocking=world().device.type == "cuda")
+        if world().device.type == "cuda":
+            torch.cuda.synchronize(world().device)
         return copied
 
     def _write(self, tensors: dict[str, Tensor], folder: Path, then: Callable[[OSError | None], None]) -> None:

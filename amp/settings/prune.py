@@ -120,8 +120,11 @@ class SearchSettings(Settings):
     tolerance: NonNegative | None = Field(
         None, description="of racing: share of entropy_increase in which either answer is right; null: the preset's"
     )
-    store: Literal["device", "host", "disk"] = Field(
-        "host", description="where images and blocks' inputs are kept", **ASIDE
+    store: Literal["auto", "device", "host", "disk"] = Field(
+        "auto",
+        description="where images and blocks' inputs are kept. auto: on a GPU as long as two fifths of its memory stay "
+        "free, then in the host's",
+        **ASIDE,
     )
     store_every: Count = Field(4, description="keep the inputs of every n-th block, recompute the others", **ASIDE)
     target: TargetSettings = TargetSettings()

@@ -52,13 +52,16 @@ def test_what_is_kept_is_what_is_measured_says(tower: Tower, golden_model: Model
     meta = build_tower(golden_model, "meta")
     for store, key in (("device", "stored"), ("host", "stored_elsewhere")):
         assert plan_search(meta, 4, 3, store, every)[key] == held_out.stored_bytes
+    both = plan_search(meta, 4, 3, "auto", every, gpu_gb=0.0)
+    assert (both["stored"], both["stored_elsewhere"]) == (0, held_out.stored_bytes)
+    assert plan_search(meta, 4, 3, "auto", every, gpu_gb=80.0)["stored"] == held_out.stored_bytes
 
 
 def test_a_plan_that_does_not_fit_says_what_to_do(prune_yaml: Path, call: Callable[..., Any]) -> None:
     words = ["--config_file", prune_yaml, "--dry_run", "--gpu_memory", "0.001"]
     code, out, _ = call("main_prune.py", *words, "--set", "prune.store=device")
     assert code == 0
-    assert "does not fit a GPU of 0.001 GB; prune.store: host or disk" in out
+    assert "does not fit a GPU of 0.001 GB; prune.store: auto, host or disk" in out
     assert not (prune_yaml.parent / "out").exists()
 
 

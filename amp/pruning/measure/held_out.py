@@ -25,7 +25,7 @@ class HeldOutEntropy:
 
     Args:
         batches: local shares of the global batches; each is read once, when it is first needed.
-        store: where images and blocks' inputs are kept; None: in host memory.
+        store: where images and blocks' inputs are kept; None: as `auto` of `prune.store`.
         every: the inputs of every n-th block are kept; None: none, every run starts from the images.
     """
 
@@ -39,7 +39,7 @@ class HeldOutEntropy:
     ) -> None:
         self.num_batches = len(batches)
         self._inverse_temperature = inverse_temperature
-        self._replay = Replay(tower, batches, store or InputStore("host", world().device), every)
+        self._replay = Replay(tower, batches, store or InputStore("auto", world().device), every)
         self._forwards = ForwardCounter(len(tower.blocks), every)
         self.cost = {"block_forwards": 0, "images": 0}
 

@@ -80,7 +80,7 @@ def networks_over(
         held_out: batches (B, C, S, S) that entropies are measured on, this process's shares.
         calibration: -> batches that compensation sees; asked for where there is one.
         journal: None: nothing is known yet, and nothing is kept.
-        store: None: in the host's memory.
+        store: None: as `auto` of `prune.store`.
         saved: where the sums of the calibration are kept, by the name of a group of blocks; None: nowhere.
         known: moments that the scoring has kept.
     """

@@ -1,4 +1,4 @@
-"""Tensors that a search keeps: on the device, in host memory or in files."""
+"""Tensors that a search or a refit keeps: on the device, in host memory or in files."""
 
 import shutil
 from collections.abc import Callable
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from amp.errors import StoppedError, UserError
 
-Place = Literal["device", "host", "disk"]
+Place = Literal["auto", "device", "host", "disk"]
+LEFT_FREE = 0.4  # of a GPU's memory, which `auto` leaves to the work itself
 
 
 class InputStore:
-    """Tensors by (block, batch), on the device, in host memory or in files.
+    """Tensors by (block, batch), on the device, in host memory or in files; `auto`: on a GPU while it has room, then in
+    host memory.
 
     Args:
         folder: of the files, its own.
@@ -41,12 +43,15 @@ class InputStore:
         if self._place == "disk":
             self._held[key] = self._write(key, tensor)
             return
+        if self._place == "host" or (self._place == "auto" and not _has_room(self._device, tensor.nbytes)):
+            self._held[key] = _on_host(tensor)
+            return
         try:
-            self._held[key] = tensor.to(self._device if self._place == "device" else "cpu")
+            self._held[key] = tensor.to(self._device)
         except torch.OutOfMemoryError:
             raise UserError(
                 "prune.store",
-                "device: the blocks' inputs do not fit its memory; choose host or disk, or a larger prune.store_every",
+                "device: the blocks' inputs do not fit its memory; choose auto, host or disk, or a larger prune.store_every",
             ) from None
 
     def _write(self, key: tuple[int, int], tensor: Tensor) -> Path:
@@ -82,3 +87,24 @@ class InputStore:
             held = self._held.pop(key)
             if isinstance(held, Path):
                 held.unlink()
+
+
+def room_for_inputs(total: float, taken: float) -> float:
+    """Bytes of a GPU of `total` bytes that `auto` may fill, where `taken` ones are in use."""
+    return max(0.0, (1 - LEFT_FREE) * total - taken)
+
+
+def _has_room(device: torch.device, num_bytes: int) -> bool:
+    if device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return num_bytes <= room_for_inputs(total, total - free - reusable)
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    """A GPU copies to pinned memory beside what the process does, and reads from there in the order of its work."""
+    if not tensor.is_cuda:
+        return tensor
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=torch.cuda.is_available())
+    return pinned.copy_(tensor, non_blocking=True)

@@ -32,7 +32,7 @@ class Compensation:
         gigabytes: for the moments of several blocks at once; one block's are always taken.
         saved: of a name like no other's: the sums of an earlier, killed run to go on from, and the place of this one's;
             None keeps nothing.
-        store: of what enters blocks, for a refit of the whole; None: in host memory.
+        store: of what enters blocks, for a refit of the whole; None: as `auto` of `prune.store`.
         known: moments that a scoring has kept, which are taken where they are of as many batches.
         read: the tokens that the feature reads.
     """
@@ -60,7 +60,7 @@ class Compensation:
             )
             known = None
         self._known = known
-        self._store = store or InputStore("host", world().device)
+        self._store = store or InputStore("auto", world().device)
         self._slots, self._orders, self._run, self._batches = slots, orders, run, batches
         self._settings, self._gigabytes, self._saved = settings, gigabytes, saved
         self._group = range(0)

@@ -98,9 +98,13 @@ def _name(blocks: Sequence[int]) -> str:
     return f"blocks_{blocks[0]}_to_{blocks[-1]}"
 
 
-def most_at_once(widths: Sequence[int], sums: int = 1, gigabytes: float = GIGABYTES) -> int:
-    """Of a group of blocks of these widths, how many are picked from at once; at least one."""
-    left = gigabytes * 1e9 - sum(moment_bytes(width, sums) for width in widths)
+def most_at_once(widths: Sequence[int], sums: int = 1, gigabytes: float = GIGABYTES, idle: int = 0) -> int:
+    """Of a group of blocks of these widths, how many are picked from at once; at least one.
+
+    Args:
+        idle: bytes beside the moments that may be taken in any case.
+    """
+    left = max(idle, gigabytes * 1e9 - sum(moment_bytes(width, sums) for width in widths))
     return min(len(widths), max(1, int(left // work_bytes(max(widths)))))
 
 
@@ -156,7 +160,8 @@ def _picked(
     alike: dict[torch.Size, list[int]] = {}
     for block in blocks:
         alike.setdefault(slots[block].out_projection.weight.shape, []).append(block)
-    most = most_at_once([slots[block].hidden_width for block in blocks], num_sums(scoring.tower.read_tokens), gigabytes)
+    widths, sums = [slots[block].hidden_width for block in blocks], num_sums(scoring.tower.read_tokens)
+    most = most_at_once(widths, sums, gigabytes, _idle_bytes(world().device))
     parts = [own[start : start + most] for own in alike.values() for start in range(0, len(own), most)]
     total = sum(slots[part[0]].hidden_width for part in parts)
     found: dict[int, Tensor] = {}
@@ -178,6 +183,13 @@ def _picked(
             bar.update(done - bar.n)
             found |= dict(zip(part, scores, strict=True))
     return [found[block].to(world().device) for block in blocks]
+
+
+def _idle_bytes(device: torch.device) -> int:
+    """What the pass over the images has taken of a GPU and needs no more."""
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
 
 
 def covariances(

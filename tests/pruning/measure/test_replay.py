@@ -16,7 +16,7 @@ from amp.errors import StoppedError
 from amp.pruning.blocks import WidthsFound, search_blocks
 from amp.pruning.measure.held_out import HeldOutEntropy
 from amp.pruning.measure.replay import Replay
-from amp.pruning.measure.store import InputStore
+from amp.pruning.measure.store import InputStore, _has_room
 from amp.settings.model import ModelSettings
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower, build_tower
@@ -74,7 +74,7 @@ def test_every_block_replays_the_whole_run(name: str, precision: Any, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["device", "host", "disk"])
+@pytest.mark.parametrize("place", ["auto", "device", "host", "disk"])
 @pytest.mark.parametrize("every", [1, 2, 9])
 def test_exact_search_equals_the_plain_one_wherever_inputs_are_kept(
     tower: Tower, scores: list[Tensor], batches: Callable[[str], list[Tensor]], tmp_path: Path, place: Any, every: int
@@ -140,6 +140,15 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a file").touch()
     with pytest.raises(StoppedError, match=r"prune\.store: disk: .*inputs cannot be written \(Not a directory\)"):
         store.put((0, 0), torch.ones(2))
+
+
+def test_auto_leaves_two_fifths_of_a_gpu_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 bytes 30 are free, and torch holds 35 of which it uses 10: 45 are taken, and 15 may be filled."""
+    gpu = torch.device("cuda", 0)
+    for name, value in {"mem_get_info": (30, 100), "memory_reserved": 35, "memory_allocated": 10}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert [_has_room(gpu, num_bytes) for num_bytes in (15, 16)] == [True, False]
+    assert not _has_room(torch.device("cpu"), 1)
 
 
 def test_a_full_device_is_the_users_to_mend() -> None:
