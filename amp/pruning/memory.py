@@ -92,7 +92,8 @@ def describe_plan(config: PruneConfig, gpu_gb: float) -> str:
             title.append(f"{config.data.root} is not here: {num_images} held-out images are assumed")
     calibration = 0 if own.compensation == "none" else own.num_calibration_samples
     views = own.refit_views if refits_whole(own) else 0
-    plan = plan_search(tower, batch_size, num_images // batch_size, own.store, inputs_every(own), calibration, views, gpu_gb)
+    every = inputs_every(own)
+    plan = plan_search(tower, batch_size, num_images // batch_size, own.store, every, calibration, views, gpu_gb)
     advice = "more processes, or model.precision: bf16"
     if plan["stored"] and own.store == "device":
         advice = "prune.store: auto, host or disk, or a larger prune.store_every"

@@ -51,7 +51,8 @@ class InputStore:
         except torch.OutOfMemoryError:
             raise UserError(
                 "prune.store",
-                "device: the blocks' inputs do not fit its memory; choose auto, host or disk, or a larger prune.store_every",
+                "device: the blocks' inputs do not fit its memory; choose auto, host or disk, "
+                "or a larger prune.store_every",
             ) from None
 
     def _write(self, key: tuple[int, int], tensor: Tensor) -> Path:

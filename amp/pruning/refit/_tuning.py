@@ -69,19 +69,25 @@ def _descend(
         weight = module.get_parameter("weight")
         size = float(weight.detach().square().mean().sqrt())
         groups.append({"params": [p.requires_grad_() for p in module.parameters(recurse=False)], "lr": RATE * size})
-    optimizer = torch.optim.Adam(groups, betas=BETAS)
+    optimizer = torch.optim.Adam(groups, betas=BETAS, fused=gain_D.is_cuda)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 - step / steps)
     )
     wholes = [rows.weight * len(own_N) for rows, own_N in zip(sorts, places, strict=True)]
     shares = [whole / sum(wholes) / rows.at_a_step for rows, whole in zip(sorts, wholes, strict=True)]
     weights_N = torch.cat([gain_D.new_full((rows.at_a_step,), own) for rows, own in zip(sorts, shares, strict=True)])
+    # Those of all steps at once, so that a GPU need not wait for them.
+    chosen = [
+        [
+            own_N[torch.randint(len(own_N), (rows.at_a_step,), generator=generator)]
+            for rows, own_N in zip(sorts, places, strict=True)
+        ]
+        for _ in range(steps)
+    ]
+    chosen_SN = [torch.stack(of_sort).to(gain_D.device) for of_sort in zip(*chosen, strict=True)]
     with torch.enable_grad():
-        for _ in range(steps):
-            drawn = [
-                rows.at(own_N[torch.randint(len(own_N), (rows.at_a_step,), generator=generator)])
-                for rows, own_N in zip(sorts, places, strict=True)
-            ]
+        for own in zip(*chosen_SN, strict=True):
+            drawn = [rows.at(own_N) for rows, own_N in zip(sorts, own, strict=True)]
             optimizer.zero_grad()
             tokens = [torch.cat(own) for own in zip(*drawn, strict=True)]
             (_errors(twin, gain_D, tokens) @ weights_N).backward()
