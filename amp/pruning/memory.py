@@ -12,7 +12,7 @@ from amp.pruning.measure.store import room_for_inputs
 from amp.pruning.refit import refits_whole
 from amp.pruning.search import inputs_every
 from amp.settings.prune import PruneConfig
-from amp.statistics.moments import group_bytes, groups, num_sums
+from amp.statistics.moments import gigabytes_for_moments, group_bytes, groups, num_sums
 from amp.towers import Tower, build_tower
 from amp.towers.mlps.inputs import input_bytes
 
@@ -28,7 +28,7 @@ def plan_search(
     every: int | None,
     num_calibration: int = 0,
     views: int = 0,
-    gpu_gb: float = math.inf,
+    gpu_gb: float = 80.0,
 ) -> dict[str, int]:
     """Bytes while widths are searched: on the device `{weights, narrowed, activations, stored, total}`, and elsewhere.
 
@@ -39,7 +39,7 @@ def plan_search(
     Args:
         views: of a calibration image, where the sliced network is refitted as a whole, which keeps what blocks are
             handed of all of them, four times, after the search.
-        gpu_gb: the device's memory, for a `store` that is `auto`.
+        gpu_gb: the GPU's memory, of which moments, and a `store` that is `auto`, may take a share.
     """
 
     @torch.inference_mode()
@@ -58,16 +58,16 @@ def plan_search(
     activations = peak_bytes(tower, batch_size, run)
     plan = with_total(weights=weights, narrowed=narrowed, activations=activations, stored=on_device)
     if num_calibration:
-        compensation = _compensation(tower, num_calibration)
+        compensation = _compensation(tower, num_calibration, gpu_gb)
         plan = {**plan, "compensation": compensation, "total": plan["total"] + compensation}
     return {**plan, "stored_elsewhere": stored - on_device}
 
 
-def _compensation(tower: Tower, num_images: int) -> int:
+def _compensation(tower: Tower, num_images: int, gpu_gb: float) -> int:
     """Bytes of the largest group of blocks."""
     most = 0
     sums = num_sums(tower.read_tokens)
-    for group in groups([slot.hidden_width for slot in tower.slots], sums=sums):
+    for group in groups([slot.hidden_width for slot in tower.slots], gigabytes_for_moments(gpu_gb), sums):
         members = [tower.slots[block] for block in group]
         moments = [slot.hidden_width for slot in members if slot.norm is None]
         tokens = num_images * input_bytes(tower) * (len(members) - len(moments))

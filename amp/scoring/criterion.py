@@ -22,10 +22,25 @@ from amp.statistics.saved_sums import HasSums, SavedSums
 from amp.towers import Tower
 from amp.towers.mlps.slots import Slot
 
-# The most bytes that each kind of pass over images takes beside the weights, of a tower on the meta device, B and the
-# images of a micro-batch.
-Passes = Mapping[str, Callable[[Tower, int, int], int]]
 
+@dataclass(frozen=True)
+class Load:
+    """What a pass over images has to hold.
+
+    Attributes:
+        tower: on the meta device.
+        batch_size, micro_batch: images of a batch, and of one part of it.
+        gpu_gb: the GPU's memory.
+    """
+
+    tower: Tower
+    batch_size: int
+    micro_batch: int
+    gpu_gb: float
+
+
+# The most bytes that each kind of pass over images takes beside the weights.
+Passes = Mapping[str, Callable[[Load], int]]
 
 SPEED_EVERY = 8  # batches; one may be waited for longer than another, as workers end theirs together
 

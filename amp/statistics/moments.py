@@ -14,7 +14,8 @@ from amp.run.world import world
 from amp.statistics.hooks import MlpHooks
 from amp.towers.mlps.slots import MlpSlot, Slot
 
-GIGABYTES = 16.0  # for the moments of several blocks at once, and what is made of them
+GIGABYTES = 16.0  # of a CPU's memory, for the moments of several blocks at once, and what is made of them
+SHARE = 0.4  # of a GPU's memory, for the same
 STRIPES, NARROWEST = 8, 256  # at most that many stripes a block, that many columns at least
 
 
@@ -194,7 +195,19 @@ def _check_enough(num_tokens: int, slot: Slot, key: str) -> None:
         )
 
 
-def last_group(widths: Sequence[int], gigabytes: float = GIGABYTES, sums: int = 1) -> range:
+def gigabytes_for_moments(gpu_gb: float | None = None) -> float:
+    """For the moments of several blocks at once, and what is made of them.
+
+    Args:
+        gpu_gb: memory of the GPU that this is asked for; None: of the device at hand.
+    """
+    device = world().device
+    if gpu_gb is None and device.type == "cuda":
+        gpu_gb = torch.cuda.get_device_properties(device).total_memory / 1e9
+    return GIGABYTES if gpu_gb is None else SHARE * gpu_gb
+
+
+def last_group(widths: Sequence[int], gigabytes: float, sums: int = 1) -> range:
     """The last blocks, of the given hidden widths, whose moments are held and worked on at once; at least one.
 
     Args:
@@ -206,7 +219,7 @@ def last_group(widths: Sequence[int], gigabytes: float = GIGABYTES, sums: int = 
     return range(first, len(widths))
 
 
-def groups(widths: Sequence[int], gigabytes: float = GIGABYTES, sums: int = 1) -> list[range]:
+def groups(widths: Sequence[int], gigabytes: float, sums: int = 1) -> list[range]:
     """All blocks as such groups, the first blocks first."""
     found: list[range] = []
     last = len(widths)

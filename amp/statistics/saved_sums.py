@@ -61,13 +61,14 @@ class SavedSums:
         """Gives the scorer of this process what the files hold of the pass under way.
 
         Raises:
-            UserError: they hold other sums, as of an older version.
+            UserError: they hold other sums, as of an older version, or of a GPU of another memory.
         """
         if self.num_batches:
             found = _on_all(self._read_own)
             shapes = {str(place): mine.shape for place, mine in enumerate(scorer.sums)}
             if {name: own.shape for name, own in found.items()} != shapes:
-                raise UserError(self._path, f"holds other sums, as of an older version; {self._advice}")
+                what = "holds other sums, as of an older version or of a GPU of another size"
+                raise UserError(self._path, f"{what}; {self._advice}")
             for place, mine in enumerate(scorer.sums):
                 mine.copy_(found[str(place)])
         self._since = time.monotonic()

@@ -69,6 +69,12 @@ def test_moments_count_where_the_criterion_takes_them(meta: Tower) -> None:
     assert reconstruction["total"] == reconstruction["weights"] + reconstruction["moments"] > entropy["total"]
 
 
+def test_a_smaller_gpu_holds_the_moments_of_fewer_blocks_at_once(meta: Tower) -> None:
+    small, large = (plan_scoring(meta, 8, "reconstruction", gpu_gb=gpu_gb) for gpu_gb in (0.02, 80.0))
+    assert small["moments"] < large["moments"]
+    assert small["activations"] < large["activations"]
+
+
 def test_weights_alone_are_no_passes(meta: Tower) -> None:
     weights = plan_scoring(meta, 8)["weights"]
     assert plan_scoring(meta, 8, "magnitude") == {"weights": weights, "total": weights}

@@ -1,6 +1,8 @@
 """Laws of the groups of blocks whose moments are held at once."""
 
-from amp.statistics.moments import group_bytes, groups
+import pytest
+
+from amp.statistics.moments import gigabytes_for_moments, group_bytes, groups
 
 
 def test_groups_hold_every_block_once() -> None:
@@ -9,3 +11,8 @@ def test_groups_hold_every_block_once() -> None:
         found = groups(widths, gigabytes)
         assert [block for group in found for block in group] == list(range(5))
         assert all(len(g) == 1 or group_bytes([widths[b] for b in g]) <= gigabytes * 1e9 for g in found)
+
+
+def test_moments_take_two_fifths_of_a_gpu_and_16_gb_of_a_cpu() -> None:
+    assert gigabytes_for_moments() == 16.0
+    assert gigabytes_for_moments(gpu_gb=24.0) == pytest.approx(9.6)

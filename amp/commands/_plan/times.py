@@ -18,7 +18,7 @@ from amp.data.pixels import read_rgb
 from amp.pruning.refit import refits_whole
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
-from amp.statistics.moments import MomentCollector, groups, num_sums
+from amp.statistics.moments import MomentCollector, gigabytes_for_moments, groups, num_sums
 from amp.towers import Tower
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> flo
     from amp.scoring.criteria.reconstruction import backward_every
 
     widths = tower.widths
-    parts = groups(widths, sums=num_sums(tower.read_tokens))
+    parts = groups(widths, gigabytes_for_moments(), num_sums(tower.read_tokens))
     with torch.no_grad():
         forward = _seconds(lambda: tower.feature(images_BCSS))
         with MomentCollector([tower.slots[block] for block in parts[0]]) as seen_tokens:

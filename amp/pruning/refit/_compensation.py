@@ -14,7 +14,7 @@ from amp.run.run import Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig, SearchSettings
 from amp.statistics.kept_moments import KeptMoments, for_refit, unit_names
-from amp.statistics.moments import GIGABYTES, MomentCollector, TokenCollector, last_group, num_sums
+from amp.statistics.moments import MomentCollector, TokenCollector, gigabytes_for_moments, last_group, num_sums
 from amp.statistics.saved_sums import SavedSums
 from amp.towers import MlpSlot, Slot, Tower
 
@@ -29,7 +29,8 @@ class Compensation:
         run: images (B, C, S, S) through the tower.
         batches: calibration images, this process's share; gone through once for each group of blocks.
         settings: `compensation` names the file that refits, and may have options of its own.
-        gigabytes: for the moments of several blocks at once; one block's are always taken.
+        gigabytes: for the moments of several blocks at once; one block's are always taken. None: as the
+            device has.
         saved: of a name like no other's: the sums of an earlier, killed run to go on from, and the place of this one's;
             None keeps nothing.
         store: of what enters blocks, for a refit of the whole; None: as `auto` of `prune.store`.
@@ -44,7 +45,7 @@ class Compensation:
         run: Callable[[Tensor], object],
         batches: Batches | Sequence[Tensor],
         settings: SearchSettings,
-        gigabytes: float = GIGABYTES,
+        gigabytes: float | None = None,
         saved: Callable[[str], SavedSums] | None = None,
         store: InputStore | None = None,
         known: KeptMoments | None = None,
@@ -62,7 +63,8 @@ class Compensation:
         self._known = known
         self._store = store or InputStore("auto", world().device)
         self._slots, self._orders, self._run, self._batches = slots, orders, run, batches
-        self._settings, self._gigabytes, self._saved = settings, gigabytes, saved
+        self._settings, self._saved = settings, saved
+        self._gigabytes = gigabytes_for_moments() if gigabytes is None else gigabytes
         self._group = range(0)
         self._made: tuple[int, Compensator | NormedCompensator] | None = None
 

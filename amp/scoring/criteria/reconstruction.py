@@ -26,35 +26,45 @@ from amp.run.console import progress
 from amp.run.world import world
 from amp.scoring.criteria._picks import forward_gains
 from amp.scoring.criteria._sensitivity import SensitivityCollector
-from amp.scoring.criterion import Scoring, checked
+from amp.scoring.criterion import Load, Scoring, checked
 from amp.scoring.memory import backward_bytes, forward_bytes
 from amp.statistics.kept_moments import for_refit, unit_names
-from amp.statistics.moments import GIGABYTES, MomentCollector, groups, moment_bytes, num_sums, work_bytes
+from amp.statistics.moments import (
+    MomentCollector,
+    gigabytes_for_moments,
+    groups,
+    moment_bytes,
+    num_sums,
+    work_bytes,
+)
 from amp.statistics.saved_sums import HasSums
 from amp.towers import Tower
 from amp.towers.mlps.slots import Slot
 
 
-def first_pass_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
+def first_pass_bytes(load: Load) -> int:
     """The most that the backward pass takes, with the moments of the first blocks."""
-    first, *_ = _groups(tower)
+    tower = load.tower
+    first, *_ = _groups(tower, gigabytes_for_moments(load.gpu_gb))
     moments = sum(moment_bytes(tower.widths[block], num_sums(tower.read_tokens)) for block in first)
-    return moments + backward_bytes(tower, batch_size, micro_batch)
+    return moments + backward_bytes(load)
 
 
-def other_passes_bytes(tower: Tower, batch_size: int, micro_batch: int) -> int:
+def other_passes_bytes(load: Load) -> int:
     """The most that moments take with what is made of them; or with a forward pass, where there are further blocks."""
+    tower, gigabytes = load.tower, gigabytes_for_moments(load.gpu_gb)
     sums = num_sums(tower.read_tokens)
-    found = [[tower.widths[block] for block in group] for group in _groups(tower)]
+    found = [[tower.widths[block] for block in group] for group in _groups(tower, gigabytes)]
     moments = [sum(moment_bytes(width, sums) for width in group) for group in found]
-    passes = [own + forward_bytes(tower, batch_size, micro_batch) for own in moments[1:]]
+    passes = [own + forward_bytes(load) for own in moments[1:]]
     picks = [
-        own + most_at_once(group, sums) * work_bytes(max(group)) for own, group in zip(moments, found, strict=True)
+        own + most_at_once(group, sums, gigabytes) * work_bytes(max(group))
+        for own, group in zip(moments, found, strict=True)
     ]
     return max([*passes, *picks])
 
 
-def _groups(tower: Tower, gigabytes: float = GIGABYTES) -> list[range]:
+def _groups(tower: Tower, gigabytes: float) -> list[range]:
     return groups(tower.widths, gigabytes, num_sums(tower.read_tokens))
 
 
@@ -65,18 +75,18 @@ SENSED_SHARE, SENSED_LEAST = 4, 0.5
 PASSES = {"activations": first_pass_bytes, "moments": other_passes_bytes}
 
 
-def score(scoring: Scoring, gigabytes: float = GIGABYTES) -> list[Tensor]:
+def score(scoring: Scoring, gigabytes: float | None = None) -> list[Tensor]:
     """The fall of E|f - f_pruned|^2 as each neuron is picked, comparable between blocks; later picks have less.
 
     Takes one backward pass over the images, which sees the moments of the first blocks too, as many as memory allows,
     and a forward pass for each further group of blocks.
 
     Args:
-        gigabytes: for the moments of several blocks at once; one block's are always taken.
+        gigabytes: for the moments of several blocks at once; one block's are always taken. None: as the device has.
     Raises:
         UserError: an activation or gradient that is not finite, all scores of a block zero, or too few images.
     """
-    slots = scoring.tower.slots
+    slots, gigabytes = scoring.tower.slots, gigabytes_for_moments() if gigabytes is None else gigabytes
     first, *others = _groups(scoring.tower, gigabytes)
     weights_L, *found = scoring.finished(f"sensed_{_name(first)}", partial(_first_pass, scoring, first, gigabytes))
     sensed = _Sensed(found[: len(slots)], weights_L.tolist())
@@ -98,7 +108,7 @@ def _name(blocks: Sequence[int]) -> str:
     return f"blocks_{blocks[0]}_to_{blocks[-1]}"
 
 
-def most_at_once(widths: Sequence[int], sums: int = 1, gigabytes: float = GIGABYTES, idle: int = 0) -> int:
+def most_at_once(widths: Sequence[int], sums: int, gigabytes: float, idle: int = 0) -> int:
     """Of a group of blocks of these widths, how many are picked from at once; at least one.
 
     Args:

@@ -14,7 +14,7 @@ from helpers.gates import random_batches
 from torch import Tensor
 
 from amp.registry import CRITERIA
-from amp.scoring.criterion import load_criterion, reads_images, score
+from amp.scoring.criterion import Load, load_criterion, reads_images, score
 from amp.settings.score import ScoreSettings
 from amp.towers import Tower
 
@@ -27,7 +27,7 @@ def test_each_says_what_it_is_and_what_it_takes(name: str, meta: Tower) -> None:
     criterion = load_criterion(name)
     assert criterion.__doc__
     assert criterion.score.__doc__
-    assert all(most(meta, 4, 2) > 0 for most in criterion.PASSES.values())
+    assert all(most(Load(meta, 4, 2, 80.0)) > 0 for most in criterion.PASSES.values())
     without = ("diversity", "magnitude", "random")
     assert reads_images(ScoreSettings(criterion=name, classes=("a", "b"))) == (name not in without)
 
