@@ -10,9 +10,10 @@ from amp.errors import UserError
 from amp.models.memory import describe_memory, peak_bytes, weight_bytes, with_total
 from amp.pruning.measure.store import room_for_inputs
 from amp.pruning.refit import refits_whole
+from amp.pruning.refit._rows import AT_ONCE, most_tokens
 from amp.pruning.search import inputs_every
 from amp.settings.prune import PruneConfig
-from amp.statistics.moments import gigabytes_for_moments, group_bytes, groups, num_sums
+from amp.statistics.moments import gigabytes_for_moments, group_bytes, groups, num_sums, work_bytes
 from amp.towers import Tower, build_tower
 from amp.towers.mlps.inputs import input_bytes
 
@@ -34,7 +35,8 @@ def plan_search(
 
     `narrowed`: the copies that narrow blocks keep while their whole ones wait, at most. `stored`: images and blocks'
     inputs, where `store` is the device; else they count as `stored_elsewhere`. `compensation`: moments, and tokens of
-    MLPs with a hidden norm, of the blocks that are prepared together, where there are calibration images.
+    MLPs with a hidden norm, of the blocks that are prepared together, where there are calibration images; or what a
+    refit of the whole takes for the widest MLP, if none of its neurons goes.
 
     Args:
         views: of a calibration image, where the sliced network is refitted as a whole, which keeps what blocks are
@@ -56,11 +58,12 @@ def plan_search(
     room = {"device": math.inf, "auto": room_for_inputs(1e9 * gpu_gb, weights + narrowed)}.get(store, 0.0)
     on_device = int(min(stored, room))
     activations = peak_bytes(tower, batch_size, run)
-    plan = with_total(weights=weights, narrowed=narrowed, activations=activations, stored=on_device)
-    if num_calibration:
-        compensation = _compensation(tower, num_calibration, gpu_gb)
-        plan = {**plan, "compensation": compensation, "total": plan["total"] + compensation}
-    return {**plan, "stored_elsewhere": stored - on_device}
+    parts = {"weights": weights, "narrowed": narrowed, "activations": activations, "stored": on_device}
+    if num_calibration and views:
+        parts["compensation"] = _refit_of_the_whole(tower, num_calibration, views)
+    elif num_calibration:
+        parts["compensation"] = _compensation(tower, num_calibration, gpu_gb)
+    return {**with_total(**parts), "stored_elsewhere": stored - on_device}
 
 
 def _compensation(tower: Tower, num_images: int, gpu_gb: float) -> int:
@@ -73,6 +76,16 @@ def _compensation(tower: Tower, num_images: int, gpu_gb: float) -> int:
         tokens = num_images * input_bytes(tower) * (len(members) - len(moments))
         most = max(most, tokens + (group_bytes(moments, sums) if moments else 0))
     return most
+
+
+def _refit_of_the_whole(tower: Tower, num_images: int, views: int) -> int:
+    """Bytes of the tokens of the widest MLP, twice while they are laid together; then of some on their way through it,
+    before its activation function and behind, and of its least squares."""
+    slot = max(tower.slots, key=lambda slot: slot.hidden_width)
+    num_tokens = most_tokens(num_images, len(tower.read_tokens), views)
+    tokens = num_tokens * 2 * slot.out_projection.out_features * 4  # entering and asked, fp32
+    rows = min(num_tokens, AT_ONCE) * slot.hidden_width * torch.empty((), dtype=tower.dtype).element_size()
+    return max(2 * tokens, tokens + 2 * rows + work_bytes(slot.hidden_width))
 
 
 def describe_plan(config: PruneConfig, gpu_gb: float) -> str:

@@ -9,8 +9,10 @@ import torch
 from helpers.memory import measured
 
 from amp.pruning.measure.held_out import HeldOutEntropy
+from amp.pruning.measure.store import InputStore
 from amp.pruning.memory import plan_search
 from amp.pruning.refit import Compensation
+from amp.pruning.refit.sequential import refit_whole
 from amp.pruning.search import inputs_every
 from amp.settings.model import ModelSettings
 from amp.settings.prune import SearchSettings, TargetSettings
@@ -42,6 +44,18 @@ def test_compensation_takes_what_the_plan_says(golden_model: ModelSettings) -> N
     without, planned = plan_search(meta, 8, 1, "host", None), plan_search(meta, 8, 1, "host", None, 32)
     assert planned["compensation"] == pytest.approx(found, rel=0.2)
     assert planned["total"] == without["total"] + planned["compensation"]
+
+
+@pytest.mark.slow
+def test_a_refit_of_the_whole_takes_what_the_plan_says(golden_model: ModelSettings) -> None:
+    """With all neurons kept, beside the hidden states in the store and a batch on its way through a block."""
+    tower, meta = build_tower(golden_model), build_tower(golden_model, "meta")
+    images = list(torch.randn(8, 8, 3, tower.image_size, tower.image_size))
+    kept, settings = [torch.arange(slot.hidden_width) for slot in tower.slots], SearchSettings(refit_steps=5)
+    store = InputStore("host", torch.device("cpu"))
+    found = measured(lambda: refit_whole(tower, kept, images, settings, store, None))
+    planned = plan_search(meta, 8, 1, "host", None, 64, settings.refit_views)
+    assert planned["compensation"] + planned["stored_elsewhere"] == pytest.approx(found, rel=0.2)
 
 
 @pytest.mark.slow

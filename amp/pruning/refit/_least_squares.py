@@ -49,6 +49,7 @@ class LeastSquares:
         """What to add to the weight (D, E) and to the bias (D,), fp64, and the error of the output.
 
         The error is `{without, with}`, as of `Compensator.errors`, as a share of the variance of what is asked for.
+        The sums are used up.
 
         Args:
             damping: added to the covariance's diagonal, as a share of its mean.
@@ -58,14 +59,14 @@ class LeastSquares:
         """
         sums = (self._count, self._missing_squared, self._asked_squared, self._total_E, self._missing_D, self._asked_D)
         count, missing, asked, total_E, missing_D, asked_D = (world().sum(own) for own in sums)
-        square_EE, cross_ED = world().sum(self._square_EE) / count, world().sum(self._cross_ED) / count
+        square_EE, cross_ED = world().sum(self._square_EE).div_(count), world().sum(self._cross_ED).div_(count)
         if not bool(square_EE.isfinite().all() & cross_ED.isfinite().all()):
             text = f"block {self._name}: an activation is not finite; try model.precision: fp32"
             raise UserError("prune.compensation", text)
         mean_E, mean_D = (total_E / count * constant, missing_D / count * constant)
-        covariance_EE = square_EE - torch.outer(mean_E, mean_E)
+        covariance_EE = square_EE.addr_(mean_E, mean_E, alpha=-1)
         factor_EE = factor(covariance_EE, damping, self._name)
-        centred_ED = cross_ED - torch.outer(mean_E, mean_D)
+        centred_ED = cross_ED.addr_(mean_E, mean_D, alpha=-1)
         change_ED = torch.cholesky_solve(centred_ED, factor_EE)
         error = missing / count - mean_D.square().sum()
         left = error - 2 * (change_ED * centred_ED).sum() + ((covariance_EE @ change_ED) * change_ED).sum()
@@ -82,8 +83,8 @@ def factor(covariance_HH: Tensor, damping: float, name: str) -> Tensor:
     Raises:
         UserError: the covariance is singular, which a damping above zero cures.
     """
-    diagonal_H = covariance_HH.diagonal()
-    damped_HH = covariance_HH + damping * diagonal_H.mean() * torch.eye(len(diagonal_H)).to(covariance_HH)
+    damped_HH = covariance_HH.clone()
+    damped_HH.diagonal().add_(damping * covariance_HH.diagonal().mean())
     factor_HH, failed = torch.linalg.cholesky_ex(damped_HH)
     if int(failed):
         raise UserError(

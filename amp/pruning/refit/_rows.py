@@ -66,6 +66,11 @@ class Rows:
         return (~out_N).nonzero()[:, 0], out_N.nonzero()[:, 0]
 
 
+def most_tokens(num_images: int, num_read: int, views: int) -> int:
+    """Of one MLP, kept by an `MlpTokens`: of all views of so many images, of which the feature reads some tokens."""
+    return num_images * views * (num_read + max(1, OTHERS // views))
+
+
 class MlpTokens:
     """What is kept of the tokens that enter one MLP.
 
