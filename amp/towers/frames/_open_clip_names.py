@@ -29,9 +29,10 @@ def side_of(size: Any) -> int:
     return int(size if isinstance(size, int) else size[0])
 
 
-def side_in(config: dict[str, Any]) -> int:
-    """Of the images of a model's JSON."""
-    return side_of(dict(config["vision_cfg"]).get("image_size", 224))
+def side_in(config: dict[str, Any]) -> int | None:
+    """Of the images of a model's JSON; None where it leaves them open."""
+    size = dict(config["vision_cfg"]).get("image_size", 224)
+    return None if size is None else side_of(size)
 
 
 def _looks_like(config: dict[str, Any], model: Any) -> bool:

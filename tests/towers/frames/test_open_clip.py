@@ -11,8 +11,8 @@ from helpers.meta_towers import meta_tower
 
 from amp.models.folder import load_tower, save_tower
 from amp.models.sizes import count_flops, count_params
-from amp.settings.model import ModelSettings
-from amp.towers import TokenReadout, after_last_block, build_tower
+from amp.settings.model import GivenModelSettings, ModelSettings
+from amp.towers import TokenReadout, after_last_block, build_tower, wrap_tower
 
 pytestmark = pytest.mark.slow
 
@@ -99,3 +99,14 @@ def test_towers_of_open_clip_on_meta(name: str) -> None:
     assert len(tower.slots) >= 12
     assert tower.feature(torch.empty(1, 3, tower.image_size, tower.image_size, device="meta")).ndim == 2
     assert after_last_block(tower)
+
+
+def test_a_model_object_is_found_beside_one_that_leaves_its_images_open(
+    tmp_path: Path, golden_model: ModelSettings
+) -> None:
+    """open_clip knows every JSON that a process has built: one without a size of images is no reason to fail."""
+    config = json.loads(Path(golden_model.name).read_text())
+    config["vision_cfg"]["image_size"] = None
+    (tmp_path / "open.json").write_text(json.dumps(config))
+    build_tower(ModelSettings(name=str(tmp_path / "open.json"), kwargs={"img_size": 32}), "meta")
+    assert wrap_tower(build_tower(golden_model).model, GivenModelSettings()).widths == [256] * 5
