@@ -88,11 +88,14 @@ def score(scoring: Scoring, gigabytes: float | None = None) -> list[Tensor]:
     """
     slots, gigabytes = scoring.tower.slots, gigabytes_for_moments() if gigabytes is None else gigabytes
     first, *others = _groups(scoring.tower, gigabytes)
-    weights_L, *found = scoring.finished(f"sensed_{_name(first)}", partial(_first_pass, scoring, first, gigabytes))
-    sensed = _Sensed(found[: len(slots)], weights_L.tolist())
-    scores = found[len(slots) :]
-    for blocks in others:
-        scores += scoring.finished(_name(blocks), partial(_pass, scoring, blocks, sensed, gigabytes))
+    work = partial(_first_pass, scoring, first, gigabytes, bool(others))
+    found = scoring.finished(f"first_{_name(first)}", work)
+    scores = found[: len(first)]
+    if others:
+        weights_L, *sensitivities = found[len(first) :]
+        sensed = _Sensed(sensitivities, weights_L.tolist())
+        for blocks in others:
+            scores += scoring.finished(_name(blocks), partial(_pass, scoring, blocks, sensed, gigabytes))
     return checked(slots, scores)
 
 
@@ -118,8 +121,8 @@ def most_at_once(widths: Sequence[int], sums: int, gigabytes: float, idle: int =
     return min(len(widths), max(1, int(left // work_bytes(max(widths)))))
 
 
-def _first_pass(scoring: Scoring, blocks: range, gigabytes: float) -> list[Tensor]:
-    """The weights and the sensitivities of all blocks, and the scores of the first ones."""
+def _first_pass(scoring: Scoring, blocks: range, gigabytes: float, others: bool) -> list[Tensor]:
+    """The scores of the first blocks; and where there are others, the weights and the sensitivities of all blocks."""
     tower = scoring.tower
     with (
         MomentCollector(tower.slots[blocks.start : blocks.stop], *ASKS, tower.read_tokens) as moments,
@@ -129,11 +132,8 @@ def _first_pass(scoring: Scoring, blocks: range, gigabytes: float) -> list[Tenso
         sense(scoring, collector, both, backward_every(tower, scoring.num_images))
         settle(scoring, both)
     sensed = _Sensed(*collector.sensitivities())
-    return [
-        torch.tensor(sensed.weights).double(),
-        *sensed.sensitivities,
-        *_picked(scoring, blocks, moments, sensed, gigabytes),
-    ]
+    scores = _picked(scoring, blocks, moments, sensed, gigabytes)
+    return [*scores, *([torch.tensor(sensed.weights).double(), *sensed.sensitivities] if others else [])]
 
 
 def _pass(scoring: Scoring, blocks: range, sensed: _Sensed, gigabytes: float) -> list[Tensor]:
