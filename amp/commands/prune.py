@@ -53,8 +53,8 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
     from amp.run.identity import recorded_frame
     from amp.run.run import SCORES, Run, open_run
     from amp.run.world import world
-    from amp.scoring.scores_file import check_fit, check_scores, load_head_scores, load_scores
-    from amp.towers import build_tower, in_order, tell_preprocess, with_attention
+    from amp.scoring.scores_file import check_fit, check_scores, load_scores, with_scored_heads
+    from amp.towers import build_tower, tell_preprocess
 
     thresholds = options.sweep.thresholds
     outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
@@ -79,9 +79,7 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
         if not options.named:
             say(describe_slicing(run.config))
         check_fit(scores, tower, scores_file)
-        tower = with_attention(tower, run.config.attention, told=bool(options.named))
-        if tower.heads:
-            scores = in_order(scores, load_head_scores(run, tower))
+        tower, scores = with_scored_heads(run, tower, scores, told=bool(options.named))
         if not options.named:  # whose scoring has told it
             tell_preprocess(tower)
         check_widths(tower, own)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from amp.errors import UserError
-from amp.run.console import called
+from amp.run.console import called, say
 from amp.run.files import atomic, room_for
 from amp.run.identity import first_difference, in_words
 from amp.run.run import HEAD_SCORES, SCORES, Run
 from amp.run.sealed import read_tensors, write_tensors
 from amp.settings.prune import PruneConfig
-from amp.towers import Tower
+from amp.towers import Tower, in_order, with_attention
 from amp.towers.mlps import slots
 
 FOREIGN = "not a scores file of main_score.py"
@@ -48,19 +48,33 @@ def load_scores(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
     return [tensors[name] for name in names], header
 
 
-def load_head_scores(run: Run[PruneConfig], tower: Tower) -> list[Tensor]:
-    """(U,) fp32 scores of the heads by block, on the CPU, as `prune.attention` needs them.
+def with_scored_heads(
+    run: Run[PruneConfig], tower: Tower, scores: list[Tensor], told: bool = False
+) -> tuple[Tower, list[Tensor]]:
+    """The tower with what `prune.attention` lets be removed, and the scores of all its units, (U,) fp32 on the CPU.
 
+    Where heads go wherever they can (`auto`), and the scoring has none of heads, they stay, and a line says so.
+
+    Args:
+        scores: of the neurons, by block.
+        told: whether it was said before why the heads stay.
     Raises:
-        UserError: there are none, or they were made for another run or tower.
+        UserError: heads are asked for and cannot go, or their scores are missing, or of another run or tower.
     """
-    path = Path(run.config.output.dir, HEAD_SCORES)
+    attention, path = run.config.attention, Path(run.config.output.dir, HEAD_SCORES)
+    able = with_attention(tower, attention, told)
+    if not able.heads:
+        return able, scores
     if not path.exists():
-        raise UserError(path, f"no such file; run {_score()} with the same settings first")
-    scores, header = load_scores(path)
+        if attention != "auto":
+            raise UserError(path, f"no such file; run {_score()} with the same settings first")
+        why = f"{path} is missing; {_score()} with these settings adds it"
+        say(f"all attention heads stay, only neurons are removed: {why}")
+        return tower, scores
+    own, header = load_scores(path)
     check_scores(header, run.header, path)
-    check_fit(scores, tower, path)
-    return scores
+    check_fit(own, able, path)
+    return able, in_order(scores, own)
 
 
 def check_fit(scores: Sequence[Tensor], tower: Tower, path: Path) -> None:

@@ -154,17 +154,17 @@ def number_from(least: float, most: float = 1e9) -> Callable[[str], float]:
 
 
 class Parser(argparse.ArgumentParser):
-    """The options of a script or a command. What is wrong with them is a UserError of one line."""
+    """The options of a script or a command, by their whole names. What is wrong with them is a one-line UserError."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
+        super().__init__(*args, **(named | {"allow_abbrev": False}))
         self.add_argument("-v", "--verbose", action=Verbose, help="tell details too, such as how images are prepared")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; a misspelt option is told with the nearest one, before anything that is missing."""
         for word in sys.argv[1:] if args is None else args:
             option, known = word.partition("=")[0], self._option_string_actions
-            if option.startswith("--") and not any(other.startswith(option) for other in known):
+            if option.startswith("--") and option not in known:
                 raise UserError(option, f"no such option{nearest(option, known)}; --help lists them all")
         return super().parse_args(args, namespace)
 

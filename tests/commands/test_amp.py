@@ -64,7 +64,10 @@ def test_misspelt_commands_and_options_are_told_the_nearest(monkeypatch: pytest.
 def test_a_parser_refuses_in_one_line() -> None:
     parser = Parser(prog="amp x")
     parser.add_argument("--steps", type=int, required=True)
-    assert parser.parse_args(["--st", "3"]).steps == 3
+    assert parser.parse_args(["--steps", "3"]).steps == 3
+    assert refusal(lambda: parser.parse_args(["--step", "3"])).startswith(
+        "--step: no such option; did you mean '--steps'"
+    )
     assert refusal(lambda: parser.parse_args(["--steps", "a"])) == "--steps: invalid int value: 'a'"
     assert refusal(lambda: parser.parse_args([])).startswith("amp x: the following arguments are required: --steps")
 

@@ -1,6 +1,7 @@
 """Heads and neurons under one budget, from the scores to a folder."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,10 @@ def test_killed_or_on_two_processes_the_commands_end_alike(
     assert not (tmp_path / "killed" / "head_scores.safetensors").exists()
     said = call("main_prune.py", *own, f"output.dir={tmp_path}/killed")[2]
     assert "head_scores.safetensors: no such file; run" in said
+    shutil.copytree(tmp_path / "killed", tmp_path / "alone")
+    code, out, err = call("main_prune.py", *own, f"output.dir={tmp_path}/alone", "--set", "prune.attention=auto")
+    assert code == 0, err
+    assert "all attention heads stay" in out + err
     assert call("main_score.py", *own, f"output.dir={tmp_path}/killed")[0] == 0
     assert {path.name for path in (tmp_path / "killed").iterdir()} <= {
         "scores.safetensors",
