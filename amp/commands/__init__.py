@@ -5,7 +5,8 @@ what `amp --help` says, and a `main()` that reads `sys.argv`. The scripts of a c
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from amp.errors import UserError, nearest
 from amp.registry import COMMANDS, Registry
@@ -19,7 +20,13 @@ def main() -> None:
     run_script(lambda: choose("amp", COMMANDS, __doc__))
 
 
-def choose(program: str, registry: Registry, description: str | None, names: Sequence[str] | None = None) -> None:
+def choose(
+    program: str,
+    registry: Registry,
+    description: str | None,
+    names: Sequence[str] | None = None,
+    other: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Runs the command that the first word of the command line names; to that one, the rest is the command line.
 
     Args:
@@ -27,6 +34,7 @@ def choose(program: str, registry: Registry, description: str | None, names: Seq
         registry: of the commands. None is imported but the one that is asked for.
         description: for `--help`, of which the first line is shown.
         names: of those that it offers; None: all of them.
+        other: words that people may take for a command -> what to type.
     Raises:
         UserError: there is no such command.
     """
@@ -44,4 +52,5 @@ def choose(program: str, registry: Registry, description: str | None, names: Seq
     elif name == "--version":
         print(f"{program} {__version__}")
     else:
-        raise UserError(program, f"no command {name!r}{nearest(name, names)} (known: {', '.join(names)})")
+        close = f"; that is {program} {other[name]}" if name in other else nearest(name, names)
+        raise UserError(program, f"no command {name!r}{close} (known: {', '.join(names)})")

@@ -7,10 +7,11 @@ compared with the model before it gets its name: its outputs may differ by 1e-4 
 
 import argparse
 
-from amp.errors import UserError
+from amp.errors import UserError, under
 from amp.export import check_target
 from amp.registry import FRAMES
 from amp.run.console import run_script, say
+from amp.run.options import check_model, check_weights
 from amp.settings.base import Parser
 from amp.settings.model import library_before
 
@@ -32,6 +33,8 @@ def parse_args() -> argparse.Namespace:
     add("--pretrained", "--weights", metavar="CKPT", help="weights of a dense model, a tag or a file")
     args = parser.parse_args()
     args.target = check_target(args.target)
+    check_model("FROM", args.source)
+    check_weights("--pretrained", args.pretrained)
     if args.target.exists():
         raise UserError("TO", f"{args.target}: is there already; name another, or delete it")
     return args
@@ -45,10 +48,11 @@ def main() -> None:
     from amp.towers import find_frame
 
     frame, source = args.model_type, args.source
-    if not (frame or any(map(is_model_folder, (source, args.pretrained)))):
-        frame, source = library_before(source)
-        frame = frame or find_frame(source, "--model_type")
-    tower = open_tower(source, frame, args.pretrained, precision="fp32")
+    with under("FROM", instead_of="model.name"), under("--pretrained", instead_of="model.pretrained"):
+        if not (frame or any(map(is_model_folder, (source, args.pretrained)))):
+            frame, source = library_before(source)
+            frame = frame or find_frame(source, "--model_type")
+        tower = open_tower(source, frame, args.pretrained, precision="fp32")
     found = export_tower(tower, args.target, args.precision, args.output)
     say(f"wrote {args.target} ({found['bytes'] / 1e6:.1f} MB, {found['width']} {found['output']} an image)")
     if found["checked"]:

@@ -1,16 +1,20 @@
 """Finds each block's width, slices the network; writes prune.json, prune.png and pruned/."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from amp.run.console import say
 from amp.run.files import begin_sha256
+from amp.run.options import check_output
 from amp.settings.prune import PruneConfig
-from amp.settings.reading.command_line import PruneOptions, parse_prune
+from amp.settings.reading.command_line import PruneOptions, options_named, parse_prune
 
 
 def main() -> None:
     config, options = parse_prune(__doc__)
+    with options_named() if options.named else nullcontext():
+        check_output(config.output.dir)
     if options.named:
         from amp.commands._without_file import prune_named
 

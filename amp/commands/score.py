@@ -1,14 +1,16 @@
 """Scores the hidden neurons of every MLP by one criterion; writes scores.safetensors."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amp.run.console import called, say
 from amp.run.files import begin_sha256
+from amp.run.options import check_output
 from amp.settings.prune import PruneConfig
-from amp.settings.reading.command_line import parse_score
+from amp.settings.reading.command_line import options_named, parse_score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 def main() -> None:
     config, options = parse_score(__doc__)
+    with options_named() if options.named else nullcontext():
+        check_output(config.output.dir)
     if options.named:
         from amp.commands._without_file import score_named
 

@@ -84,10 +84,13 @@ class Demo:
         if self.trained.exists() and self.dense.exists():
             print(f"reusing the dense model {self.dense}", flush=True)
             return
-        for name in RESULTS:
-            shutil.rmtree(self.home / name, ignore_errors=True)
         words = ["--scenes", str(self.scenes), "--out", str(self.dense), "--steps", str(steps)]
         self.run("dense", "amp.demo.dense", *words)
+        earlier = [self.home / name for name in RESULTS if (self.home / name).exists()]
+        if earlier:
+            print(f"removing what was made of another dense model: {', '.join(map(str, earlier))}", flush=True)
+        for folder in earlier:
+            shutil.rmtree(folder)
         write_json(self.trained, {"steps": steps})
 
     def refit(self, stage: str, folder: Path, params: float) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from amp.errors import UserError, shortened
 from amp.models.native import names_of, native_files, settle, with_what_stands_beside, write_beside
 from amp.run.files import atomic, begin_sha256, file_sha256
+from amp.run.options import check_model_folder
 from amp.run.sealed import (
     BESIDE,
     WEIGHTS_DIGEST,
@@ -170,9 +171,8 @@ def prefix_of(tower: Tower) -> str:
 
 def read_folder_config(folder: str | Path) -> FolderConfig:
     """Raises UserError when the folder is no pruned model of ours."""
+    check_model_folder(folder)
     path = description_of(Path(folder))
-    if not path.exists():
-        raise UserError(folder, "holds no config.json; expected a pruned/ or distilled/ folder")
     values = read_json(path)
     if not {"format", "base"} & values.keys():
         raise UserError(

@@ -130,7 +130,9 @@ def prepare_output(folder: str) -> Path:
         with _made(path), tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError("output.dir", f"{folder}: cannot be written to ({error.strerror})") from None
+        in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "it is a file, or lies below one" if in_the_way else error.strerror
+        raise UserError("output.dir", f"{folder}: cannot be written to ({reason}); choose another folder") from None
     return path
 
 

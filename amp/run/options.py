@@ -8,10 +8,16 @@ options = Options(**read_options(Options, __doc__)[1])
 """
 
 import argparse
+import os
 from dataclasses import MISSING, field, fields
+from pathlib import Path
 from typing import Any
 
+from amp.errors import UserError
+from amp.run.files import DESCRIPTIONS
 from amp.settings.base import MOST, Parser, at_least
+
+OF_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
 
 def option(text: str, default: object = MISSING, aside: bool = False, also: str | None = None, **how: object) -> Any:
@@ -59,3 +65,61 @@ def read_options(declared: type, description: str | None) -> tuple[argparse.Argu
 def decisive(options: Any) -> dict[str, Any]:
     """The options that decide a result: all but those declared aside."""
     return {own.name: getattr(options, own.name) for own in fields(options) if not own.metadata["aside"]}
+
+
+def check_place(option: str, file: str | None) -> None:
+    """Raises UserError where `option` names what can be no new file: a folder, or below a file. Writes nothing."""
+    if file is None:
+        return
+    if Path(file).is_dir():
+        raise UserError(option, f"{file}: is a folder; give the name of a file")
+    check_output(str(Path(file).parent), option)
+
+
+def check_output(folder: str, option: str = "output.dir") -> None:
+    """Raises UserError where `option` names what can be no folder to write. Writes nothing."""
+    path = Path(folder).absolute()
+    above = next(place for place in (path, *path.parents) if place.exists())
+    if not above.is_dir():
+        raise UserError(option, f"{folder}: {above} is a file; choose a folder")
+    if not os.access(above, os.W_OK):
+        raise UserError(option, f"{folder}: {above} cannot be written to; choose another folder")
+
+
+def check_model_folder(folder: str | Path) -> None:
+    """Raises UserError unless `folder` holds a description of a model; names those in it that do."""
+    path, expected = Path(folder), "expected a pruned/ or distilled/ folder"
+    if _described(path):
+        return
+    if not path.is_dir():
+        where = "is a file" if path.exists() else "no such folder"
+        raise UserError(folder, f"{where}; {expected}")
+    below = [str(own) for own in sorted(path.iterdir()) if _described(own)]
+    meant = f"; did you mean {', '.join(below[:3])}?" if below else ""
+    raise UserError(folder, f"holds no config.json; {expected}{meant}")
+
+
+def check_model(option: str, name: str | None) -> None:
+    """Raises UserError for a path that is no model, where no library's name looks like it: before one is loaded."""
+    path = Path(name or "")
+    if name is None or _described(path):
+        return
+    if path.is_dir() and "/" in name:
+        check_model_folder(name)
+    if path.is_file() and path.suffix != ".json":
+        if _described(path.parent):
+            raise UserError(option, f"{name}: is a part of a model; give its folder, {path.parent}")
+        told = "is a file; give a library's name, a model's .json or a folder; weights go behind --pretrained"
+        raise UserError(option, f"{name}: {told}")
+    if not path.exists() and (name.count("/") > 1 or name.startswith(("/", "."))):
+        raise UserError(option, f"{name}: no such file or folder; give a library's name, a model's .json or a folder")
+
+
+def check_weights(option: str, weights: str | None) -> None:
+    """Raises UserError for a file of weights that is not there."""
+    if weights and Path(weights).suffix in OF_WEIGHTS and not Path(weights).exists():
+        raise UserError(option, f"{weights}: no such file; give a file, a tag of the library or a pruned/ folder")
+
+
+def _described(folder: Path) -> bool:
+    return any((folder / name).exists() for name in DESCRIPTIONS)

@@ -6,6 +6,7 @@ Every number has an upper bound too: a slip of the keyboard is refused at once i
 import argparse
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
@@ -129,14 +130,17 @@ def at_least(least: int, most: int = MOST) -> Callable[[str], int]:
     """Reads an option that is a whole number of that size or more, up to `most`."""
 
     def number(text: str) -> int:
-        value = int(text[:DIGITS])
+        try:
+            value = int(text[:DIGITS])
+        except ValueError:
+            told = f"{shortened(text, DIGITS)!r} is no whole number; from {least} to {most}"
+            raise argparse.ArgumentTypeError(told) from None
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
         if value > most or len(text) > DIGITS:
             raise argparse.ArgumentTypeError(f"{shortened(value)} is more than {most}")
         return value
 
-    number.__name__ = "int"  # "invalid int value" is what argparse says of anything else
     return number
 
 
@@ -179,7 +183,11 @@ class Parser(argparse.ArgumentParser):
         """Raises UserError: `argument --steps: 0 is less than 1` is of --steps, what is missing of the program."""
         option, colon, text = message.removeprefix("argument ").partition(": ")
         if colon and option.startswith("-"):
-            raise UserError(option, text)
+            raise UserError(option, re.sub("^invalid float value: (.*)", r"\1 is no number", text))
+        extra = message.removeprefix("unrecognized arguments: ")
+        if extra != message:
+            option = nearest(f"--{extra.split()[0]}", self._option_string_actions)
+            message = f"{shortened(extra)!r} belongs to no option{option}"
         raise UserError(self.prog, f"{message}; --help lists all options")
 
 

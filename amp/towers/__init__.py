@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from amp.errors import UserError
 from amp.registry import FRAMES
+from amp.run.console import say
 from amp.settings.model import GivenModelSettings, ModelSettings
 from amp.towers.base import Tower, in_order, offline
 from amp.towers.copies import duplicate, on_meta
@@ -48,6 +50,8 @@ __all__ = [
     "wrap_tower",
 ]
 
+LARGE = 300 << 20  # bytes of weights, which take seconds
+
 
 def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, Any] | None = None) -> Tower:
     """Builds a dense model, frozen and in eval mode.
@@ -68,6 +72,8 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
         if saved is None and device != "meta" and settings.pretrained and _is_the_users_own(settings):
             # What cannot be built is told from weights that do not fit.
             before = build_tower(settings.model_copy(update={"pretrained": None}), "meta")
+        if saved is None and device != "meta":
+            _tell_loading(settings, library(frame))
         try:
             tower = library(frame).build(settings, device, saved)
         except UserError as error:
@@ -100,6 +106,15 @@ def wrap_tower(model: nn.Module, asked: GivenModelSettings | None = None) -> Tow
                 return check_readout(tower)
     whose = f"{type(model).__module__}.{type(model).__name__}"
     raise UserError("model", f"{whose} is no model of open_clip, timm or transformers; give one that a library built")
+
+
+def _tell_loading(settings: ModelSettings, own: Library) -> None:
+    """Says that weights are read that may take long: large ones, and those that may have to be fetched."""
+    source = settings.weights or (settings.name if own.folders else "")
+    path, told = Path(source), settings.name if source == settings.name else f"{settings.name} ({source})"
+    files = path.glob("*") if path.is_dir() else [path]
+    if source in own.tags(settings.name) or sum(file.stat().st_size for file in files if file.is_file()) > LARGE:
+        say(f"loading {told}")
 
 
 def _is_the_users_own(settings: ModelSettings) -> bool:

@@ -65,6 +65,10 @@ def test_the_full_demo_types_commands_that_are_understood(tmp_path: Path, monkey
     metrics = {"acc1": 0.9, "image_retrieval_recall@1": 0.8}
     ran = []
 
+    def described(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        write_json(folder / "config.json", {})
+
     def understood(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         words = command[len(command) - command[::-1].index("-m") :]
         ran.append(" ".join(words[: 3 if words[1] == "eval" else 2]))
@@ -78,11 +82,11 @@ def test_the_full_demo_types_commands_that_are_understood(tmp_path: Path, monkey
             write_json(Path(options_of.output), {"metrics": metrics})
             return subprocess.CompletedProcess(command, 0)
         if words[1] == "distill":
-            parse_args(DistillConfig, "", words[2:])
+            described(Path(parse_args(DistillConfig, "", words[2:]).output.dir, "distilled"))
             return subprocess.CompletedProcess(command, 0)
         config: PruneConfig = {"score": parse_score, "prune": parse_prune}[words[1]]("", words[2:])[0]
         if words[1] == "prune":
-            Path(config.output.dir).mkdir()
+            described(Path(config.output.dir, "pruned"))
             write_json(Path(config.output.dir) / "prune.json", {**sizes, "widths": [5] * 6})
         return subprocess.CompletedProcess(command, 0)
 

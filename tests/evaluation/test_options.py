@@ -84,7 +84,11 @@ def test_mistakes_of_zero_shot_answer_at_once(at_once: Any, words: list[Any], sa
         (KNN, [*MODEL, "--train_root", "tests"], "required: --val_root (or --dataset_root)"),
         (KNN, [*MODEL, "--dataset_root", "nowhere"], "--train_root: nowhere/train: no such folder"),
         (KNN, [*MODEL, "--dataset_root", "nowhere", "--batch_size", 0], "--batch_size: 0 is less than 1"),
-        (KNN, [*MODEL, "--dataset_root", "nowhere", "--num_workers", "x"], "--num_workers: invalid int value: 'x'"),
+        (
+            KNN,
+            [*MODEL, "--dataset_root", "nowhere", "--num_workers", "x"],
+            "--num_workers: 'x' is no whole number; from 0 to 1024",
+        ),
         (EFFICIENCY, [], "required: --model"),
         (EFFICIENCY, [*TINY, "--batch_size", 0], "--batch_size: 0 is less than 1"),
         (EFFICIENCY, [*TINY, "--num_rounds", 2], "--num_rounds: 2 is less than 3"),

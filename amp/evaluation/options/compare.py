@@ -7,11 +7,11 @@ from typing import Any, Literal
 from amp.errors import UserError
 from amp.evaluation.dataset_files import check_class_folders
 from amp.evaluation.options.images import one_in, split_roots
-from amp.evaluation.options.model import batches_of, given, result_file, workers
+from amp.evaluation.options.model import batches_of, check_dense, given, result_file, workers
 from amp.evaluation.readers.class_folders import class_names
 from amp.evaluation.readers.texts import name_classes, read_lines, read_pairs, read_templates
 from amp.registry import FRAMES
-from amp.run.options import argument, count, decisive, option, read_options
+from amp.run.options import argument, check_model_folder, check_place, count, decisive, option, read_options
 from amp.settings.model import Frame
 
 Measured = Literal["zeroshot", "retrieval", "knn", "probe", "top1"]
@@ -101,6 +101,7 @@ class CompareOptions:
 def parse_compare(description: str | None) -> CompareOptions:
     """The options. Mistakes exit with 2, or raise UserError."""
     parser, values = read_options(CompareOptions, description)
+    check_dense("dense", values)
     options = CompareOptions(**values)
     if not (options.images or options.dataset_root):
         parser.error("give --images DIR, any folder of images, or --dataset_root DIR, one of class folders")
@@ -119,8 +120,12 @@ def parse_compare(description: str | None) -> CompareOptions:
 
 def _check_files(options: CompareOptions) -> None:
     """Raises UserError for folders and files that are not what they should be."""
+    check_model_folder(options.folder)
+    check_place("--output", options.output)
     if options.images and not Path(options.images).is_dir():
         raise UserError("--images", f"{options.images}: no such folder")
+    if options.images and not any(Path(options.images).iterdir()):
+        raise UserError("--images", f"{options.images}: is empty")
     if options.captions:
         read_pairs("--captions", options.captions)
     if options.templates:

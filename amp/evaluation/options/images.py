@@ -15,7 +15,7 @@ from amp.evaluation.options.model import (
 )
 from amp.evaluation.readers.class_folders import HELD_OUT_EVERY, folder_to_test, is_divided
 from amp.evaluation.readers.texts import read_lines
-from amp.run.options import count, option
+from amp.run.options import check_place, count, option
 
 
 def one_in() -> Any:
@@ -83,6 +83,7 @@ Divided = TypeVar("Divided", bound=DividedOptions)
 
 def _parse_divided(declared: type[Divided], description: str | None) -> Divided:
     parser, values = read_model_options(declared, description)
+    check_place("--output", values["output"])
     for split in ("train", "val"):
         if values[f"{split}_root"] is None and values["dataset_root"] is None:
             parser.error(f"the following arguments are required: --{split}_root (or --dataset_root)")
@@ -128,6 +129,7 @@ def parse_probe(description: str | None) -> ProbeOptions:
 def parse_top1(description: str | None) -> Top1Options:
     """The options. Mistakes exit with 2, or raise UserError where --labels cannot be read."""
     _, values = read_model_options(Top1Options, description)
+    check_place("--output", values["output"])
     if values["labels"]:
         read_lines("--labels", values["labels"])
     return Top1Options(**values)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from amp.registry import FRAMES
-from amp.run.options import count, decisive, option, read_options
+from amp.run.options import check_model, check_weights, count, decisive, option, read_options
 from amp.settings.base import MOST_SIDE, MOST_WORKERS
-from amp.settings.model import Frame
+from amp.settings.model import Frame, library_before
 
 
 def batches_of(default: int) -> Any:
@@ -42,7 +42,9 @@ class ModelOptions:
     """Which model is measured, as `amp.models.open.open_tower` takes it."""
 
     model: str | None = option(
-        "library's model name, an open_clip model JSON or a pruned/ folder", None, metavar="NAME|JSON|FOLDER"
+        "library's model name (timm/NAME says whose), an open_clip model JSON or a pruned/ folder",
+        None,
+        metavar="NAME|JSON|FOLDER",
     )
     model_type: Frame | None = option(
         "library of it (default: the folder's own, else open_clip)", None, also="--frame", choices=FRAMES.names
@@ -69,4 +71,19 @@ def read_model_options(declared: type[ModelOptions], description: str | None) ->
     parser, values = read_options(declared, description)
     if not (values["model"] or values["pretrained"]):
         parser.error("the following arguments are required: --model (or a pruned/ folder as --pretrained)")
+    check_dense("model", values)
     return parser, values
+
+
+def check_dense(key: str, values: dict[str, Any]) -> None:
+    """Takes the library before a name for --model_type: `timm/NAME`. Raises UserError for files that are not there.
+
+    Args:
+        key: the option that holds the name.
+    """
+    name = values[key]
+    frame, rest = library_before(name) if name else (None, name)
+    if frame and values["model_type"] in (None, frame):
+        values |= {key: rest, "model_type": frame}
+    check_model(f"--{key}", values[key])
+    check_weights("--pretrained", values["pretrained"])

@@ -10,7 +10,7 @@ from amp.evaluation.benchmarks import Benchmark
 from amp.evaluation.dataset_files import NEEDS, OWN, Task
 from amp.evaluation.options.model import ModelOptions, batches_of, read_model_options, slug, workers
 from amp.evaluation.paper import DATASETS
-from amp.run.options import count, option
+from amp.run.options import check_place, count, option
 from amp.settings.base import Precision
 
 
@@ -126,6 +126,8 @@ def parse_zeroshot(description: str | None) -> list[ZeroshotOptions]:
     parser, values = read_model_options(ZeroshotOptions, description)
     if values["task"] != "zeroshot_classification" and (values["save_clf"] or values["load_clfs"]):
         parser.error("argument --save_clf, --load_clfs: zeroshot_retrieval has no text classifier")
+    for file in values["table"]:
+        check_place("--table", file)
     names = [name for given in values["dataset"] for name in (DATASETS if given == "paper" else [given])]
     names = list(dict.fromkeys(names))
     for key, of_dataset in OWN.items():
@@ -145,12 +147,17 @@ def _of_dataset(options: ZeroshotOptions, several: bool) -> ZeroshotOptions:
         if not Path(file).is_file():
             raise UserError("--load_clfs", f"{file}: no such file")
     others: dict[str, Any] = {key: None for key, of_dataset in OWN.items() if options.dataset != of_dataset}
+    written: dict[str, Any] = {
+        "save_clf": own("--save_clf", options.save_clf, ".safetensors"),
+        "output": own("--output", options.output, f"_{options.task}.json"),
+    }
+    for key, file in written.items():
+        check_place(f"--{key}", file)
     return replace(
         options,
         dataset_root=root_of(options.dataset_root, options.dataset, several),
-        save_clf=own("--save_clf", options.save_clf, ".safetensors"),
-        output=own("--output", options.output, f"_{options.task}.json"),
         load_clfs=tuple(clfs),
+        **written,
         **others,
     )
 

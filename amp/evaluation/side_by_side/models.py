@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from amp.errors import UserError, under
@@ -9,7 +10,8 @@ from amp.evaluation.options import CompareOptions
 from amp.models.folder import load_tower, read_folder_config
 from amp.models.open import open_published, open_tower
 from amp.settings.model import ModelSettings
-from amp.towers import Tower, build_tower, tell_preprocess
+from amp.towers import Tower, build_tower, library, tell_preprocess
+from amp.towers.base import check_weights
 
 _KEYS = ("frame", "name", "kwargs", "transform")
 
@@ -38,7 +40,12 @@ class Dense:
             under("--pretrained", instead_of="model.pretrained"),
         ):
             if self.base is None:
-                return open_tower(self.name, options.model_type, self.pretrained, "fp32", device)
+                tower = open_tower(self.name, options.model_type, self.pretrained, "fp32", device)
+                if device == "meta" and self.pretrained and not Path(self.pretrained).exists():
+                    frame = tower.base["frame"]
+                    settings = ModelSettings(frame=frame, name=self.name, pretrained=self.pretrained)
+                    check_weights(settings, [*library(frame).tags(self.name)])
+                return tower
             of_base = {key: self.base[key] for key in _KEYS}
             settings = ModelSettings.model_validate({**of_base, "pretrained": self.pretrained, "precision": "fp32"})
             try:

@@ -47,6 +47,8 @@ def measure_comparison(run: Evaluation[CompareOptions], look: Look | None = None
     """The record, which is written: `{sizes, metrics, agreement, head, num_images, ...}`, `sizes` and `metrics` of
     `dense` and of `pruned`. One model after the other is in memory."""
     options, device, started = run.config, str(world().device), time.monotonic()
+    found = find_dense(options)
+    dense = found.open(options, "meta")  # what is wrong with it is told before the pruned one is measured
     pruned = open_pruned(options, device)
     with under("--dataset_root", instead_of="--train_root"), under("--dataset_root", instead_of="--val_root"):
         data = open_data(options, pruned.transform)
@@ -54,14 +56,12 @@ def measure_comparison(run: Evaluation[CompareOptions], look: Look | None = None
     with_head = takes_for_classes(data, pruned, tasks)
     if look:
         look(pruned, images_of(data, pruned, tasks))
-    sides = {"pruned": measure_side(pruned, data, tasks, with_head)}
-    base = pruned.base
-    del pruned
-    found = find_dense(options)
-    dense = found.open(options, device)
-    if difference := dense.difference(base):
+    if difference := dense.difference(pruned.base):
         key, own, other = difference
         say(f"{options.folder} was pruned from another model than {found.name}: its {key} is {own!r}, not {other!r}")
+    sides = {"pruned": measure_side(pruned, data, tasks, with_head)}
+    del pruned
+    dense = found.open(options, device)
     with under("--dense", instead_of="--model"):
         sides["dense"] = measure_side(dense, data, tasks, with_head)
     return run.write(
