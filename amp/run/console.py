@@ -1,6 +1,7 @@
 """The console of a run: lines, progress, and how a script ends."""
 
 import atexit
+import json
 import os
 import shlex
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 from weakref import WeakSet
 
@@ -99,9 +101,17 @@ def _end(line: str, code: int, rank_local: bool = False) -> NoReturn:
     """Exits with one line, by the main process: all of a run met the same cause, unless it is this one's alone."""
     if main_process() or rank_local:
         print(line, file=sys.stderr, flush=True)
+        _tell_launcher(line)
     else:
         time.sleep(SPEAK_SECONDS)  # torchrun ends all as soon as one has ended.
     sys.exit(code)
+
+
+def _tell_launcher(line: str) -> None:
+    """The line for the summary with which torchrun ends, below a traceback of its own."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": line, "timestamp": str(int(time.time()))}), "utf-8")
 
 
 def _leave(code: int) -> NoReturn:
