@@ -172,7 +172,9 @@ def read_folder_config(folder: str | Path) -> FolderConfig:
     """Raises UserError when the folder is no pruned model of ours."""
     path = description_of(Path(folder))
     if not path.exists():
-        raise UserError(folder, "holds no config.json; expected a pruned/ or distilled/ folder")
+        inner = [f"{folder}/{name}" for name in ("pruned", "distilled") if description_of(Path(folder, name)).exists()]
+        meant = f"; did you mean {' or '.join(inner)}?" if inner else ""
+        raise UserError(folder, f"holds no config.json; expected a pruned/ or distilled/ folder{meant}")
     values = read_json(path)
     if not {"format", "base"} & values.keys():
         raise UserError(
