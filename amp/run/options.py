@@ -95,7 +95,7 @@ def check_model_folder(folder: str | Path) -> None:
         where = "is a file" if path.exists() else "no such folder"
         raise UserError(folder, f"{where}; {expected}")
     below = [str(own) for own in sorted(path.iterdir()) if _described(own)]
-    meant = f"; did you mean {', '.join(below[:3])}?" if below else ""
+    meant = f"; did you mean {' or '.join(below[:3])}?" if below else ""
     raise UserError(folder, f"holds no config.json; {expected}{meant}")
 
 

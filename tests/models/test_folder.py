@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import refusal
 from helpers.model_folders import PROVENANCE, WIDTHS, prune
 from PIL import Image
 from safetensors.torch import load_file
@@ -245,3 +246,9 @@ def test_kept_neurons_must_be_those_of_the_tower(tower: Tower, kept: list[list[i
     with pytest.raises(AssertionError):
         save_tower(tower, [*kept[:4], [1, 2]], {}, tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
+
+
+def test_the_folder_of_a_run_is_told_of_the_model_in_it(tower: Tower, tmp_path: Path) -> None:
+    save_tower(tower, None, {}, tmp_path / "pruned")
+    said = refusal(lambda: read_folder_config(tmp_path))
+    assert said.endswith(f"did you mean {tmp_path}/pruned?")

@@ -70,7 +70,7 @@ def test_moments_count_where_the_criterion_takes_them(meta: Tower) -> None:
 
 
 def test_a_smaller_gpu_holds_the_moments_of_fewer_blocks_at_once(meta: Tower) -> None:
-    small, large = (plan_scoring(meta, 8, "reconstruction", gpu_gb=gpu_gb) for gpu_gb in (0.02, 80.0))
+    small, large = (plan_scoring(meta, 8, "reconstruction", gpu_gb=gpu_gb) for gpu_gb in (0.01, 80.0))
     assert small["moments"] < large["moments"]
     assert small["activations"] < large["activations"]
 
