@@ -28,9 +28,10 @@ def plot_summary(record: Mapping[str, Any], rows: Mapping[str, Mapping[str, floa
         places = [position + offset for position in range(len(rows))]
         bars = axes[2].bar(places, [row[key] for row in rows.values()], 0.38, color=colour, label=label)
         axes[2].bar_label(bars, fmt="{:.3f}", fontsize=8, padding=2)
-    names = [f"{fill(name, 16)}\n{human(row['params'])} parameters" for name, row in rows.items()]
+    names = [f"{fill(name, 16)}\n{human(row['params'])}" for name, row in rows.items()]
     axes[2].set_xticks(range(len(rows)), names, fontsize=8)
-    axes[2].set(ylim=(0, 1.2), ylabel="share that is right", title="Quality on digits that no model was trained on")
+    axes[2].set(ylim=(0, 1.2), ylabel="share that is right", xlabel="model, and parameters of its vision tower")
+    axes[2].set_title("Quality on digits that no model was trained on")
     axes[2].legend(frameon=False, ncols=2, loc="upper left")
     figure.suptitle("The demo: a small CLIP on digit scenes, its vision tower pruned")
     save_figure(figure, folder / "summary.png")

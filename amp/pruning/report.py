@@ -195,7 +195,7 @@ def plot_sweep(record: Mapping[str, Any], path: Path) -> None:
     axes[0].plot(shares, above, marker="o", color=BLUE)
     for share, entropy, point in zip(shares, above, points, strict=True):
         axes[0].annotate(f" {point['entropy_increase']:g}", (share, entropy), fontsize=8, va="bottom")
-    axes[0].set(xlabel="parameters, of the dense tower's", ylabel="entropy above dense (nats)")
+    axes[0].set(xlabel="parameters, share of the dense tower's", ylabel="entropy above dense (nats)")
     axes[0].set_title("Size against entropy, at each entropy_increase")
     colours = colormaps["viridis"]
     for place, point in enumerate(points):
@@ -238,7 +238,7 @@ def plot_sizes(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     for share, cosine in zip(shares, cosines, strict=True):
         axes[0].annotate(f"{cosine:.4f}", (share, cosine), (5, -9), textcoords="offset points", fontsize=8)
     axes[0].annotate("dense", (1.0, 1.0), (-6, 3), textcoords="offset points", fontsize=8, ha="right")
-    axes[0].set(xlabel=f"{what}, of the dense tower's", ylabel="cosine to the dense features, mean over images")
+    axes[0].set(xlabel=f"{what}, share of the dense tower's", ylabel="cosine to the dense features, mean over images")
     axes[0].set_title("Features of held-out images")
     axes[0].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     colours = colormaps["viridis"]

@@ -2,11 +2,13 @@
 
 import argparse
 import errno
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,3 +181,11 @@ def test_progress_in_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_texts_are_cut_between_words(text: str, limit: int, short: str) -> None:
     assert shortened(text, limit) == short
+
+
+def test_torchruns_report_ends_with_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    with pytest.raises(SystemExit):
+        run_script(_raising(UserError("--steps", "0 is less than 1")))
+    assert json.loads(file.read_text())["message"] == "error: --steps: 0 is less than 1"
