@@ -1,12 +1,11 @@
 """Distils a pruned student from its dense teacher; writes log.jsonl, tensorboard/ and distilled/."""
 
 import argparse
-from pathlib import Path
 
 from amp.evaluation.student import check_metric
 from amp.run.console import reproduce, say
 from amp.run.files import begin_sha256
-from amp.run.options import check_model_folder, check_output
+from amp.run.options import check_output
 from amp.run.processes.environment import MOST_PROCESSES, place_of
 from amp.settings.base import at_least
 from amp.settings.distill import DistillConfig
@@ -35,8 +34,6 @@ def main() -> None:
     if config is None:
         return
     check_output(config.output.dir)
-    if not Path(config.student.pretrained).is_file():
-        check_model_folder(config.student.pretrained)
     check_metric(config)
     begin_sha256(config.dense.weights)
 

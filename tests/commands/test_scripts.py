@@ -227,7 +227,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "pickle with code": ("model.pretrained={tmp}/malice.pt", ["model.pretrained", "malice.pt", "run code"]),
     "unknown key": ("data.batchsize=32", ["data.batchsize", "did you mean 'batch_size'"]),
     "wrong type": ("data.batch_size=32.5", ["data.batch_size", "32.5", "integer"]),
-    "output is a file": ("output.dir={tmp}/prune.yaml/out", ["output.dir", "cannot be written to"]),
+    "output is a file": ("output.dir={tmp}/prune.yaml/out", ["output.dir", "is a file; choose a folder"]),
     "wrong widths": ("prune.widths=[3]", ["prune.widths", "1 widths", "5 blocks"]),
 }
 
