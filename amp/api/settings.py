@@ -7,7 +7,7 @@ from typing import Any
 from amp.data.given import is_path
 from amp.errors import UserError
 from amp.settings.base import MOST
-from amp.settings.model import GivenModelSettings
+from amp.settings.model import IN_MEMORY, GivenModelSettings
 from amp.settings.prune import RECOMMENDED, PruneConfig, SearchSettings
 from amp.settings.reading.keywords import from_keywords, merged
 from amp.settings.reading.yaml_files import Raw, validate
@@ -59,7 +59,7 @@ class Asked:
             UserError: a value that is not allowed.
         """
         whole = merged(self._recommended(), self.raw)
-        whole["model"] = {"name": "model-in-memory", **(self.raw.get("model") or {})}
+        whole["model"] = {"name": IN_MEMORY, **(self.raw.get("model") or {})}
         said_data, said_prune = self.raw.get("data") or {}, self.raw.get("prune") or {}
         data, prune = whole["data"], whole["prune"]
         counts = {"num_samples": num_scored, "num_val_samples": num_held_out}

@@ -9,10 +9,11 @@ from amp.errors import UserError, under
 from amp.evaluation.options import CompareOptions
 from amp.models.folder import load_tower, read_folder_config
 from amp.models.open import open_published, open_tower
-from amp.settings.model import ModelSettings
+from amp.settings.model import IN_MEMORY, ModelSettings
 from amp.towers import Tower, build_tower, library, tell_preprocess
 from amp.towers.base import check_weights
 
+OBJECTS = (IN_MEMORY, "in-memory")  # what amp.prune and amp.distill record of a model that was given as an object
 _KEYS = ("frame", "name", "kwargs", "transform")
 
 
@@ -64,26 +65,30 @@ def find_dense(options: CompareOptions) -> Dense:
         UserError: not a folder of a pruned model, or one that does not tell the dense weights.
     """
     config = read_folder_config(options.folder)
-    if options.dense is not None and options.dense != config.base["name"]:
+    name, own = str(config.base["name"]), library(config.base["frame"])
+    if options.dense is not None and options.dense != name:
         return Dense(options.dense, options.pretrained, None, None)
-    name = str(config.base["name"])
-    if options.pretrained is not None:
+    if options.pretrained is not None or (options.dense is not None and own.folders):
         return Dense(name, options.pretrained, config.base, None)
     model = _recorded(config.provenance)
     if model is None:
+        hint = f"say --dense {name}" if own.folders else "give a tag or file, or the dense model's folder as --dense"
+        tag = str(config.base.get("variant")).partition(".")[2]
+        example = f"; for example --pretrained {tag}, if those were its weights" if tag else ""
         raise UserError(
             "--pretrained",
-            f"missing; {options.folder}/config.json does not tell the weights of the dense {name}: give a tag or file, "
-            "or the dense model's folder as --dense",
+            f"missing; {options.folder} does not tell the weights of the dense {name}: {hint}{example}",
         )
     return Dense(name, model.get("pretrained"), config.base, options.folder)
 
 
 def _recorded(provenance: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The dense model's settings, as a pruning or a distillation records them; None where nobody did."""
+    """The dense model's settings, as a pruning or a distillation records them; None where nobody did, as of an
+    object."""
     settings = provenance.get("settings")
     groups = [settings.get(key) for key in ("model", "teacher")] if isinstance(settings, Mapping) else []
-    return next((group for group in groups if isinstance(group, Mapping) and "pretrained" in group), None)
+    found = next((group for group in groups if isinstance(group, Mapping) and "pretrained" in group), None)
+    return None if found is not None and found.get("name") in OBJECTS else found
 
 
 def open_pruned(options: CompareOptions, device: str) -> Tower:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from amp.errors import under
@@ -14,6 +15,7 @@ from amp.run.console import say
 from amp.run.identity import PACKAGES
 from amp.run.tables import human, percent, table
 from amp.run.world import world
+from amp.towers import library
 
 _NAMES = {"zeroshot": "zero-shot", "retrieval": "retrieval", "knn": "k-NN", "probe": "linear probe", "top1": "top-1"}
 _OF_METRICS = {"acc1": "top-1", "acc5": "top-5", "mean_per_class_recall": "mean per class"}
@@ -49,6 +51,8 @@ def measure_comparison(run: Evaluation[CompareOptions], look: Look | None = None
     options, device, started = run.config, str(world().device), time.monotonic()
     found = find_dense(options)
     dense = found.open(options, "meta")  # what is wrong with it is told before the pruned one is measured
+    if not (found.pretrained or Path(found.name).is_dir() or library(dense.base["frame"]).folders):
+        say(f"note: the weights of the dense {found.name} are random; --pretrained names others")
     pruned = open_pruned(options, device)
     with under("--dataset_root", instead_of="--train_root"), under("--dataset_root", instead_of="--val_root"):
         data = open_data(options, pruned.transform)

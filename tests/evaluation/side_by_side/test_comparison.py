@@ -13,9 +13,12 @@ from helpers.hf_models import VISION, settings, write
 from helpers.model_folders import random_clip
 from PIL import Image
 
+from amp.errors import UserError
+from amp.evaluation.options import CompareOptions
 from amp.evaluation.side_by_side.agreement import agree, same_nearest
+from amp.evaluation.side_by_side.models import find_dense
 from amp.models.folder import save_tower
-from amp.settings.model import ModelSettings
+from amp.settings.model import IN_MEMORY, ModelSettings
 from amp.towers import build_tower
 
 SCRIPT = "eval/eval_models.py"
@@ -168,5 +171,15 @@ def test_mistakes_are_one_line(tmp_path: Path, golden_model: ModelSettings, pict
 def test_a_folder_that_does_not_tell_its_weights(tmp_path: Path, folder: Path, pictures: Path, call: Any) -> None:
     words = [folder, "--images", pictures / "own", "--num_workers", 0, "--output", tmp_path / "r.json"]
     code, _, err = call(SCRIPT, *words)
-    assert (code, "config.json does not tell the weights of the dense " in err) == (2, True)
+    assert (code, "does not tell the weights of the dense " in err) == (2, True)
     assert call(SCRIPT, *words, "--pretrained", GOLDEN / "tiny-clip.safetensors")[0] == 0
+
+
+def test_a_model_that_was_an_object_tells_no_weights(tmp_path: Path) -> None:
+    tower = build_tower(ModelSettings(frame="timm", name="test_vit"))
+    kept = [range(width) for width in tower.widths]
+    save_tower(tower, kept, {"settings": {"model": {"name": IN_MEMORY, "pretrained": None}}}, tmp_path / "pruned")
+    words = {"folder": str(tmp_path / "pruned"), "images": str(tmp_path)}
+    with pytest.raises(UserError, match=r"--pretrained: missing; .* does not tell the weights of the dense test_vit"):
+        find_dense(CompareOptions(**words))
+    assert find_dense(CompareOptions(**words, pretrained="r160_in1k")).pretrained == "r160_in1k"
