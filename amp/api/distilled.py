@@ -21,6 +21,7 @@ from amp.errors import UserError
 from amp.run.figures import BLUE, panels
 from amp.run.world import alone
 from amp.settings.distill import RECOMMENDED, DistillConfig
+from amp.settings.model import TEACHER_IN_MEMORY
 from amp.settings.reading.keywords import from_keywords, merged
 from amp.settings.reading.yaml_files import validate
 from amp.towers import Tower, after_last_block, on_meta, with_heads, wrap_tower
@@ -108,7 +109,7 @@ def _config(model: nn.Module, images: Any, steps: int, keywords: Mapping[str, An
     if dtype not in precision:
         raise UserError("student", f"is in {dtype}; train it in fp32 (model.float()) or bf16 (model.bfloat16())")
     at_hand: dict[str, Any] = {
-        "teacher": {"name": "in-memory"},
+        "teacher": {"name": TEACHER_IN_MEMORY},
         "student": {"pretrained": "in-memory"},
         "data": {"name": "imagefolder", "root": str(images) if is_path(images) else "images-in-memory"},
         "optim": {"warmup_steps": steps // WARM_UP_SHARE, "precision": precision[dtype]},

@@ -11,7 +11,7 @@ from amp.demo import MODEL
 from amp.demo.pipeline import HOME, Demo, Row
 from amp.errors import UserError
 from amp.run.console import run_script
-from amp.run.files import prepare_output
+from amp.run.options import prepare_output
 from amp.run.sealed import read_json, write_json
 from amp.settings.base import Parser, at_least
 

@@ -12,8 +12,9 @@ from amp.evaluation.options.images import DividedOptions
 from amp.evaluation.paper import summarise
 from amp.models.open import open_tower
 from amp.run.console import say
-from amp.run.files import check_writable, file_sha256, json_sha256, texts_sha256
+from amp.run.files import file_sha256, json_sha256, texts_sha256
 from amp.run.identity import PACKAGES
+from amp.run.options import check_writable
 from amp.run.run import Run
 from amp.run.tables import percent, table, write_table
 from amp.run.world import world

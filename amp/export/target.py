@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from amp.errors import UserError
-from amp.run.files import check_writable
+from amp.run.options import check_writable
 
 ONNX, TORCH = SUFFIXES = (".onnx", ".pt2")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from amp.errors import UserError, as_line, under
+from amp.errors import UserError, as_line
 from amp.run.processes.environment import speaks
 
 LOCK = ".lock"
@@ -123,21 +123,8 @@ def check_outside_models(folder: str | Path) -> None:
             )
 
 
-def prepare_output(folder: str) -> Path:
-    """The run's folder, not left behind where it is new. Raises UserError when it cannot be written to."""
-    path = Path(folder)
-    try:
-        with _made(path), tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
-        reason = "it is a file, or lies below one" if in_the_way else error.strerror
-        raise UserError("output.dir", f"{folder}: cannot be written to ({reason}); choose another folder") from None
-    return path
-
-
 @contextmanager
-def _made(folder: Path) -> Iterator[None]:
+def made(folder: Path) -> Iterator[None]:
     """The folder is there; what is new of it and of those above it goes at the end, where nothing was written."""
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
@@ -147,16 +134,6 @@ def _made(folder: Path) -> Iterator[None]:
         for place in new:
             with suppress(OSError):
                 place.rmdir()
-
-
-def check_writable(key: str, file: str) -> Path:
-    """`file` as a path. Raises UserError when `key` names a file that could not be written."""
-    path = Path(file)
-    if path.is_dir():
-        raise UserError(key, f"{file}: is a folder; give the name of a file")
-    with under(key, instead_of="output.dir"):
-        prepare_output(str(path.parent))
-    return path
 
 
 @contextmanager
@@ -172,7 +149,7 @@ def alone_in(folder: Path, key: str = "output.dir") -> Iterator[None]:
         UserError: another run holds it; says which.
     """
     path = folder / LOCK
-    with _made(folder):
+    with made(folder):
         descriptor = _take(path, key)
         try:
             remove_left(folder)

@@ -9,12 +9,13 @@ options = Options(**read_options(Options, __doc__)[1])
 
 import argparse
 import os
+import tempfile
 from dataclasses import MISSING, field, fields
 from pathlib import Path
 from typing import Any
 
-from amp.errors import UserError
-from amp.run.files import DESCRIPTIONS
+from amp.errors import UserError, under
+from amp.run.files import DESCRIPTIONS, made
 from amp.settings.base import MOST, Parser, at_least
 
 OF_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
@@ -84,6 +85,27 @@ def check_output(folder: str, option: str = "output.dir") -> None:
         raise UserError(option, f"{folder}: {above} is a file; choose a folder")
     if not os.access(above, os.W_OK):
         raise UserError(option, f"{folder}: {above} cannot be written to; choose another folder")
+
+
+def prepare_output(folder: str) -> Path:
+    """The run's folder, not left behind where it is new. Raises UserError when it cannot be written to."""
+    check_output(folder)
+    path = Path(folder)
+    try:
+        with made(path), tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        text = f"{folder}: cannot be written to ({error.strerror}); choose another folder"
+        raise UserError("output.dir", text) from None
+    return path
+
+
+def check_writable(key: str, file: str) -> Path:
+    """`file` as a path. Raises UserError when `key` names a file that could not be written."""
+    check_place(key, file)
+    with under(key, instead_of="output.dir"):
+        prepare_output(str(Path(file).parent))
+    return Path(file)
 
 
 def check_model_folder(folder: str | Path) -> None:

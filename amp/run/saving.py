@@ -59,8 +59,9 @@ class TensorWriter:
     def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """On the host; of tensors that every process has, one process keeps a copy."""
         own = {name: tensor for name, tensor in tensors.items() if self._is_main or isinstance(tensor, DTensor)}
-        copied: dict[str, Tensor] = self._stager.stage(own, non_blocking=world().device.type == "cuda")
-        if world().device.type == "cuda":
+        cuda = world().device.type == "cuda"
+        copied: dict[str, Tensor] = self._stager.stage(own, non_blocking=cuda)
+        if cuda:
             torch.cuda.synchronize(world().device)
         return copied
 

@@ -17,7 +17,8 @@ MODEL_NAME = "the library's model name, an open_clip model JSON, or for hf a fol
 MODEL_WEIGHTS = "weights: a tag of the library or a file; null: random, for hf those of the name"
 
 
-IN_MEMORY = "model-in-memory"  # What is recorded as the name of a model that was given as an object.
+# What a pruning and a distillation record as the name of a dense model that was given as an object.
+IN_MEMORY, TEACHER_IN_MEMORY = "model-in-memory", "in-memory"
 
 # Of pixels from 0 to 1, or to 255 where a library counts so.
 Level = Annotated[float, Field(ge=-1000, le=1000)]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amp.run.files import check_writable
+from amp.run.options import check_writable
 from amp.settings.base import Parser, at_least, number_from
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.yaml_files import load_config

@@ -6,8 +6,7 @@ from typing import Literal, get_args
 from amp.evaluation.benchmarks import Benchmark
 from amp.evaluation.dataset_files import NEEDS, Task
 from amp.evaluation.options.model import ModelOptions, batches_of, read_model_options, workers
-from amp.run.files import check_writable
-from amp.run.options import count, option
+from amp.run.options import check_writable, count, option
 
 Number = Literal["fp32", "bf16", "fp16"]
 Mode = Literal["eager", "compiled"]

@@ -9,11 +9,10 @@ from amp.errors import UserError, under
 from amp.evaluation.options import CompareOptions
 from amp.models.folder import load_tower, read_folder_config
 from amp.models.open import open_published, open_tower
-from amp.settings.model import IN_MEMORY, ModelSettings
+from amp.settings.model import IN_MEMORY, TEACHER_IN_MEMORY, ModelSettings
 from amp.towers import Tower, build_tower, library, tell_preprocess
 from amp.towers.base import check_weights
 
-OBJECTS = (IN_MEMORY, "in-memory")  # what amp.prune and amp.distill record of a model that was given as an object
 _KEYS = ("frame", "name", "kwargs", "transform")
 
 
@@ -88,7 +87,7 @@ def _recorded(provenance: Mapping[str, Any]) -> Mapping[str, Any] | None:
     settings = provenance.get("settings")
     groups = [settings.get(key) for key in ("model", "teacher")] if isinstance(settings, Mapping) else []
     found = next((group for group in groups if isinstance(group, Mapping) and "pretrained" in group), None)
-    return None if found is not None and found.get("name") in OBJECTS else found
+    return None if found is not None and found.get("name") in (IN_MEMORY, TEACHER_IN_MEMORY) else found
 
 
 def open_pruned(options: CompareOptions, device: str) -> Tower:

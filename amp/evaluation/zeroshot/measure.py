@@ -21,8 +21,9 @@ from amp.evaluation.results import (
 from amp.evaluation.zeroshot.classifiers import classifier_header, load_classifiers, save_classifier
 from amp.evaluation.zeroshot.evaluator import DATASET_ROOT, Evaluator
 from amp.run.console import say
-from amp.run.files import check_writable, file_sha256
+from amp.run.files import file_sha256
 from amp.run.identity import PACKAGES
+from amp.run.options import check_writable
 from amp.run.world import world
 
 
