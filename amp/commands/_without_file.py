@@ -4,20 +4,20 @@ B images of a batch, C channels, S side in pixels.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from amp.commands._plan import after_pruning, describe_pruning, describe_slicing, describe_time, estimate_seconds
 from amp.commands.prune import prune_models
 from amp.commands.score import score_model
-from amp.data.batches import Batches
 from amp.data.listing import list_images
-from amp.errors import UserError, nearest
+from amp.errors import UserError
 from amp.run.console import say
-from amp.run.world import start
 from amp.settings.model import Frame, ModelSettings
 from amp.settings.prune import PruneConfig
-from amp.settings.reading.command_line import Named, PruneOptions, ScoreOptions, options_named
-from amp.towers import Tower, find_frame, knows
-from amp.towers.library import library
+from amp.settings.reading.command_line import Named, PruneOptions, ScoreOptions
+
+if TYPE_CHECKING:
+    from amp.data.batches import Batches
+    from amp.towers import Tower
 
 FEWEST = 8  # images, of which a fourth is held out: a batch of two
 RANDOM = "random"
@@ -25,36 +25,44 @@ RANDOM = "random"
 
 def score_named(named: Named, options: ScoreOptions) -> None:
     """Scores."""
-    with options_named():
-        config = fitted(named)
-        if options.dry_run:
-            from amp.scoring import describe_plan
+    config = fitted(named)
+    if options.dry_run:
+        from amp.scoring import describe_plan
 
-            print(describe_plan(config, options.gpu_memory))
-            return
-        with start():
-            _score(config, describe_pruning(config))
-            say("next: `amp prune` with the same words, and --params 0.6 for 60 % of the parameters")
+        print(describe_plan(config, options.gpu_memory))
+        return
+
+    from amp.commands._plan import describe_pruning
+    from amp.run.world import start
+
+    with start():
+        _score(config, describe_pruning(config))
+        say("next: `amp prune` with the same words, and --params 0.6 for 60 % of the parameters")
 
 
 def prune_named(named: Named, options: PruneOptions) -> None:
     """Scores where that is not done, and prunes."""
-    with options_named():
-        config = fitted(named)
-        if options.dry_run:
-            from amp.pruning.memory import describe_plan
+    config = fitted(named)
+    if options.dry_run:
+        from amp.pruning.memory import describe_plan
 
-            print(describe_plan(config, options.gpu_memory))
-            return
-        with start():
-            targets = options.sweep.targets
-            if not _score(config, describe_pruning(config, targets)):
-                say(describe_slicing(config, targets))
-            say(after_pruning(prune_models(config, options), config.data))
+        print(describe_plan(config, options.gpu_memory))
+        return
+
+    from amp.commands._plan import after_pruning, describe_pruning, describe_slicing
+    from amp.run.world import start
+
+    with start():
+        targets = options.sweep.targets
+        if not _score(config, describe_pruning(config, targets)):
+            say(describe_slicing(config, targets))
+        say(after_pruning(prune_models(config, options), config.data))
 
 
 def _score(config: PruneConfig, plan: str) -> bool:
-    def look(tower: Tower, images: Batches) -> None:
+    from amp.commands._plan import describe_time, estimate_seconds
+
+    def look(tower: "Tower", images: "Batches") -> None:
         say(describe_time(estimate_seconds(config, tower, images)))
 
     return score_model(config, plan, look)
@@ -69,6 +77,9 @@ def fitted(named: Named) -> PruneConfig:
     config = named.config()
     counts = {split: len(list_images(config.data, split)) for split in ("train", "val")}
     data = _batches(config, counts)
+
+    from amp.towers import find_frame
+
     frame = config.model.frame or find_frame(config.model.name)
     return named.config(model={"frame": frame, "pretrained": find_weights(config.model, frame)}, data=data)
 
@@ -93,10 +104,10 @@ def find_weights(model: ModelSettings, frame: Frame) -> str | None:
     Raises:
         UserError: there is nothing to say which.
     """
+    from amp.towers.library import library
+
     own = library(frame)
-    if own.names and not knows(frame, model.name):
-        close = nearest(model.name.partition(".")[0], own.names())
-        raise UserError("model.name", f"{own.known_as} knows no {model.name!r}{close}")
+    own.check(model.model_copy(update={"pretrained": None}) if model.pretrained == RANDOM else model)
     if model.pretrained == RANDOM and not own.folders:
         return None
     if model.pretrained or own.folders:

@@ -1,11 +1,14 @@
 """Distils a pruned student from its dense teacher; writes log.jsonl, tensorboard/ and distilled/."""
 
 import argparse
+from pathlib import Path
 
+from amp.data.listing import check_fills_batch, check_images
+from amp.errors import under
 from amp.evaluation.student import check_metric
 from amp.run.console import reproduce, say
 from amp.run.files import begin_sha256
-from amp.run.options import check_output
+from amp.run.options import check_model_folder, check_output
 from amp.run.processes.environment import MOST_PROCESSES, place_of
 from amp.settings.base import at_least
 from amp.settings.distill import DistillConfig
@@ -35,6 +38,10 @@ def main() -> None:
         return
     check_output(config.output.dir)
     check_metric(config)
+    if not Path(config.output.dir, "distilled").exists():
+        if not Path(config.student.pretrained).is_file():
+            check_model_folder(config.student.pretrained)
+        check_images(config.data, ["train"])
     begin_sha256(config.dense.weights)
 
     from amp.commands._plan import after_distilling, describe_distillation, describe_steps
@@ -54,12 +61,16 @@ def main() -> None:
     from amp.run.files import file_sha256, room_for
     from amp.run.run import open_run
     from amp.run.world import world
-    from amp.towers import default_frame
+    from amp.towers import default_frame, library
 
-    config = config.with_frame(config.teacher.frame or default_frame(config.teacher.name, "teacher.name"))
+    frame = config.teacher.frame or default_frame(config.teacher.name, "teacher.name")
+    config = config.with_frame(frame)
 
     def inputs() -> dict[str, str | None]:
+        with under("teacher", instead_of="model"):
+            library(frame).check(config.dense)
         check_student(config.student.pretrained)
+        check_fills_batch(config.data, "train")
         return {"student_sha256": file_sha256(config.student.pretrained), **digests_of(config.data, "train")}
 
     outputs = ("distilled/config.json", "distilled/model.safetensors")

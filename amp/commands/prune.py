@@ -1,31 +1,33 @@
 """Finds each block's width, slices the network; writes prune.json, prune.png and pruned/."""
 
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
+from amp.data.layouts import Split
+from amp.data.listing import check_fills_batch, check_images
 from amp.run.console import say
-from amp.run.files import begin_sha256
-from amp.run.options import check_output
+from amp.run.files import SCORES, begin_sha256
+from amp.run.options import check_output, check_scored
 from amp.settings.prune import PruneConfig
-from amp.settings.reading.command_line import PruneOptions, options_named, parse_prune
+from amp.settings.reading.command_line import PruneOptions, parse_prune
 
 
 def main() -> None:
     config, options = parse_prune(__doc__)
-    with options_named() if options.named else nullcontext():
+    with options.as_typed():
         check_output(config.output.dir)
-    if options.named:
-        from amp.commands._without_file import prune_named
+        if options.named:
+            from amp.commands._without_file import prune_named
 
-        prune_named(options.named, options)
-        return
+            prune_named(options.named, options)
+            return
     if options.dry_run:
         from amp.pruning.memory import describe_plan
 
         print(describe_plan(config, options.gpu_memory))
         return
 
+    _check_inputs(config, options)
     begin_sha256(config.dense.weights)
 
     from amp.commands._plan import after_pruning
@@ -35,6 +37,22 @@ def main() -> None:
         folder = prune_models(config, options)
         if not options.sweep.thresholds and not options.compensate_only:
             say(after_pruning(folder, config.data))
+
+
+def _check_inputs(config: PruneConfig, options: PruneOptions) -> None:
+    """What is missing is told at once, unless the folder holds a pruning, which may be the one that is asked for."""
+    folder = Path(config.output.dir)
+    if any(record for pattern in ("prune.json", "*/prune.json") for record in folder.glob(pattern)):
+        return
+    if not options.compensate_only:
+        check_scored(folder / SCORES)
+    check_images(config.data, _filled(config, options), ["train", "val"])
+
+
+def _filled(config: PruneConfig, options: PruneOptions) -> list[Split]:
+    """The splits that must hold a batch."""
+    refits = config.prune.compensation != "none" or config.prune.recover_steps
+    return [*(() if options.compensate_only else ("val",)), *(("train",) if refits else ())]
 
 
 def prune_models(config: PruneConfig, options: PruneOptions) -> Path:
@@ -55,7 +73,7 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
     from amp.pruning import check_widths, open_networks, prune, refit_pruned, relative_size, write_pruning, write_sweep
     from amp.pruning.places import own_place, place_of, place_to_refit
     from amp.run.identity import recorded_frame
-    from amp.run.run import SCORES, Run, open_run
+    from amp.run.run import Run, open_run
     from amp.run.world import world
     from amp.scoring.scores_file import check_fit, check_scores, load_scores, with_scored_heads
     from amp.towers import build_tower, tell_preprocess
@@ -68,7 +86,12 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
             return place_to_refit(run)
         return own_place(run) if options.sweep.targets else place_of(run, thresholds)
 
-    with open_run(config, lambda: digests_of(config.data, "train", "val"), outputs, place=place) as run:
+    def inputs() -> dict[str, str]:
+        for split in _filled(config, options):
+            check_fills_batch(config.data, split)
+        return digests_of(config.data, "train", "val")
+
+    with open_run(config, inputs, outputs, place=place) as run:
         if options.compensate_only:
             refit_pruned(run)
             return run.folder

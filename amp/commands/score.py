@@ -1,16 +1,16 @@
 """Scores the hidden neurons of every MLP by one criterion; writes scores.safetensors."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amp.data.listing import check_fills_batch, check_images, list_images
 from amp.run.console import called, say
-from amp.run.files import begin_sha256
+from amp.run.files import HEAD_SCORES, SCORES, begin_sha256
 from amp.run.options import check_output
 from amp.settings.prune import PruneConfig
-from amp.settings.reading.command_line import options_named, parse_score
+from amp.settings.reading.command_line import parse_score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,18 +22,20 @@ if TYPE_CHECKING:
 
 def main() -> None:
     config, options = parse_score(__doc__)
-    with options_named() if options.named else nullcontext():
+    with options.as_typed():
         check_output(config.output.dir)
-    if options.named:
-        from amp.commands._without_file import score_named
+        if options.named:
+            from amp.commands._without_file import score_named
 
-        score_named(options.named, options)
-        return
+            score_named(options.named, options)
+            return
     if options.dry_run:
         from amp.scoring import describe_plan
 
         print(describe_plan(config, options.gpu_memory))
         return
+    if not Path(config.output.dir, SCORES).exists():
+        check_images(config.data, ["val"], ["train"])
     begin_sha256(config.dense.weights)
     score_model(config)
     say(f"next: {called('main_prune.py', 'amp prune')} with the same settings")
@@ -51,19 +53,22 @@ def score_model(
     from amp.commands._plan import describe_scoring
     from amp.data.batches import Batches
     from amp.data.identity import digests_of
-    from amp.data.listing import check_fills_batch, list_images
-    from amp.run.run import HEAD_SCORES, SCORES, open_run
+    from amp.run.run import open_run
     from amp.run.world import world
     from amp.scoring import reads_images
     from amp.statistics.kept_moments import MOMENTS
     from amp.statistics.saved_sums import forget_sums
-    from amp.towers import build_tower, default_frame, tell_preprocess, with_attention
+    from amp.towers import build_tower, default_frame, library, tell_preprocess, with_attention
 
-    config = config.with_frame(config.model.frame or default_frame(config.model.name))
+    frame = config.model.frame or default_frame(config.model.name)
+    config = config.with_frame(frame)
     outputs = (SCORES,) if config.attention == "none" else (SCORES, HEAD_SCORES)
 
     def inputs() -> dict[str, str]:
+        library(frame).check(config.model)
         check_fills_batch(config.data, "val")  # What the search needs is better missed now than after the scoring.
+        if reads_images(config.score):
+            check_fills_batch(config.data, "train")
         return digests_of(config.data, "train")
 
     with open_run(config, inputs, outputs, leave_out=("prune",)) as run:
@@ -104,7 +109,6 @@ def _write_scores(
     Args:
         unfinished: where sums are kept meanwhile.
     """
-    from amp.run.run import HEAD_SCORES, SCORES
     from amp.run.world import world
     from amp.scoring import save_scores, score, score_heads
     from amp.statistics.kept_moments import MOMENTS, KeptMoments
@@ -120,7 +124,6 @@ def _write_scores(
 
 
 def _has_moments(folder: Path, of_heads: bool) -> bool:
-    from amp.run.run import SCORES
     from amp.scoring.scores_file import load_scores
     from amp.statistics.kept_moments import find_moments, unit_names
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from amp.data.layouts import Source, Split
 from amp.errors import UserError
 from amp.registry import LAYOUTS
+from amp.run.processes.environment import is_one_of_several
 from amp.settings.data import DataSettings
 
 
@@ -22,8 +23,26 @@ def check_fills_batch(settings: DataSettings, split: Split) -> None:
     """Raises UserError unless the split holds a batch of images."""
     count = len(list_images(settings, split))
     if count < settings.batch_size:
-        why = f"of the split {split!r} of {settings.root}, which the search needs"
-        raise too_few(settings.batch_size, count, why)
+        need = ", which the search needs" if split == "val" else ""
+        raise too_few(settings.batch_size, count, f"of the split {split!r} of {settings.root}{need}")
+
+
+def check_images(settings: DataSettings, filled: Sequence[Split], found: Sequence[Split] = ()) -> None:
+    """What is wrong with the images of a run, before torch is imported. Where it is one of several processes, they meet
+    first, and the main one looks for all of them.
+
+    Args:
+        filled: splits that must hold a batch.
+        found: splits that must hold an image.
+    Raises:
+        UserError: one does not.
+    """
+    if is_one_of_several():
+        return
+    for split in filled:
+        check_fills_batch(settings, split)
+    for split in (split for split in found if split not in filled):
+        list_images(settings, split)
 
 
 def too_few(batch_size: int, count: int, which: str) -> UserError:

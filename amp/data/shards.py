@@ -10,14 +10,14 @@ import tarfile
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
-
-import torch
-from webdataset.shardlists import expand_urls
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from amp.data.files import is_litter
 from amp.errors import UserError
 from amp.run.console import progress
+
+if TYPE_CHECKING:
+    import torch
 
 MIXED_SHARDS = 16
 MOST_SHARDS = 10**6
@@ -103,6 +103,8 @@ def _expanded(pattern: str) -> list[str]:
     ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
     if math.prod(abs(int(last[:20]) - int(first[:20])) + 1 for first, last in ranges) > MOST_SHARDS:
         raise UserError("data.root", f"{pattern}: a pattern of more than {MOST_SHARDS} shards")
+    from webdataset.shardlists import expand_urls
+
     try:
         return list(expand_urls(pattern))
     except ValueError:
@@ -197,8 +199,10 @@ def _group(shard: str, members: list[Member]) -> list[Sample]:
     return samples
 
 
-def shuffle_nearby(members: Sequence[Member], generator: torch.Generator) -> list[int]:
+def shuffle_nearby(members: Sequence[Member], generator: "torch.Generator") -> list[int]:
     """Indices in a random order that reads few shards at a time: shards shuffled, images within each run of 16."""
+    import torch
+
     by_shard: dict[str, list[int]] = {}
     for index, member in enumerate(members):
         by_shard.setdefault(member.shard, []).append(index)

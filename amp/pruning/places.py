@@ -8,9 +8,9 @@ from typing import Any
 from amp.errors import UserError
 from amp.pruning.measure.journal import other_search
 from amp.run.console import called, say
-from amp.run.files import atomic, file_sha256, json_sha256, room_for
+from amp.run.files import SCORES, atomic, file_sha256, json_sha256, room_for
 from amp.run.identity import first_difference, in_words, read_header, recorded_frame
-from amp.run.run import SCORES, Run
+from amp.run.run import Run
 from amp.settings.prune import PruneConfig, SearchSettings
 
 RECORD = "prune.json"

@@ -23,6 +23,8 @@ from amp.errors import UserError, as_line
 from amp.run.processes.environment import speaks
 
 LOCK = ".lock"
+SCORES = "scores.safetensors"  # Written by a scoring, read by the prunings of its folder.
+HEAD_SCORES = "head_scores.safetensors"
 DESCRIPTIONS = ("config.json", "amp.json")  # of a model, beside its weights
 WEIGHTS = ("*model*.safetensors", "*model*.bin")
 READ = 64 << 20  # bytes, of which a digest takes so long that the interpreter is free for others meanwhile

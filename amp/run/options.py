@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from amp.errors import UserError, under
+from amp.run.console import called
 from amp.run.files import DESCRIPTIONS, made
 from amp.settings.base import MOST, Parser, at_least
 
@@ -106,6 +107,13 @@ def check_writable(key: str, file: str) -> Path:
     with under(key, instead_of="output.dir"):
         prepare_output(str(Path(file).parent))
     return Path(file)
+
+
+def check_scored(path: Path) -> None:
+    """Raises UserError unless the file of a scoring, which a pruning reads, is there."""
+    if not path.exists():
+        score = called("main_score.py", "amp score")
+        raise UserError(path, f"no such file; run {score} with the same --config_file first")
 
 
 def check_model_folder(folder: str | Path) -> None:

@@ -16,8 +16,6 @@ from amp.run.world import start, world
 from amp.settings.model import Frame
 from amp.settings.run import RunConfig
 
-HEAD_SCORES = "head_scores.safetensors"
-SCORES = "scores.safetensors"  # Written by a scoring, read by the prunings of its folder.
 Config = TypeVar("Config")
 RunSettings = TypeVar("RunSettings", bound=RunConfig)
 
@@ -171,6 +169,8 @@ def open_run(
                 digests = dict(inputs())
             except UserError as error:
                 missing = error
+                if not (outputs and Path(config.output.dir).is_dir()):
+                    raise
             run = Run(config, Path(config.output.dir), identity(config, leave_out, **digests), missing=missing)
             run = replace(run, folder=place(run))
             _check_apart(run)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from amp.errors import UserError
 from amp.run.console import called, say
-from amp.run.files import atomic, room_for
+from amp.run.files import HEAD_SCORES, SCORES, atomic, room_for
 from amp.run.identity import first_difference, in_words
-from amp.run.run import HEAD_SCORES, SCORES, Run
+from amp.run.options import check_scored
+from amp.run.run import Run
 from amp.run.sealed import read_tensors, write_tensors
 from amp.settings.prune import PruneConfig
 from amp.towers import Tower, in_order, with_attention
@@ -33,8 +34,7 @@ def load_scores(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
     Raises:
         UserError: the file holds none, it is damaged, or a score is no finite number.
     """
-    if not path.exists():
-        raise UserError(path, f"no such file; run {_score()} with the same --config_file first")
+    check_scored(path)
     header, tensors = read_tensors(path, FOREIGN)
     names = [f"score.{block}" for block in range(len(tensors))]
     for name in names:

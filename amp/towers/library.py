@@ -69,6 +69,8 @@ class Library:
             `amp.towers.wrap_tower`. Without it the library has no models of its own.
         families: (family, MLP layout, an example's name) of what can be pruned, for people.
         native: how it says itself what a sliced tower is.
+        check: raises UserError where it has no model of the settings' name, or no weights of that tag and no such file;
+            before anything is built.
         tags: of the weights that the library has of a name.
         names: every name it knows; None where nobody can list them.
         folders: whether its models are folders and hub ids, not names.
@@ -82,6 +84,7 @@ class Library:
     build: Callable[[ModelSettings, str, dict[str, Any] | None], Tower]
     families: Sequence[tuple[str, str, str]]
     native: Native
+    check: Callable[[ModelSettings], None] = lambda settings: None
     tags: Callable[[str], Sequence[str]] = lambda name: ()
     names: Callable[[], list[str]] | None = None
     wrap: Callable[[nn.Module, GivenModelSettings], Tower | None] | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from amp.models.throughput import describe_device
-from amp.run.run import SCORES
+from amp.run.files import SCORES
 from amp.run.world import world
 from amp.settings.distill import DistillConfig
 from amp.settings.model import ModelSettings

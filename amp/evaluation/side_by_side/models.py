@@ -11,7 +11,6 @@ from amp.models.folder import load_tower, read_folder_config
 from amp.models.open import open_published, open_tower
 from amp.settings.model import IN_MEMORY, TEACHER_IN_MEMORY, ModelSettings
 from amp.towers import Tower, build_tower, library, tell_preprocess
-from amp.towers.base import check_weights
 
 _KEYS = ("frame", "name", "kwargs", "transform")
 
@@ -43,8 +42,7 @@ class Dense:
                 tower = open_tower(self.name, options.model_type, self.pretrained, "fp32", device)
                 if device == "meta" and self.pretrained and not Path(self.pretrained).exists():
                     frame = tower.base["frame"]
-                    settings = ModelSettings(frame=frame, name=self.name, pretrained=self.pretrained)
-                    check_weights(settings, [*library(frame).tags(self.name)])
+                    library(frame).check(ModelSettings(frame=frame, name=self.name, pretrained=self.pretrained))
                 return tower
             of_base = {key: self.base[key] for key in _KEYS}
             settings = ModelSettings.model_validate({**of_base, "pretrained": self.pretrained, "precision": "fp32"})

@@ -19,8 +19,9 @@ from amp.pruning.recovery import Recovery
 from amp.pruning.refit import calibration_sums, open_compensation, refits_whole
 from amp.pruning.search import inputs_every
 from amp.run.console import detail, say
+from amp.run.files import SCORES
 from amp.run.identity import read_header
-from amp.run.run import SCORES, Run
+from amp.run.run import Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
 from amp.statistics.kept_moments import MOMENTS, KeptMoments, find_moments, unit_names

@@ -6,7 +6,7 @@ Light on purpose: `--help` and mistakes in the settings must answer before torch
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -160,6 +160,10 @@ class ScoreOptions:
     named: Named | None
     dry_run: bool
     gpu_memory: float
+
+    def as_typed(self) -> AbstractContextManager[None]:
+        """Within it, mistakes are told of what was typed: of an option where there is no YAML, else of a setting."""
+        return options_named() if self.named else nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)

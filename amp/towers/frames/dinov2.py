@@ -24,14 +24,23 @@ OFFSET = 0.1  # patches
 
 def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) -> Tower:
     """A tower of DINOv2 or DINOv3; see `amp.towers.build_tower`."""
-    name = settings.name
+    _check_name(settings.name)
+    return timm_frame.build(settings, device, saved, from_meta)
+
+
+def check(settings: ModelSettings) -> None:
+    """As of `Library`."""
+    _check_name(settings.name)
+    timm_frame.check(settings)
+
+
+def _check_name(name: str) -> None:
     if timm.is_model(name) and not knows(name):
         raise UserError(
             "model.name",
             f"{name!r} is no DINOv2 or DINOv3 of timm{nearest(name, timm.list_models('*dinov*'))}; "
             "for other models use the frame timm",
         )
-    return timm_frame.build(settings, device, saved, from_meta)
 
 
 def from_meta(settings: ModelSettings, state: State) -> State:
@@ -75,6 +84,7 @@ LIBRARY = Library(
     known_as="dinov2 (Meta's files)",
     knows=knows,
     build=build,
+    check=check,
     tags=timm_frame.LIBRARY.tags,
     families=[
         ("DINOv2 small to large, with registers or without", "plain", "vit_large_patch14_dinov2"),

@@ -19,7 +19,7 @@ from timm.models.eva import Eva, checkpoint_filter_fn
 
 from amp.errors import UserError
 from amp.settings.model import ModelSettings
-from amp.towers.base import Tower
+from amp.towers.base import Tower, check_weights
 from amp.towers.frames import open_clip as open_clip_frame
 from amp.towers.library import Library
 from amp.towers.native.open_clip import NATIVE, files
@@ -76,13 +76,26 @@ def from_released(trunk: Any, state: State) -> State:
 
 def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) -> Tower:
     """A tower of EVA-CLIP; see `amp.towers.build_tower`."""
-    if not _is_eva(settings.name):
-        raise UserError("model.name", f"{settings.name!r} is no EVA-CLIP; for other CLIPs use the frame open_clip")
+    _check_name(settings.name)
     config = json.loads(CONFIG_8B.read_text("utf-8")) if settings.name == MODEL_8B else None
     if saved or device == "meta" or not Path(settings.pretrained or "").is_file():
         return open_clip_frame.build(settings, device, saved, config)
     trunk = getattr(open_clip_frame.build(settings, "meta", None, config).visual, "trunk", None)
     return open_clip_frame.build(settings, device, saved, config, partial(from_released, trunk) if trunk else None)
+
+
+def check(settings: ModelSettings) -> None:
+    """As of `Library`."""
+    _check_name(settings.name)
+    if settings.name == MODEL_8B:
+        check_weights(settings, [])
+    else:
+        open_clip_frame.check(settings)
+
+
+def _check_name(name: str) -> None:
+    if not _is_eva(name):
+        raise UserError("model.name", f"{name!r} is no EVA-CLIP; for other CLIPs use the frame open_clip")
 
 
 def knows(name: str) -> bool:
@@ -98,6 +111,7 @@ LIBRARY = Library(
     known_as="eva_clip",
     knows=knows,
     build=build,
+    check=check,
     tags=open_clip.list_pretrained_tags_by_model,
     families=[("EVA02-CLIP-E, EVA-CLIP-8B", "plain", MODEL_8B)],
     native=replace(NATIVE, files=partial(files, registered=REGISTERED)),

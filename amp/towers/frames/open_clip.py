@@ -81,6 +81,12 @@ def build(
     return _around(model.eval().requires_grad_(False), settings, config, name, preprocess, notes)
 
 
+def check(settings: ModelSettings) -> None:
+    """As of `Library`."""
+    _model_config(settings.name)
+    check_weights(settings, open_clip.list_pretrained_tags_by_model(settings.name))
+
+
 def wrap(model: Any, asked: GivenModelSettings) -> Tower | None:
     """A tower around a model of open_clip, as it is; None around any other model."""
     if not made_by(model, "open_clip") or not hasattr(model, "visual"):
@@ -288,6 +294,7 @@ LIBRARY = Library(
     knows=knows,
     build=build,
     wrap=wrap,
+    check=check,
     tags=open_clip.list_pretrained_tags_by_model,
     families=[
         ("native ViT and CoCa", "plain", "ViT-g-14"),

@@ -46,8 +46,7 @@ def build(
         convert: what a weights file needs before timm reads it.
     """
     name = settings.name
-    if not knows(name):
-        raise UserError("model.name", f"timm knows no {name!r}{nearest(name.partition('.')[0], timm.list_models())}")
+    _check_name(name)
     refuse_loading(settings.kwargs, LOADING)
     weights = None if saved or device == "meta" else settings.pretrained
     if weights:
@@ -66,6 +65,18 @@ def build(
     preprocess = _preprocess(model, settings, saved)
     notes = () if saved else _notes(settings, weights, preprocess)
     return _around(model, settings, full_name, preprocess, dtype, notes)
+
+
+def check(settings: ModelSettings) -> None:
+    """As of `Library`."""
+    _check_name(settings.name)
+    check_weights(settings, _tags(settings.name))
+    _full_name(settings)
+
+
+def _check_name(name: str) -> None:
+    if not knows(name):
+        raise UserError("model.name", f"timm knows no {name!r}{nearest(name.partition('.')[0], timm.list_models())}")
 
 
 def wrap(model: Any, asked: GivenModelSettings) -> Tower | None:
@@ -263,6 +274,7 @@ LIBRARY = Library(
     knows=knows,
     build=build,
     wrap=wrap,
+    check=check,
     tags=_tags,
     families=[
         ("ViT, DeiT, BEiT, EVA01, SigLIP", "plain", "vit_base_patch16_224"),
