@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.numbered_images import write_images
+from helpers.without_torch import Answers
 from matplotlib.figure import Figure
 from PIL import Image
 from processes.start import run_processes
@@ -264,18 +265,12 @@ def held_out(tower: Tower, batches: Callable[[str], list[Tensor]]) -> HeldOutEnt
     return HeldOutEntropy(tower, batches("val"), 15.0)
 
 
-@pytest.fixture
-def at_once(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+@pytest.fixture(scope="session")
+def at_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answers]:
     """at_once(script, *words): a run that answers without torch, whose import takes seconds; importing it fails."""
-    (tmp_path / "no_torch").mkdir()
-    (tmp_path / "no_torch" / "torch.py").write_text("raise AssertionError('torch is imported')")
-
-    def run(script: str, *words: object) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}/no_torch{os.pathsep}{ROOT}"}
-        command = [sys.executable, script, *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
-
-    return run
+    answers = Answers(tmp_path_factory.mktemp("no_torch"))
+    yield answers
+    answers.close()
 
 
 @pytest.hookimpl(tryfirst=True)

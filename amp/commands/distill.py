@@ -32,16 +32,22 @@ def read_config() -> DistillConfig | None:
     return config
 
 
+def _check_inputs(config: DistillConfig) -> None:
+    """What is missing is told at once, unless the distillation may be done, which needs no more."""
+    check_output(config.output.dir)
+    check_metric(config)
+    if Path(config.output.dir, "distilled").exists():
+        return
+    if not Path(config.student.pretrained).is_file():
+        check_model_folder(config.student.pretrained)
+    check_images(config.data, ["train"])
+
+
 def main() -> None:
     config = read_config()
     if config is None:
         return
-    check_output(config.output.dir)
-    check_metric(config)
-    if not Path(config.output.dir, "distilled").exists():
-        if not Path(config.student.pretrained).is_file():
-            check_model_folder(config.student.pretrained)
-        check_images(config.data, ["train"])
+    _check_inputs(config)
     begin_sha256(config.dense.weights)
 
     from amp.commands._plan import after_distilling, describe_distillation, describe_steps

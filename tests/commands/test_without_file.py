@@ -12,13 +12,13 @@ from helpers.numbered_images import write_images
 
 import amp
 from amp.commands._plan import estimate_seconds, in_words, times
-from amp.commands._without_file import find_frame, find_weights, fitted
+from amp.commands._without_file import find_weights, fitted
 from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.settings.model import ModelSettings
 from amp.settings.prune import RECOMMENDED, PruneConfig
 from amp.settings.reading.command_line import parse_prune, parse_score
-from amp.towers import build_tower
+from amp.towers import build_tower, find_frame
 
 Call = Callable[..., tuple[int, str, str]]
 TINY = ["--model", f"{GOLDEN}/tiny-clip.json", "--weights", f"{GOLDEN}/tiny-clip.safetensors"]

@@ -1,7 +1,8 @@
-"""A saved pruned model, and ways to damage it."""
+"""Models that tests share: a saved pruned one, and ways to damage it; and towers of shapes alone, each built once."""
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from amp.towers import Tower, build_tower
 # A saved pruned model: widths of all kinds, and where it says it comes from.
 WIDTHS = [8, 256, 31, 1, 100]
 PROVENANCE = {"settings": {"prune": {"entropy_increase": 0.01}}, "note": "é"}
+
+
+def meta_tower(settings: ModelSettings) -> Tower:
+    """The tower of `settings` on the meta device; whoever asks for the same gets the same one."""
+    return _build(settings.model_copy(update={"pretrained": None}).model_dump_json())
+
+
+@cache
+def _build(settings: str) -> Tower:
+    return build_tower(ModelSettings.model_validate_json(settings), "meta")
 
 
 def prune(tower: Tower) -> list[list[int]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from helpers.meta_towers import meta_tower
+from helpers.model_folders import meta_tower
 
 from amp.errors import UserError
 from amp.registry import FRAMES

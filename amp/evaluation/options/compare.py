@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from amp.errors import UserError
 from amp.evaluation.dataset_files import check_class_folders
 from amp.evaluation.options.images import one_in, split_roots
 from amp.evaluation.options.model import batches_of, check_dense, given, result_file, workers
-from amp.evaluation.readers.class_folders import class_names
+from amp.evaluation.readers.class_folders import check_holds_image, class_names
 from amp.evaluation.readers.texts import name_classes, read_lines, read_pairs, read_templates
 from amp.registry import FRAMES
 from amp.run.options import argument, check_model_folder, check_place, count, decisive, option, read_options
@@ -122,10 +121,8 @@ def _check_files(options: CompareOptions) -> None:
     """Raises UserError for folders and files that are not what they should be."""
     check_model_folder(options.folder)
     check_place("--output", options.output)
-    if options.images and not Path(options.images).is_dir():
-        raise UserError("--images", f"{options.images}: no such folder")
-    if options.images and not any(Path(options.images).iterdir()):
-        raise UserError("--images", f"{options.images}: is empty")
+    if options.images:
+        check_holds_image("--images", options.images)
     if options.captions:
         read_pairs("--captions", options.captions)
     if options.templates:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ class Captioned(Dataset[Any]):
                 raise UserError(option, f"{annotations}: a caption of {printable(file)} is {wrong[0]!r:.40}, no text")
             if not Path(file).is_file():
                 raise UserError(option, f"{printable(file)} is missing, which {annotations} names")
+
+    def seen_by(self, transform: Callable[[Image.Image], Any]) -> "Captioned":
+        """The same images and captions, by another transform."""
+        other = copy(self)
+        other.transform = transform
+        return other
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -1,4 +1,4 @@
-"""Class folders on disk, and how they are divided into images to learn from and images to test on.
+"""Folders of images, and class folders on disk: how they are divided into images to learn from and images to test on.
 
     DIR/CLASS/...                         one folder of classes
     DIR/train/CLASS/..., DIR/val/CLASS/...    divided; test/ stands in for val/ where that is missing
@@ -6,13 +6,29 @@
 Light to import: a mistake in a folder answers before torch is loaded.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from amp.data.files import is_litter
+from amp.data.files import is_litter, walk
 from amp.errors import UserError
 
 HELD_OUT_EVERY = 4
 _TO_TEST = ("val", "test", "train")  # the first one there
+
+
+def images_below(option: str, root: str | Path) -> Iterator[str]:
+    """The image files of a folder at any depth. Raises UserError where a folder cannot be read."""
+    from amp.data.pixels import EXTENSIONS
+
+    return (str(path) for path in walk(root, option) if path.suffix.lower() in EXTENSIONS)
+
+
+def check_holds_image(option: str, root: str) -> None:
+    """Raises UserError, with the option that named `root`, unless it is a folder with an image file below it."""
+    if not Path(root).is_dir():
+        raise UserError(option, f"{root}: no such folder")
+    if next(images_below(option, root), None) is None:
+        raise UserError(option, f"{root}: holds no image file")
 
 
 def class_names(option: str, root: str | Path) -> list[str]:

@@ -8,16 +8,10 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
-from amp.data.files import walk
-from amp.data.pixels import EXTENSIONS, read_rgb
+from amp.data.pixels import read_rgb
 from amp.errors import UserError
-from amp.evaluation.readers.class_folders import class_names
+from amp.evaluation.readers.class_folders import class_names, images_below
 from amp.run.console import say
-
-
-def image_files(option: str, root: str | Path) -> list[str]:
-    """The image files of a folder at any depth, sorted. Raises UserError where a folder cannot be read."""
-    return sorted(str(path) for path in walk(root, option) if path.suffix.lower() in EXTENSIONS)
 
 
 class ClassFolders(Dataset[Any]):
@@ -34,7 +28,7 @@ class ClassFolders(Dataset[Any]):
         self.classes = class_names(option, root)
         self.samples: list[tuple[str, int]] = []
         for label, name in enumerate(self.classes):
-            files = image_files(option, Path(root) / name)
+            files = sorted(images_below(option, Path(root) / name))
             if not files:
                 raise UserError(option, f"{root}: no image in the class folder {name}")
             self.samples += [(file, label) for file in files]

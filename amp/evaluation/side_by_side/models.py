@@ -47,6 +47,8 @@ class Dense:
             of_base = {key: self.base[key] for key in _KEYS}
             settings = ModelSettings.model_validate({**of_base, "pretrained": self.pretrained, "precision": "fp32"})
             try:
+                if device == "meta":
+                    library(self.base["frame"]).check(settings)
                 return open_published(settings, device=device) or build_tower(settings, device)
             except UserError as error:
                 if self.recorded is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from amp.evaluation.knn import KS, Featurizer, accuracies_of
 from amp.evaluation.options import CompareOptions
 from amp.evaluation.options.compare import TASKS, Measured
 from amp.evaluation.probe import held_out_images, probe_accuracies
-from amp.evaluation.readers.folders import ClassFolders, ImageFiles, image_files, open_divided
+from amp.evaluation.readers.captions import Captioned
+from amp.evaluation.readers.class_folders import images_below
+from amp.evaluation.readers.folders import ClassFolders, ImageFiles, open_divided
 from amp.evaluation.readers.texts import TEMPLATES, name_classes, read_lines, read_templates
 from amp.evaluation.sharding import ShardedBatches
 from amp.evaluation.side_by_side.agreement import read_outputs
@@ -73,6 +75,19 @@ class Data:
         assert self.val is not None
         return self.train.seen_by(tower.transform), self.val.seen_by(tower.transform)
 
+    @cached_property
+    def _pairs(self) -> Captioned:
+        own = self.options
+        built = Benchmark("zeroshot_retrieval", "captions", str(own.images), captions=own.captions).build(
+            lambda image: image
+        )
+        assert isinstance(built, Captioned)
+        return built
+
+    def pairs(self, tower: Tower) -> Captioned:
+        """The images with captions, as a tower reads them; the file is read once."""
+        return self._pairs.seen_by(tower.transform)
+
 
 def open_data(options: CompareOptions, transform: Callable[[Any], Any]) -> Data:
     """Raises UserError for folders and files that are not what they should be."""
@@ -85,9 +100,7 @@ def open_data(options: CompareOptions, transform: Callable[[Any], Any]) -> Data:
     elif options.classnames:
         classes = read_lines("--classnames", options.classnames)
     if options.images:
-        option, files = "--images", image_files("--images", options.images)
-        if not files:
-            raise UserError(option, f"{options.images}: holds no image file")
+        option, files = "--images", sorted(images_below("--images", options.images))
     else:
         option, files = DATASET_ROOT, [file for file, _ in val.samples] if val else []
     if len(files) > options.num_images:
@@ -157,16 +170,11 @@ def images_of(data: Data, tower: Tower, tasks: Sequence[Measured]) -> list[Any]:
     """The data sets that pass each model, as `measure_side` reads them."""
     images: list[Any] = [ImageFiles(data.files, tower.transform)]
     if "retrieval" in tasks:
-        images.append(_pairs(data, tower))
+        images.append(data.pairs(tower))
     if data.val is not None:
         images += [data.images(tower)[1] for task in ("zeroshot", "top1") if task in tasks]
         images += data.images(tower) if {"knn", "probe"} & {*tasks} else ()
     return images
-
-
-def _pairs(data: Data, tower: Tower) -> Any:
-    own = data.options
-    return Benchmark("zeroshot_retrieval", "captions", str(own.images), captions=own.captions).build(tower.transform)
 
 
 def measure_side(tower: Tower, data: Data, tasks: Sequence[Measured], with_head: bool) -> Side:
@@ -183,7 +191,7 @@ def measure_side(tower: Tower, data: Data, tasks: Sequence[Measured], with_head:
         classifier_DC = evaluator.text_classifier(data.classes, data.templates)
         metrics["zeroshot"] = evaluator.classify(data.images(tower)[1], classifier_DC)[0]
     if "retrieval" in tasks:
-        metrics["retrieval"] = evaluator.retrieve(_pairs(data, tower))[0]
+        metrics["retrieval"] = evaluator.retrieve(data.pairs(tower))[0]
     if {"knn", "probe"} & {*tasks}:
         metrics |= _learn(tower, data, tasks)
     if "top1" in tasks:

@@ -1,4 +1,4 @@
-"""Which of open_clip's models a model object is: the objects do not say."""
+"""What open_clip calls its models; and which of them a model object is, since the objects do not say."""
 
 import json
 from functools import partial
@@ -7,8 +7,29 @@ from typing import Any
 import open_clip
 from open_clip.timm_model import TimmModel
 
+from amp.errors import UserError, nearest
 from amp.towers.base import offline
+from amp.towers.bounds import read_json
 from amp.towers.given import builds_the_same
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """The library's own JSON of a model name, or the user's from a path."""
+    if not name.endswith(".json"):
+        config = config_of(name.replace("/", "-"))
+        if config is None:
+            known = open_clip.list_models()
+            raise UserError(
+                "model.name",
+                f"open_clip knows no {name!r}{nearest(name, known)}; it may also be a model JSON or a pruned/ folder",
+            )
+        return config
+    return read_json(name, "model.name")
+
+
+def config_of(name: str) -> Any:
+    """The library's own JSON of a name; of one with a scheme (hf-hub:, local-dir:) it would be fetched: None."""
+    return None if ":" in name else open_clip.get_model_config(name)
 
 
 def find_name(model: Any) -> tuple[str, dict[str, Any]] | None:

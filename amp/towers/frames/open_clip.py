@@ -22,11 +22,11 @@ from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from torch import Tensor
 
-from amp.errors import UserError, nearest
+from amp.errors import UserError
 from amp.settings.model import GivenModelSettings, ModelSettings, TransformSettings
 from amp.towers.base import Tower, building, check_weights, refuse_loading
-from amp.towers.bounds import check_clip, read_json
-from amp.towers.frames._open_clip_names import find_name, side_in, side_of
+from amp.towers.bounds import check_clip
+from amp.towers.frames._open_clip_names import config_of, find_name, model_config, side_in, side_of
 from amp.towers.frames._tokenizer import Tokenizer, check_ids
 from amp.towers.given import builds_the_same, dtype_of, made_by, not_rebuilt, precision_of
 from amp.towers.library import Library
@@ -61,7 +61,7 @@ def build(
         config: the model's JSON, where its name does not tell.
         convert: from a weights file's names to open_clip's, where open_clip does not know them.
     """
-    config = saved["model_config"] if saved else config or _model_config(settings.name)
+    config = saved["model_config"] if saved else config or model_config(settings.name)
     check_clip("model.name", f"{settings.name}: ", config)
     name = _register(settings.name, config)
     kwargs = _kwargs(settings, config)
@@ -83,7 +83,7 @@ def build(
 
 def check(settings: ModelSettings) -> None:
     """As of `Library`."""
-    _model_config(settings.name)
+    model_config(settings.name)
     check_weights(settings, open_clip.list_pretrained_tags_by_model(settings.name))
 
 
@@ -94,7 +94,7 @@ def wrap(model: Any, asked: GivenModelSettings) -> Tower | None:
     if not _is_supported(model):
         raise _not_supported(asked.name or type(model).__name__, model)
     built = {} if asked.kwargs is None else dict(asked.kwargs)
-    found = (asked.name, _model_config(asked.name)) if asked.name else find_name(model)
+    found = (asked.name, model_config(asked.name)) if asked.name else find_name(model)
     name, config = found or (None, None)
     if config and asked.kwargs is None and side_in(config) != side_of(model.visual.image_size):
         built = {"img_size": side_of(model.visual.image_size)}
@@ -230,28 +230,9 @@ def _trunk_feature(visual: Any, images_BCHW: Tensor) -> Tensor:
     return pooled_BD
 
 
-def _model_config(name: str) -> dict[str, Any]:
-    """The library's own JSON of a model name, or the user's from a path."""
-    if not name.endswith(".json"):
-        config = _config_of(name.replace("/", "-"))
-        if config is None:
-            known = open_clip.list_models()
-            raise UserError(
-                "model.name",
-                f"open_clip knows no {name!r}{nearest(name, known)}; it may also be a model JSON or a pruned/ folder",
-            )
-        return config
-    return read_json(name, "model.name")
-
-
-def _config_of(name: str) -> Any:
-    """The library's own JSON of a name; of one with a scheme (hf-hub:, local-dir:) it would be fetched: None."""
-    return None if ":" in name else open_clip.get_model_config(name)
-
-
 def _register(name: str, config: dict[str, Any]) -> str:
     """Makes `config` known to open_clip under a name that can clash with no other model."""
-    if _config_of(name) == config:
+    if config_of(name) == config:
         return name
     text = json.dumps(config, sort_keys=True)
     registered = f"{Path(name).stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -286,7 +267,7 @@ def _transform(preprocess: dict[str, Any], side: int, own: TransformSettings) ->
 
 def knows(name: str) -> bool:
     """Whether open_clip has a model of this name, or it is a model JSON."""
-    return name.endswith(".json") or _config_of(name.replace("/", "-")) is not None
+    return name.endswith(".json") or config_of(name.replace("/", "-")) is not None
 
 
 LIBRARY = Library(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import refusal
-from helpers.meta_towers import meta_tower
+from helpers.model_folders import meta_tower
 from safetensors.torch import save_file
 from timm.models import register_model
 from timm.models.eva import Eva

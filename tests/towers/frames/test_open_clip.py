@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.meta_towers import meta_tower
+from helpers.model_folders import meta_tower
 
 from amp.models.folder import load_tower, save_tower
 from amp.models.sizes import count_flops, count_params
