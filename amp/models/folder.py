@@ -31,6 +31,7 @@ from amp.run.sealed import (
 from amp.settings.base import MOST_SIDE, Positive, Precision, Settings, Side
 from amp.settings.model import Frame, TransformSettings
 from amp.towers import Tower, in_order, rebuild_dense, with_heads
+from amp.towers.weights import tell_loading
 
 FORMAT = 1
 
@@ -207,8 +208,10 @@ def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | N
     config = read_folder_config(folder)
     base = config.base | ({"precision": precision} if precision else {})
     weights = Path(folder) / "model.safetensors"
-    if config.weights_sha256 is not None and device != "meta":
-        begin_sha256(weights)
+    if device != "meta":
+        tell_loading(str(folder), weights)
+        if config.weights_sha256 is not None:
+            begin_sha256(weights)
     try:
         tower = rebuild_dense(base, device)
         tower = tower if config.heads is None else with_heads(tower)

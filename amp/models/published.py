@@ -17,7 +17,7 @@ from amp.models.original_names import from_original, read_widths, rename, strip_
 from amp.run.files import atomic
 from amp.run.sealed import write_tensors
 from amp.towers import Tower, library, rebuild_dense
-from amp.towers.weights import State, read_state
+from amp.towers.weights import State, read_state, tell_loading
 
 
 def _state_of(path: str | Path, base: Mapping[str, Any]) -> State:
@@ -57,6 +57,7 @@ def load_published(
     Raises:
         UserError: not the vision tower of that model.
     """
+    tell_loading(str(path), Path(path))
     tower = rebuild_dense(base, device)
     state = _state_of(path, base)
     try:

@@ -11,7 +11,6 @@ from torch import nn
 
 from amp.errors import UserError
 from amp.registry import FRAMES
-from amp.run.console import say
 from amp.settings.model import GivenModelSettings, ModelSettings
 from amp.towers.base import Tower, in_order, offline
 from amp.towers.copies import duplicate, on_meta
@@ -23,7 +22,7 @@ from amp.towers.mlps.slots import MlpSlot, Slot
 from amp.towers.names import default_frame, find_frame, knows, other_reader
 from amp.towers.preprocess import describe_preprocess, tell_preprocess
 from amp.towers.readout import TokenReadout, after_last_block, check_readout
-from amp.towers.weights import check_complete
+from amp.towers.weights import check_complete, tell_loading
 
 __all__ = [
     "Classifier",
@@ -49,8 +48,6 @@ __all__ = [
     "with_heads",
     "wrap_tower",
 ]
-
-LARGE = 300 << 20  # bytes of weights, which take seconds
 
 
 def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, Any] | None = None) -> Tower:
@@ -109,12 +106,10 @@ def wrap_tower(model: nn.Module, asked: GivenModelSettings | None = None) -> Tow
 
 
 def _tell_loading(settings: ModelSettings, own: Library) -> None:
-    """Says that weights are read that may take long: large ones, and those that may have to be fetched."""
     source = settings.weights or (settings.name if own.folders else "")
-    path, told = Path(source), settings.name if source == settings.name else f"{settings.name} ({source})"
-    files = path.glob("*") if path.is_dir() else [path]
-    if source in own.tags(settings.name) or sum(file.stat().st_size for file in files if file.is_file()) > LARGE:
-        say(f"loading {told}")
+    told = settings.name if source == settings.name else f"{settings.name} ({source})"
+    of_hub = own.folders and not Path(source).exists()
+    tell_loading(told, Path(source), fetched=of_hub or source in own.tags(settings.name))
 
 
 def _is_the_users_own(settings: ModelSettings) -> bool:

@@ -18,13 +18,28 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import serialization
 
 from amp.errors import UserError, shortened
+from amp.run.console import say
 
 ALIGNMENT = 64  # bytes
+LARGE = 300 << 20  # bytes of weights, which take seconds
 
 State = dict[str, Tensor]
 WRAPPED = ("state_dict", "model", "module")
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 EMA_FIRST = ("state_dict_ema", "model_ema", *WRAPPED)
+
+
+def tell_loading(told: str, source: Path, fetched: bool = False) -> None:
+    """Says that weights are read that may take long: large ones, and those that may have to be fetched.
+
+    Args:
+        told: what they are of.
+        source: a file, or a folder of files.
+        fetched: whether a library may have to download them.
+    """
+    files = source.glob("*") if source.is_dir() else [source]
+    if fetched or sum(file.stat().st_size for file in files if file.is_file()) > LARGE:
+        say(f"loading {told}")
 
 
 def read_state(path: str | Path, order: Sequence[str] = WRAPPED) -> State:

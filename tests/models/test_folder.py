@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refusal
+from helpers import hf_models
 from helpers.model_folders import PROVENANCE, WIDTHS, prune
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,8 +22,10 @@ from torch import Tensor
 import amp
 from amp.models import folder as checkpoint
 from amp.models.folder import load_tower, read_folder_config, save_tower
+from amp.models.open import open_tower
+from amp.models.published import write_published
 from amp.settings.model import ModelSettings
-from amp.towers import Tower, build_tower
+from amp.towers import Tower, build_tower, weights
 
 pytestmark = pytest.mark.slow
 
@@ -252,3 +255,30 @@ def test_the_folder_of_a_run_is_told_of_the_model_in_it(tower: Tower, tmp_path: 
     save_tower(tower, None, {}, tmp_path / "pruned")
     said = refusal(lambda: read_folder_config(tmp_path))
     assert said.endswith(f"did you mean {tmp_path}/pruned?")
+
+
+def test_large_weights_are_told_of_before_they_are_read(
+    folder: Path,
+    golden_model: ModelSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Those of a pruned folder, of a published checkpoint, of a file and of a folder of transformers."""
+    hf_models.write(tmp_path / "vit", "ViTModel", hf_models.VISION)
+    published = tmp_path / "published.pt"
+    write_published(load_tower(folder), published)
+    opened: dict[str, Callable[[], object]] = {
+        str(folder): lambda: amp.load_pruned(folder),
+        str(published): lambda: open_tower(golden_model.name, "open_clip", str(published)),
+        f"{golden_model.name} ({golden_model.pretrained})": lambda: build_tower(golden_model),
+        str(tmp_path / "vit"): lambda: build_tower(hf_models.settings(tmp_path / "vit")),
+    }
+    for large in (False, True):
+        monkeypatch.setattr(weights, "LARGE", 1000 if large else weights.LARGE)
+        for told, load in opened.items():
+            capsys.readouterr()
+            load()
+            assert capsys.readouterr().out == (f"loading {told}\n" if large else "")
+    load_tower(folder, "meta")
+    assert capsys.readouterr().out == ""
