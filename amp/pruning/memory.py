@@ -12,7 +12,7 @@ from amp.pruning.measure.store import room_for_inputs
 from amp.pruning.refit import refits_whole
 from amp.pruning.refit._rows import AT_ONCE, most_tokens
 from amp.pruning.search import inputs_every
-from amp.settings.prune import PruneConfig
+from amp.settings.prune import PruneConfig, SearchSettings
 from amp.statistics.moments import gigabytes_for_moments, group_bytes, groups, num_sums, work_bytes
 from amp.towers import Tower, build_tower
 from amp.towers.mlps.inputs import input_bytes
@@ -55,18 +55,38 @@ def plan_search(
     narrowed = sum(p.numel() * p.element_size() for slot in tower.slots for m in slot.modules for p in m.parameters())
     stored = max(stored, STREAMS * num_calibration * input_bytes(tower) * views)
     weights = weight_bytes(tower)
-    room = {"device": math.inf, "auto": room_for_inputs(1e9 * gpu_gb, weights + narrowed)}.get(store, 0.0)
-    on_device = int(min(stored, room))
+    compensation = refit_bytes(tower, num_calibration, views, gpu_gb)
+    room = {"device": math.inf, "auto": room_for_inputs(1e9 * gpu_gb, weights + narrowed + compensation)}
+    on_device = int(min(stored, room.get(store, 0.0)))
     activations = peak_bytes(tower, batch_size, run)
     parts = {"weights": weights, "narrowed": narrowed, "activations": activations, "stored": on_device}
-    if num_calibration and views:
-        parts["compensation"] = _refit_of_the_whole(tower, num_calibration, views)
-    elif num_calibration:
-        parts["compensation"] = _compensation(tower, num_calibration, gpu_gb)
+    if num_calibration:
+        parts["compensation"] = compensation
     return {**with_total(**parts), "stored_elsewhere": stored - on_device}
 
 
-def _compensation(tower: Tower, num_images: int, gpu_gb: float) -> int:
+def calibration_of(settings: SearchSettings) -> tuple[int, int]:
+    """Calibration images, and views of each where the sliced network is refitted as a whole; 0 where there are none."""
+    if settings.compensation == "none":
+        return 0, 0
+    return settings.num_calibration_samples, settings.refit_views if refits_whole(settings) else 0
+
+
+def refit_bytes(tower: Tower, num_calibration: int, views: int, gpu_gb: float | None = None) -> int:
+    """The most that a compensation takes on the device, beside the weights and what the search keeps.
+
+    Args:
+        num_calibration, views: of `calibration_of`.
+        gpu_gb: the GPU's memory; None: of the device at hand.
+    """
+    if not num_calibration:
+        return 0
+    if views:
+        return _refit_of_the_whole(tower, num_calibration, views)
+    return _compensation(tower, num_calibration, gpu_gb)
+
+
+def _compensation(tower: Tower, num_images: int, gpu_gb: float | None) -> int:
     """Bytes of the largest group of blocks."""
     most = 0
     sums = num_sums(tower.read_tokens)
@@ -103,10 +123,8 @@ def describe_plan(config: PruneConfig, gpu_gb: float) -> str:
         except UserError:
             num_images = GUESSED_IMAGES
             title.append(f"{config.data.root} is not here: {num_images} held-out images are assumed")
-    calibration = 0 if own.compensation == "none" else own.num_calibration_samples
-    views = own.refit_views if refits_whole(own) else 0
-    every = inputs_every(own)
-    plan = plan_search(tower, batch_size, num_images // batch_size, own.store, every, calibration, views, gpu_gb)
+    every, num_batches = inputs_every(own), num_images // batch_size
+    plan = plan_search(tower, batch_size, num_batches, own.store, every, *calibration_of(own), gpu_gb=gpu_gb)
     advice = "more processes, or model.precision: bf16"
     if plan["stored"] and own.store == "device":
         advice = "prune.store: auto, host or disk, or a larger prune.store_every"

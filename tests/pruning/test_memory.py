@@ -10,7 +10,7 @@ from helpers.memory import measured
 
 from amp.pruning.measure.held_out import HeldOutEntropy
 from amp.pruning.measure.store import InputStore
-from amp.pruning.memory import plan_search
+from amp.pruning.memory import calibration_of, plan_search, refit_bytes
 from amp.pruning.refit import Compensation
 from amp.pruning.refit.sequential import refit_whole
 from amp.pruning.search import inputs_every
@@ -69,6 +69,18 @@ def test_what_is_kept_is_what_is_measured_says(tower: Tower, golden_model: Model
     both = plan_search(meta, 4, 3, "auto", every, gpu_gb=0.0)
     assert (both["stored"], both["stored_elsewhere"]) == (0, held_out.stored_bytes)
     assert plan_search(meta, 4, 3, "auto", every, gpu_gb=80.0)["stored"] == held_out.stored_bytes
+
+
+@pytest.mark.parametrize("settings", [SearchSettings(compensation="ridge"), SearchSettings(compensation="sequential")])
+def test_what_is_kept_leaves_room_for_the_compensation_and_the_work(meta: Tower, settings: SearchSettings) -> None:
+    """Two fifths of a GPU for the work, beside what a compensation takes after the inputs were stored."""
+    num_images, views = calibration_of(settings)
+    promised = refit_bytes(meta, num_images, views, 0.1)
+    without, plan = (plan_search(meta, 64, 1000, "auto", 1, *own, gpu_gb=0.1) for own in ((), (num_images, views)))
+    assert 0 < promised == plan["compensation"]
+    assert plan["stored"] == max(0, without["stored"] - promised)
+    assert plan["total"] - plan["activations"] <= max(0.6e8, plan["weights"] + plan["narrowed"] + promised)
+    assert calibration_of(SearchSettings(compensation="none")) == (0, 0)
 
 
 def test_a_plan_that_does_not_fit_says_what_to_do(prune_yaml: Path, call: Callable[..., Any]) -> None:

@@ -22,7 +22,7 @@ from amp.scoring.criterion import Scoring
 from amp.scoring.scores_file import load_scores
 from amp.scoring.taylor import TaylorScorer
 from amp.settings.score import ScoreSettings
-from amp.statistics import saved_sums
+from amp.statistics import moments, saved_sums
 from amp.statistics.saved_sums import SavedSums
 from amp.towers import Tower
 
@@ -88,8 +88,9 @@ def test_a_scoring_of_several_passes_goes_on_in_any_of_them(
     tower: Tower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gigabytes: float
 ) -> None:
     """Of a reconstruction, also where its moments are so large that they are not worth keeping."""
+    monkeypatch.setattr(moments, "GIGABYTES", gigabytes)
     batches, settings = random_batches(5, 12), ScoreSettings(criterion="reconstruction")
-    expected = reconstruction.score(Scoring(tower, batches, settings), gigabytes)
+    expected = reconstruction.score(Scoring(tower, batches, settings))
     path = tmp_path / "scores_unfinished.safetensors"
     for rate in (saved_sums.BYTES_A_SECOND, 1.0):
         monkeypatch.setattr(saved_sums, "BYTES_A_SECOND", rate)
@@ -99,7 +100,7 @@ def test_a_scoring_of_several_passes_goes_on_in_any_of_them(
             try:
                 with monkeypatch.context() as patch:
                     stop_at_call(patch, last)
-                    found = reconstruction.score(Scoring(tower, batches, settings, saved), gigabytes)
+                    found = reconstruction.score(Scoring(tower, batches, settings, saved))
                 break
             except KeyboardInterrupt:
                 assert path.exists() or last < 6

@@ -13,7 +13,8 @@ from amp.pruning.doubt import warn_of_few
 from amp.pruning.measure.held_out import HeldOutEntropy
 from amp.pruning.measure.journal import Journal
 from amp.pruning.measure.networks import NarrowedNetworks, rank
-from amp.pruning.measure.store import InputStore
+from amp.pruning.measure.store import InputStore, Place
+from amp.pruning.memory import calibration_of, refit_bytes
 from amp.pruning.places import JOURNAL, journal_header
 from amp.pruning.recovery import Recovery
 from amp.pruning.refit import calibration_sums, open_compensation, refits_whole
@@ -49,7 +50,7 @@ def open_networks(
     about = world().from_main(lambda: journal_header(run, Path(config.output.dir, SCORES)))
     journal = Journal(run.path(JOURNAL), about, thresholds or [own.entropy_increase], len(batches))
     world().from_main(lambda: _remove_inputs(run.folder))
-    store = InputStore(own.store, world().device, run.path(f"{INPUTS}{world().rank}"))
+    store = _open_store(tower, config, own.store, run.path(f"{INPUTS}{world().rank}"))
     saved, home = calibration_sums(run), Path(config.output.dir)
     names = unit_names(len(tower.slots), bool(tower.heads))
     known = world().from_main(lambda: find_moments(home, names, read_header(home / SCORES)))
@@ -85,7 +86,7 @@ def networks_over(
         saved: where the sums of the calibration are kept, by the name of a group of blocks; None: nowhere.
         known: moments that the scoring has kept.
     """
-    own = config.prune
+    own, store = config.prune, store or _open_store(tower, config, "auto")
     measured = HeldOutEntropy(tower, held_out, config.score.inverse_temperature, store, inputs_every(own))
     gigabytes = measured.stored_bytes / 1e9
     stored = f"; up to {gigabytes:.1f} GB of hidden states kept (prune.store: {own.store})" if gigabytes > 0.1 else ""
@@ -93,7 +94,7 @@ def networks_over(
     if own.widths is None and own.allocation == "search":
         warn_of_few(measured.num_batches, config.data)
     orders = [slot.inputs_of(rank(score_U)) for slot, score_U in zip(tower.units, scores, strict=True)]
-    compensation = open_compensation(tower, orders, own, calibration, saved, store and store.beside(), known)
+    compensation = open_compensation(tower, orders, own, calibration, saved, store.beside(), known)
     try:
         yield NarrowedNetworks(
             tower,
@@ -106,6 +107,13 @@ def networks_over(
         )
     finally:
         measured.close()
+
+
+def _open_store(tower: Tower, config: PruneConfig, place: Place, folder: Path | None = None) -> InputStore:
+    """What a search keeps; on a GPU it leaves room for the compensation, which comes later."""
+    device = world().device
+    promised = refit_bytes(tower, *calibration_of(config.prune)) if device.type == "cuda" and place == "auto" else 0
+    return InputStore(place, device, folder, promised)
 
 
 def _remove_inputs(folder: Path) -> None:

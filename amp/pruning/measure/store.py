@@ -22,18 +22,18 @@ class InputStore:
 
     Args:
         folder: of the files, its own.
+        promised: bytes of the device that others will take later, and `auto` leaves to them.
     """
 
-    def __init__(self, place: Place, device: torch.device, folder: Path | None = None) -> None:
-        self._place, self._device, self._folder = place, device, folder
+    def __init__(self, place: Place, device: torch.device, folder: Path | None = None, promised: int = 0) -> None:
+        self._place, self._device, self._folder, self._promised = place, device, folder, promised
         self._held: dict[tuple[int, int], Tensor | Path] = {}
         self.clear()
 
     def beside(self) -> "InputStore":
         """Another one, in the same place."""
-        return InputStore(
-            self._place, self._device, self._folder and self._folder.with_name(f"{self._folder.name}.beside")
-        )
+        folder = self._folder and self._folder.with_name(f"{self._folder.name}.beside")
+        return InputStore(self._place, self._device, folder, self._promised)
 
     def __contains__(self, key: tuple[int, int]) -> bool:
         return key in self._held
@@ -43,7 +43,9 @@ class InputStore:
         if self._place == "disk":
             self._held[key] = self._write(key, tensor)
             return
-        if self._place == "host" or (self._place == "auto" and not _has_room(self._device, tensor.nbytes)):
+        if self._place == "host" or (
+            self._place == "auto" and not _has_room(self._device, tensor.nbytes + self._promised)
+        ):
             self._held[key] = _on_host(tensor)
             return
         try:
@@ -91,7 +93,7 @@ class InputStore:
 
 
 def room_for_inputs(total: float, taken: float) -> float:
-    """Bytes of a GPU of `total` bytes that `auto` may fill, where `taken` ones are in use."""
+    """Bytes of a GPU of `total` bytes that `auto` may fill, where `taken` ones are in use or promised to others."""
     return max(0.0, (1 - LEFT_FREE) * total - taken)
 
 

@@ -29,8 +29,6 @@ class Compensation:
         run: images (B, C, S, S) through the tower.
         batches: calibration images, this process's share; gone through once for each group of blocks.
         settings: `compensation` names the file that refits, and may have options of its own.
-        gigabytes: for the moments of several blocks at once; one block's are always taken. None: as the
-            device has.
         saved: of a name like no other's: the sums of an earlier, killed run to go on from, and the place of this one's;
             None keeps nothing.
         store: of what enters blocks, for a refit of the whole; None: as `auto` of `prune.store`.
@@ -45,7 +43,6 @@ class Compensation:
         run: Callable[[Tensor], object],
         batches: Batches | Sequence[Tensor],
         settings: SearchSettings,
-        gigabytes: float | None = None,
         saved: Callable[[str], SavedSums] | None = None,
         store: InputStore | None = None,
         known: KeptMoments | None = None,
@@ -64,7 +61,7 @@ class Compensation:
         self._store = store or InputStore("auto", world().device)
         self._slots, self._orders, self._run, self._batches = slots, orders, run, batches
         self._settings, self._saved = settings, saved
-        self._gigabytes = gigabytes_for_moments() if gigabytes is None else gigabytes
+        self._gigabytes = gigabytes_for_moments()
         self._group = range(0)
         self._made: tuple[int, Compensator | NormedCompensator] | None = None
 

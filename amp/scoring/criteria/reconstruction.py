@@ -75,18 +75,16 @@ SENSED_SHARE, SENSED_LEAST = 4, 0.5
 PASSES = {"activations": first_pass_bytes, "moments": other_passes_bytes}
 
 
-def score(scoring: Scoring, gigabytes: float | None = None) -> list[Tensor]:
+def score(scoring: Scoring) -> list[Tensor]:
     """The fall of E|f - f_pruned|^2 as each neuron is picked, comparable between blocks; later picks have less.
 
     Takes one backward pass over the images, which sees the moments of the first blocks too, as many as memory allows,
     and a forward pass for each further group of blocks.
 
-    Args:
-        gigabytes: for the moments of several blocks at once; one block's are always taken. None: as the device has.
     Raises:
         UserError: an activation or gradient that is not finite, all scores of a block zero, or too few images.
     """
-    slots, gigabytes = scoring.tower.slots, gigabytes_for_moments() if gigabytes is None else gigabytes
+    slots, gigabytes = scoring.tower.slots, gigabytes_for_moments()
     first, *others = _groups(scoring.tower, gigabytes)
     work = partial(_first_pass, scoring, first, gigabytes, bool(others))
     found = scoring.finished(f"first_{_name(first)}", work)

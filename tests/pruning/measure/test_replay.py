@@ -21,6 +21,7 @@ from amp.settings.model import ModelSettings
 from amp.settings.prune import SearchSettings
 from amp.towers import Tower, build_tower
 
+GPU = torch.device("cuda", 0)
 SMALL = {"depth": 4, "img_size": 56}
 HF = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32}
 TOWERS: dict[str, tuple[Any, ...]] = {
@@ -144,11 +145,25 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 
 def test_auto_leaves_two_fifths_of_a_gpu_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 100 bytes 30 are free, and torch holds 35 of which it uses 10: 45 are taken, and 15 may be filled."""
-    gpu = torch.device("cuda", 0)
     for name, value in {"mem_get_info": (30, 100), "memory_reserved": 35, "memory_allocated": 10}.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert [_has_room(gpu, num_bytes) for num_bytes in (15, 16)] == [True, False]
+    assert [_has_room(GPU, num_bytes) for num_bytes in (15, 16)] == [True, False]
     assert not _has_room(torch.device("cpu"), 1)
+
+
+def test_auto_leaves_what_is_promised_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ten:
+        nbytes, is_cuda = 10, False
+
+        def to(self, device: Any, **how: Any) -> Any:
+            return device
+
+    ten: Any = Ten()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (55, 100))
+    for promised, place in ((5, GPU), (6, ten)):
+        store = InputStore("auto", GPU, promised=promised).beside()
+        store.put((0, 0), ten)
+        assert store._held[0, 0] is place
 
 
 def test_a_full_device_is_the_users_to_mend() -> None:

@@ -154,7 +154,7 @@ def test_tokens_are_chosen_evenly() -> None:
     assert torch.equal(tokens_ND[-1], x[-1, -1])
 
 
-def test_blocks_are_prepared_together_where_memory_allows() -> None:
+def test_blocks_are_prepared_together_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     modules, slots, orders, _ = zip(*(_make("timm-mlp") for _ in range(4)), strict=True)
     slots = [replace(slot, name=f"blocks.{number}") for number, slot in enumerate(slots)]
     passes: list[int] = []
@@ -167,9 +167,8 @@ def test_blocks_are_prepared_together_where_memory_allows() -> None:
 
     batches = _make("timm-mlp")[3].chunk(5)
     all_at_once = Compensation(slots, orders, run, batches, SearchSettings(compensation="ridge"))
-    two_at_once = Compensation(
-        slots, orders, run, batches, SearchSettings(compensation="ridge"), gigabytes=group_bytes([H, H]) / 1e9
-    )
+    monkeypatch.setattr("amp.statistics.moments.GIGABYTES", group_bytes([H, H]) / 1e9)
+    two_at_once = Compensation(slots, orders, run, batches, SearchSettings(compensation="ridge"))
     for block in (3, 2, 1, 0):
         weights = [each.of(block).refit(7)[0] for each in (all_at_once, two_at_once)]  # type: ignore[union-attr]
         assert torch.equal(*weights)
