@@ -112,7 +112,7 @@ def check_line(ended: Ended, said: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["whole", "stopped"])
-@fuzz(examples=25)
+@fuzz(examples=12)
 @given(data=st.data())
 def test_damage_is_mended_or_named(
     state: str, data: st.DataObject, request: pytest.FixtureRequest, place: Path

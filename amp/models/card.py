@@ -6,7 +6,7 @@ above it: a card that somebody edited is told from one that is as it was written
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from amp.towers.library import FOLDER, Files
 CARD = "README.md"
 PAPER = "https://arxiv.org/abs/2603.08100"
 MARK = "<!-- As it was written: sha256 "
+
+Sizes = Callable[[Sequence[int]], dict[str, int]]
 
 
 def card(
@@ -83,26 +85,32 @@ def _shown(name: str) -> str:
 
 
 def _sizes(tower: Tower) -> str:
-    widths, heads, before, after = _measured(json.dumps(tower.base), tuple(tower.counts))
+    widths, heads, before, sizes = _measured(json.dumps(tower.base), bool(tower.heads))
+    after = sizes(tower.counts)
     rows = [
         [word, human(before[key]), human(after[key]), f"{after[key] / before[key] - 1:+.1%}"]
         for key, word in (("params", "parameters"), ("flops", "FLOPs of an image"))
     ]
-    sizes = table(["vision tower", "dense", "pruned", "change"], rows)
+    told = table(["vision tower", "dense", "pruned", "change"], rows)
     neurons = f"Hidden neurons of the {len(tower.widths)} MLPs, first to last"
-    told = f"{sizes}\n\n{neurons}: {_list(tower.widths)}; dense: {_list(widths)}."
+    told += f"\n\n{neurons}: {_list(tower.widths)}; dense: {_list(widths)}."
     if heads:
         told += f"\n\nAttention heads, first block to last: {_list(tower.num_heads)}; dense: {_list(heads)}."
     return told
 
 
 @lru_cache(maxsize=16)
-def _measured(base: str, counts: tuple[int, ...]) -> tuple[list[int], list[int], dict[str, int], dict[str, int]]:
-    """Dense widths and heads, and `{params, flops}` dense and with `counts`, of a tower's base as JSON."""
+def _measured(base: str, heads: bool) -> tuple[list[int], list[int], dict[str, int], Sizes]:
+    """Dense widths and heads, `{params, flops}` of the dense tower, and counts -> those with them, of a tower's base as
+    JSON; once for all sizes of a model.
+
+    Args:
+        heads: whether attention heads count among what may be removed.
+    """
     dense = rebuild_dense(json.loads(base), "meta")
-    dense = with_heads(dense) if len(counts) > len(dense.slots) else dense
+    dense = with_heads(dense) if heads else dense
     sizes = count_by_width(dense)
-    return dense.widths, dense.num_heads, sizes(dense.counts), sizes(counts)
+    return dense.widths, dense.num_heads, sizes(dense.counts), sizes
 
 
 def _list(widths: Sequence[int]) -> str:
