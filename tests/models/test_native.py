@@ -111,8 +111,10 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Read]
     place = tmp_path_factory.mktemp("strangers")
     done: dict[str, Read] = {}
     for name, (make, width) in _towers(place).items():
+        dense = make()
         for kind in ("same", "free", *(["heads"] if name in HEADED else [])):
-            tower = with_heads(make()) if kind == "heads" else make()
+            tower = copy.deepcopy(dense)
+            tower = with_heads(tower) if kind == "heads" else tower
             widths = [width - (block if kind == "free" else 0) for block in range(len(tower.slots))]
             for slot in tower.heads[1:]:
                 slot.keep(torch.tensor([1]))
