@@ -6,7 +6,7 @@ from pathlib import Path
 from amp.data.layouts import Split
 from amp.data.listing import check_fills_batch, check_images
 from amp.run.console import say
-from amp.run.files import SCORES, begin_sha256
+from amp.run.files import SCORES, begin_sha256, check_outside_models
 from amp.run.options import check_output, check_scored
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import PruneOptions, parse_prune
@@ -42,6 +42,7 @@ def main() -> None:
 def _check_inputs(config: PruneConfig, options: PruneOptions) -> None:
     """What is missing is told at once, unless the folder holds a pruning, which may be the one that is asked for."""
     folder = Path(config.output.dir)
+    check_outside_models(folder)
     if any(record for pattern in ("prune.json", "*/prune.json") for record in folder.glob(pattern)):
         return
     if not options.compensate_only:
@@ -53,6 +54,14 @@ def _filled(config: PruneConfig, options: PruneOptions) -> list[Split]:
     """The splits that must hold a batch."""
     refits = config.prune.compensation != "none" or config.prune.recover_steps
     return [*(() if options.compensate_only else ("val",)), *(("train",) if refits else ())]
+
+
+def _digests(config: PruneConfig, options: PruneOptions) -> dict[str, str]:
+    from amp.data.identity import digests_of
+
+    for split in _filled(config, options):
+        check_fills_batch(config.data, split)
+    return digests_of(config.data, "train", "val")
 
 
 def prune_models(config: PruneConfig, options: PruneOptions) -> Path:
@@ -73,7 +82,6 @@ def each_of(config: PruneConfig, options: PruneOptions) -> list[PruneConfig]:
 def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
     """One pruning, or one sweep of thresholds, unless its files are there; gives its folder."""
     from amp.commands._plan import describe_slicing
-    from amp.data.identity import digests_of
     from amp.pruning import (
         check_possible,
         open_networks,
@@ -98,12 +106,7 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
             return place_to_refit(run)
         return own_place(run) if options.sweep.targets else place_of(run, thresholds)
 
-    def inputs() -> dict[str, str]:
-        for split in _filled(config, options):
-            check_fills_batch(config.data, split)
-        return digests_of(config.data, "train", "val")
-
-    with open_run(config, inputs, outputs, place=place) as run:
+    with open_run(config, lambda: _digests(config, options), outputs, place=place) as run:
         if options.compensate_only:
             refit_pruned(run)
             return run.folder

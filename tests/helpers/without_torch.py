@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -75,5 +76,7 @@ def _run(words: list[str], folder: str, *console: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    for module in ("amp.commands.distill", "amp.commands.prune", "amp.evaluation.options", "amp.data.pixels"):
+        import_module(module)
     for line in sys.stdin:
         print(json.dumps(_answer(*json.loads(line))), flush=True)
