@@ -1,7 +1,7 @@
 """Answers a command without torch: an interpreter in which its import fails, forked for each command.
 
-Reads lines of JSON, `{words, folder, environment}`, and writes for each a line `{code, out, err}`. A process of its own
-per command costs half a second, most of which goes into the settings' own imports; forked from here, a tenth.
+Reads lines of JSON, `[words, folder]`, and writes for each a line `[code, out, err]`. An interpreter for each command takes
+half a second, most of which goes into the imports of the settings; a fork takes a tenth of that.
 """
 
 import json
