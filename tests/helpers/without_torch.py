@@ -1,7 +1,7 @@
 """Answers a command without torch: an interpreter in which its import fails, forked for each command.
 
-Reads lines of JSON, `[words, folder]`, and writes for each a line `[code, out, err]`. An interpreter for each command takes
-half a second, most of which goes into the imports of the settings; a fork takes a tenth of that.
+Reads lines of JSON, `[words, folder]`, and writes for each a line `[code, out, err]`. An interpreter for each command
+takes half a second, most of which goes into the imports of the settings; a fork takes a tenth of that.
 """
 
 import json

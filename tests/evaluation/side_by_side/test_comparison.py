@@ -1,6 +1,7 @@
 """Pruned beside dense: a model beside itself, what is left out, every number of processes, every bad call."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN
+from conftest import GOLDEN, refusal
 from helpers.hf_models import VISION, settings, write
 from helpers.model_folders import random_clip
 from PIL import Image
@@ -17,9 +18,10 @@ from amp.errors import UserError
 from amp.evaluation.options import CompareOptions
 from amp.evaluation.side_by_side.agreement import agree, same_nearest
 from amp.evaluation.side_by_side.models import find_dense
+from amp.evaluation.side_by_side.sides import open_data
 from amp.models.folder import save_tower
 from amp.settings.model import IN_MEMORY, ModelSettings
-from amp.towers import build_tower
+from amp.towers import Tower, build_tower
 
 SCRIPT = "eval/eval_models.py"
 
@@ -184,3 +186,24 @@ def test_a_model_that_was_an_object_tells_no_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--pretrained: missing; .* does not tell the weights of the dense test_vit"):
         find_dense(CompareOptions(**words))
     assert find_dense(CompareOptions(**words, pretrained="r160_in1k")).pretrained == "r160_in1k"
+
+
+def test_a_tag_that_the_dense_model_lacks_is_told_before_it_is_built(tmp_path: Path) -> None:
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    folder = save(ModelSettings(frame="timm", name="vit_tiny_patch16_224", kwargs=size), tmp_path / "pruned", 0.5)
+    options = CompareOptions(folder=str(folder), images="x", pretrained="augreg_in21")
+    said = refusal(lambda: find_dense(options).open(options, "meta"))
+    assert said.startswith("--pretrained: 'augreg_in21' is no file that exists, nor a tag of vit_tiny_patch16_224")
+
+
+def test_captions_are_read_once_for_both_models(pictures: Path, tower: Tower) -> None:
+    options = CompareOptions(folder="x", images=str(pictures / "own"), captions=str(pictures / "captions.csv"))
+    data = open_data(options, tower.transform)
+    one = data.pairs(tower)
+    (pictures / "captions.csv").rename(pictures / "gone.csv")
+    try:
+        other = data.pairs(replace(tower, transform=len))
+    finally:
+        (pictures / "gone.csv").rename(pictures / "captions.csv")
+    assert (one.samples, one.transform, other.transform) == (other.samples, tower.transform, len)
+    assert len(one) == 16
