@@ -40,14 +40,14 @@ ELSEWHERE = ("hf-hub:", "hf_hub:", "hf:", "local-dir:")
 def _share(value: float) -> float:
     if 0 < value < 1:
         return value
-    percent = f"; of {value:g} % write {value / 100:g}" if 1 < value < 100 else ""
-    raise ValueError(f"{value:g} is no share: greater than 0 and less than 1{percent}")
+    percent = f"; for {value:g} % write {value / 100:g}" if 1 < value < 100 else ""
+    raise ValueError(f"{value:g} is not a share: it must be greater than 0 and less than 1{percent}")
 
 
 def _positive(value: float) -> float:
     if 1e-9 <= value <= 1e9:
         return value
-    raise ValueError(f"{value:g} is not allowed: greater than 0, from 1e-09 to 1e+09")
+    raise ValueError(f"{value:g} is not allowed: it must be greater than 0, from 1e-09 to 1e+09")
 
 
 def _place(text: str) -> str:
@@ -55,7 +55,7 @@ def _place(text: str) -> str:
     if not text.strip():
         raise ValueError("is empty")
     if not text.isprintable():
-        raise ValueError(f"{shortened(ascii(text))} holds control characters")
+        raise ValueError(f"{shortened(ascii(text))} contains control characters")
     longest = max(len(os.fsencode(part)) for part in text.split("/"))
     if longest > 255 or len(text) > 4000:
         raise ValueError(f"{shortened(text[:40])}... is {len(text)} characters; a name may have 255, a path 4000")
@@ -91,9 +91,9 @@ def check_numbers(values: Any, name: str = "", depth: int = 0) -> Any:
 def check_template(text: str) -> str:
     """A prompt around a class. Raises ValueError unless it holds `{c}` where the class stands, and no other braces."""
     if "{c}" not in text:
-        raise ValueError(f"{text!r}: has no {{c}} where the class is to stand")
+        raise ValueError(f"{text!r}: must contain {{c}}, the place of the class name")
     if set("{}") & set(text.replace("{c}", "")):
-        raise ValueError(f"{text!r}: may hold no braces but {{c}}, the class")
+        raise ValueError(f"{text!r}: must not contain braces other than {{c}}")
     return text
 
 
@@ -133,7 +133,7 @@ def at_least(least: int, most: int = MOST) -> Callable[[str], int]:
         try:
             value = int(text[:DIGITS])
         except ValueError:
-            told = f"{shortened(text, DIGITS)!r} is no whole number; from {least} to {most}"
+            told = f"{shortened(text, DIGITS)!r} is not a whole number from {least} to {most}"
             raise argparse.ArgumentTypeError(told) from None
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
@@ -150,7 +150,7 @@ def number_from(least: float, most: float = 1e9) -> Callable[[str], float]:
     def number(text: str) -> float:
         value = float(text)
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{value:g} is no number from {least:g} to {most:g}")
+            raise argparse.ArgumentTypeError(f"{value:g} is not a number from {least:g} to {most:g}")
         return value
 
     number.__name__ = "float"  # "invalid float value" is what argparse says of anything else
@@ -162,7 +162,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **(named | {"allow_abbrev": False}))
-        self.add_argument("-v", "--verbose", action=Verbose, help="tell details too, such as how images are prepared")
+        self.add_argument("-v", "--verbose", action=Verbose, help="print more details, such as how images are prepared")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; a misspelt option is told with the nearest one, before anything that is missing."""
@@ -183,11 +183,11 @@ class Parser(argparse.ArgumentParser):
         """Raises UserError: `argument --steps: 0 is less than 1` is of --steps, what is missing of the program."""
         option, colon, text = message.removeprefix("argument ").partition(": ")
         if colon and option.startswith("-"):
-            raise UserError(option, re.sub("^invalid float value: (.*)", r"\1 is no number", text))
+            raise UserError(option, re.sub("^invalid float value: (.*)", r"\1 is not a number", text))
         extra = message.removeprefix("unrecognized arguments: ")
         if extra != message:
             option = nearest(f"--{extra.split()[0]}", self._option_string_actions)
-            message = f"{shortened(extra)!r} belongs to no option{option}"
+            message = f"{shortened(extra)!r} does not belong to any option{option}"
         raise UserError(self.prog, f"{message}; --help lists all options")
 
 

@@ -9,7 +9,7 @@ from amp.settings.model import Frame, ModelSettings
 
 
 class OutputSettings(Settings):
-    dir: PathOrName = Field(description="folder of the run")
+    dir: PathOrName = Field(description="folder that the run writes to")
 
 
 class RunConfig(Settings):

@@ -57,7 +57,7 @@ class _Reader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or event.anchor:
             raise _refused("anchors and aliases (& and *) are not allowed; write the value out", event)
         if event.tag not in (None, "!"):
-            raise _refused(f"tags are not allowed, as {shortened(event.tag, DIGITS)} is", event)
+            raise _refused(f"tags are not allowed, such as {shortened(event.tag, DIGITS)}", event)
         if isinstance(event, yaml.MappingStartEvent):
             return self._mapping(depth)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -74,9 +74,9 @@ class _Reader(yaml.SafeLoader):
             event = self.peek_event()
             key = event.value if isinstance(event, yaml.ScalarEvent) else None
             if key is None:
-                raise _refused("a key is a word", event)
+                raise _refused("a key must be a word", event)
             if key in found:
-                raise _refused(f"key {shortened(key, DIGITS)!r} stands twice", event)
+                raise _refused(f"key {shortened(key, DIGITS)!r} appears twice", event)
             self._node(depth + 1)
             found[key] = self._node(depth + 1)
             if found[key] is None and ":" in key:
@@ -170,7 +170,7 @@ def _read_yaml(path: Path) -> Raw:
             siblings = [str(p) for p in Path("configs").glob("**/*.yaml")]
             raise UserError(path, f"no such file{nearest(str(path), siblings)}")
         if path.stat().st_size > MOST_CHARACTERS:
-            raise UserError(path, f"is longer than {MOST_CHARACTERS} characters; settings are a few lines")
+            raise UserError(path, f"is longer than {MOST_CHARACTERS} characters; a settings file has only a few lines")
         raw = _Reader(path.read_text(encoding="utf-8")).value()
     except OSError as error:
         raise UserError(shortened(path), f"cannot be read ({error.strerror})") from None
@@ -202,7 +202,7 @@ def _parse_value(override: str, text: str) -> object:
 def _set_path(raw: Raw, key: str, value: object) -> None:
     *parents, last = key.split(".")
     if len(parents) > DEEPEST or not key.isprintable():
-        raise UserError(f"--set {shortened(ascii(key))}", "is no key of a setting, as data.batch_size is")
+        raise UserError(f"--set {shortened(ascii(key))}", "is not the key of a setting, such as data.batch_size")
     for parent in parents:
         if raw.get(parent) is None:
             raw[parent] = {}
