@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from amp.settings.base import ASIDE, Count, CountOrZero, ModelArguments, NonNegative, PathOrName, Precision, Settings
 from amp.settings.data import DataSettings
-from amp.settings.model import MODEL_NAME, MODEL_WEIGHTS, Frame, ModelSettings
+from amp.settings.model import MODEL_NAME, MODEL_WEIGHTS, Frame, ModelSettings, TransformSettings
 from amp.settings.run import OutputSettings, RunConfig
 
 Parallel = Literal["ddp", "fsdp"]
@@ -79,6 +79,12 @@ class TeacherSettings(Settings):
     name: PathOrName = Field(description=MODEL_NAME)
     pretrained: PathOrName | None = Field(None, description=MODEL_WEIGHTS)
     kwargs: ModelArguments = Field({}, description="arguments for the library's factory function (img_size, ...)")
+    transform: TransformSettings = TransformSettings()
+
+    def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+        """As of all settings; without a transform that was not set, as in folders from before there was one."""
+        unset = self.transform == TransformSettings()
+        return super().decisive((*leave_out, "transform") if unset else leave_out)
 
     def as_model(self, precision: Precision) -> ModelSettings:
         """The dense model to build, frozen, in `precision`."""
