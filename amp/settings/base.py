@@ -1,6 +1,6 @@
-"""What all settings are made of: the frozen base, the bounds of numbers and names, the names of registries.
+"""The parts of all settings: the frozen base class, the bounds of numbers and names, the names of registries.
 
-Every number has an upper bound too: a slip of the keyboard is refused at once instead of filling the memory.
+Every number has an upper bound too, so that a typing error is refused at once instead of filling the memory.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def _place(text: str) -> str:
 
 
 def check_numbers(values: Any, name: str = "", depth: int = 0) -> Any:
-    """The values of a model's description, which may be nested, as they are.
+    """Returns the values of a model's description, which may be nested, unchanged.
 
     Raises:
         ValueError: a number in them is not finite, or more than any model has, or a library would fetch what a word
@@ -89,7 +89,7 @@ def check_numbers(values: Any, name: str = "", depth: int = 0) -> Any:
 
 
 def check_template(text: str) -> str:
-    """A prompt around a class. Raises ValueError unless it holds `{c}` where the class stands, and no other braces."""
+    """Returns a prompt. Raises ValueError unless it contains `{c}`, for the class name, and no other braces."""
     if "{c}" not in text:
         raise ValueError(f"{text!r}: must contain {{c}}, the place of the class name")
     if set("{}") & set(text.replace("{c}", "")):
@@ -121,13 +121,13 @@ def names_of(registry: Registry, *more: str) -> Any:
 
 
 def group_of(kind: Any) -> type[BaseModel] | None:
-    """The group of settings that a field is, may be beside null, or holds by names; None where it is no group."""
+    """The group of settings that a field contains (also optional, or in a dict); None for other fields."""
     parts = [part for part in (kind, *get_args(kind)) if isinstance(part, type) and not get_args(part)]
     return next((part for part in parts if issubclass(part, BaseModel)), None)
 
 
 def at_least(least: int, most: int = MOST) -> Callable[[str], int]:
-    """Reads an option that is a whole number of that size or more, up to `most`."""
+    """Reads an option that is a whole number from `least` to `most`."""
 
     def number(text: str) -> int:
         try:
@@ -145,7 +145,7 @@ def at_least(least: int, most: int = MOST) -> Callable[[str], int]:
 
 
 def number_from(least: float, most: float = 1e9) -> Callable[[str], float]:
-    """Reads an option that is a number in these bounds."""
+    """Reads an option that is a number from `least` to `most`."""
 
     def number(text: str) -> float:
         value = float(text)
@@ -158,14 +158,14 @@ def number_from(least: float, most: float = 1e9) -> Callable[[str], float]:
 
 
 class Parser(argparse.ArgumentParser):
-    """The options of a script or a command, by their whole names. What is wrong with them is a one-line UserError."""
+    """Parser of a command's options, without abbreviations. Mistakes raise a one-line UserError."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **(named | {"allow_abbrev": False}))
         self.add_argument("-v", "--verbose", action=Verbose, help="print more details, such as how images are prepared")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does; a misspelt option is told with the nearest one, before anything that is missing."""
+        """As argparse does, but reports misspelt options first, with the nearest known one."""
         for word in sys.argv[1:] if args is None else args:
             option, known = word.partition("=")[0], self._option_string_actions
             if option.startswith("--") and option not in known:
@@ -180,7 +180,7 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{error.message}{close}") from None
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError: `argument --steps: 0 is less than 1` is of --steps, what is missing of the program."""
+        """Raises UserError: `argument --steps: 0 is less than 1` names --steps, other errors the program."""
         option, colon, text = message.removeprefix("argument ").partition(": ")
         if colon and option.startswith("-"):
             raise UserError(option, re.sub("^invalid float value: (.*)", r"\1 is not a number", text))
@@ -197,7 +197,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-        """What decides a run's result, JSON-able: all settings but those marked with `ASIDE` and those left out."""
+        """The settings that decide a run's result, JSON-able: all but those marked with `ASIDE` and `leave_out`."""
         dumped = self.model_dump(mode="json")
         kept = {}
         for key, field in type(self).model_fields.items():

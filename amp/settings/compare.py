@@ -25,7 +25,7 @@ class CompareRowSettings(SearchSettings):
 
     @property
     def multiple(self) -> int:
-        """As where there is a target."""
+        """The multiple of widths for a target size."""
         return self.width_multiple or ALIGNED
 
 
@@ -110,7 +110,7 @@ class CompareConfig(RunConfig):
         return {**self.rows, **self.peers}
 
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-        """As of all settings; without a test of one's own, as before there was one."""
+        """The settings that decide the result; without `test` if it is not set, as in older folders."""
         return super().decisive(leave_out if self.test is not None else (*leave_out, "test"))
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from amp.settings.run import OutputSettings, RunConfig
 
 Parallel = Literal["ddp", "fsdp"]
 
-# What a pruned and refitted model is trained with, where nobody says more than a number of steps.
+# The settings for a pruned and refitted model if only a number of steps is given.
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
     "data": {"batch_size": 64},
     "optim": {"base_lr": 2e-4, "min_lr": 1e-6, "epochs": 1},
@@ -82,7 +82,7 @@ class TeacherSettings(Settings):
     transform: TransformSettings = TransformSettings()
 
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-        """As of all settings; without a transform that was not set, as in folders from before there was one."""
+        """The settings that decide the result; without `transform` if it is not set, as in older folders."""
         unset = self.transform == TransformSettings()
         return super().decisive((*leave_out, "transform") if unset else leave_out)
 
@@ -155,7 +155,7 @@ class DistillConfig(RunConfig):
         return self.teacher.as_model("fp32")
 
     def with_frame(self, frame: Frame | None) -> Self:
-        """The same settings with `teacher.frame` filled in where it was left open."""
+        """The same settings with `teacher.frame` filled in if it was None."""
         own = self.teacher.model_copy(update={"frame": self.teacher.frame or frame})
         return self.model_copy(update={"teacher": own})
 

@@ -47,18 +47,18 @@ class ModelSettings(Settings):
 
     @property
     def weights(self) -> str | None:
-        """Where the weights come from; a folder as a name holds its own."""
+        """Where the weights come from: `pretrained`, or the folder in `name`."""
         return self.pretrained or (self.name if Path(self.name).is_dir() else None)
 
 
 def library_before(model: str) -> tuple[Frame | None, str]:
-    """`timm/NAME`, as people type it -> (library, its name); (None, `model`) where no library stands before it."""
+    """`timm/NAME`, as users type it -> (library, name in it); (None, `model`) without the prefix of a library."""
     prefix, slash, name = model.partition("/")
     return (prefix, name) if slash and name and prefix in FRAMES.names and not Path(model).exists() else (None, model)
 
 
 class GivenModelSettings(Settings):
-    """What may be said of a model that is given as an object; what is left open is read from it."""
+    """Settings of a model that is given as an object; values that are None are read from the object."""
 
     frame: Frame | None = Field(None, description="library that the model comes from")
     name: PathOrName | None = Field(None, description=MODEL_NAME)

@@ -36,12 +36,12 @@ else:
 Width = Annotated[int, Field(ge=1, le=MOST_WIDTH)]
 Block = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 
-ALIGNED = 8  # neurons, of which hardware that multiplies matrices wants multiples
+ALIGNED = 8  # neurons; GPUs multiply matrices faster if widths are multiples of it
 OF_SEQUENTIAL, OF_RECOVERY = ("refit_steps", "refit_views"), ("recover_steps", "recover_images")
-FINEST = 64  # widths of a block that are to choose from at least: as many as the published search has
-PUBLISHED = ("plain", "exact")  # searches of the paper's own grid, where no size is asked for
+FINEST = 64  # least number of widths to choose from in a block, as in the published search
+PUBLISHED = ("plain", "exact")  # searches that use the paper's own widths if there is no target
 
-# The settings that keep most at a size of one's choice, for whoever names a model, images and a size and no more.
+# The recommended settings, used if only a model, images and a size are given.
 Attention = Literal["none", "heads", "auto"]
 
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
@@ -79,12 +79,12 @@ class TargetSettings(Settings):
 
     @property
     def asked(self) -> tuple[str, float] | None:
-        """What is to be met, and how much of it."""
+        """The target that is set, and its value; None: no target."""
         return next(((key, value) for key, value in self.model_dump().items() if value is not None), None)
 
     @property
     def left(self) -> float | None:
-        """What is to be left of the dense tower's size; of its seconds an image where a speed is asked for."""
+        """The target as a share of the dense tower's size; for a speed, of its time for an image."""
         if self.asked is None:
             return None
         key, value = self.asked
@@ -190,21 +190,21 @@ class SearchSettings(Settings):
 
     @property
     def multiple(self) -> int:
-        """`width_multiple`, or what it is where it is left open, in towers that are not narrow."""
+        """`width_multiple`, or its default in towers that are not narrow."""
         if self.width_multiple is not None:
             return self.width_multiple
         published = self.allocation == "search" and self.search in PUBLISHED and not self.target.asked
         return 1 if published or self.widths is not None else ALIGNED
 
     def multiple_in(self, width: int) -> int:
-        """The same, in a tower whose widest block has `width` neurons."""
+        """The same for a tower whose widest block has `width` neurons."""
         own = self.multiple
         while self.width_multiple is None and own > 1 and width < FINEST * own:
             own //= 2
         return own
 
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-        """As of all settings; an open `width_multiple` by what it is, and nothing of a refit or a recovery not made."""
+        """The settings that decide the result: `width_multiple` with its default filled in, without unused settings."""
         own = {**super().decisive(leave_out), "width_multiple": self.multiple}
         unused = () if self.compensation == "sequential" else OF_SEQUENTIAL
         unused = unused if self.recover_steps else (*unused, *OF_RECOVERY)
@@ -212,7 +212,7 @@ class SearchSettings(Settings):
         return {key: value for key, value in own.items() if key not in unused}
 
     def check_calibration(self, key: str, batch_size: int) -> None:
-        """Raises ValueError where the images that compensation sees, or that were asked for, fill no batch."""
+        """Raises ValueError if the calibration images are needed, or set, and do not fill a batch."""
         asked = self.compensation != "none" or self.recover_steps or "num_calibration_samples" in self.model_fields_set
         counts = {"num_calibration_samples": self.num_calibration_samples} if asked else {}
         counts |= {} if self.recover_images is None else {"recover_images": self.recover_images}
@@ -233,7 +233,7 @@ class SearchSettings(Settings):
         return self
 
     def heads_need(self, criterion: str = "reconstruction") -> str | None:
-        """What these settings, with a criterion, would have to say so that heads can be removed; None: they say it."""
+        """What is missing in these settings, with this criterion, to remove heads; None: nothing."""
         if criterion != "reconstruction":
             return f"criterion: reconstruction, not {criterion}"
         if self.allocation != "global":
@@ -243,7 +243,7 @@ class SearchSettings(Settings):
         return None
 
     def attention_by(self, criterion: str) -> Attention:
-        """`attention`; none where it is auto and other settings leave no heads to be removed."""
+        """`attention`; none if it is auto and other settings do not allow the removal of heads."""
         return "none" if self.attention == "auto" and self.heads_need(criterion) else self.attention
 
     @model_validator(mode="after")
@@ -276,11 +276,11 @@ class PruneConfig(RunConfig):
 
     @property
     def attention(self) -> Attention:
-        """As of `SearchSettings.attention_by`."""
+        """See `SearchSettings.attention_by`."""
         return self.prune.attention_by(self.score.criterion)
 
     def check_has_size(self) -> None:
-        """Raises UserError where the widths are to meet a size that nobody says."""
+        """Raises UserError if the allocation needs a target size and none is set."""
         if self.prune.allocation != "search" and not self.prune.target.asked:
             text = f"missing; prune.allocation: {self.prune.allocation} needs a target size, here or in --sweep"
             raise UserError("prune.target", text)
@@ -291,10 +291,10 @@ class PruneConfig(RunConfig):
         return self.model
 
     def of_target(self, key: str, value: float) -> Self:
-        """The same settings with this one of `prune.target`."""
+        """The same settings with this target in `prune.target`."""
         own = self.prune.model_copy(update={"target": TargetSettings.model_validate({key: value})})
         return self.model_copy(update={"prune": own})
 
     def with_frame(self, frame: Frame | None) -> Self:
-        """The same settings with `model.frame` filled in where it was left open."""
+        """The same settings with `model.frame` filled in if it was None."""
         return self.model_copy(update={"model": self.model.model_copy(update={"frame": self.model.frame or frame})})

@@ -1,4 +1,4 @@
-"""Settings of a scoring."""
+"""Settings of the scoring."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""The command line of the entry scripts, and what `--help` and docs/settings.md say of the settings.
+"""The command line of the entry scripts, and the texts of `--help` and docs/settings.md about the settings.
 
 Light on purpose: `--help` and mistakes in the settings must answer before torch is imported.
 """
@@ -104,7 +104,7 @@ def plan_options() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Named:
-    """A model and images that are typed instead of a YAML.
+    """A model and images that are given on the command line instead of a YAML file.
 
     Attributes:
         settings: as a YAML would hold them: `RECOMMENDED`, and what was typed.
@@ -115,7 +115,7 @@ class Named:
     overrides: tuple[str, ...]
 
     def config(self, **groups: Mapping[str, Any]) -> PruneConfig:
-        """The settings, where `groups` do not say otherwise: `data={"batch_size": 32}`. Raises UserError."""
+        """The settings, with those in `groups` replaced: `data={"batch_size": 32}`. Raises UserError."""
         settings = {**self.settings, **{key: {**self.settings[key], **own} for key, own in groups.items()}}
         with options_named():
             return build_config(PruneConfig, settings, self.overrides, "")
@@ -123,7 +123,7 @@ class Named:
 
 @contextmanager
 def options_named() -> Iterator[None]:
-    """UserErrors of a setting that has an option of its own are told of that option: --images instead of data.root."""
+    """UserErrors name the option of a setting, if it has one: --images instead of data.root."""
     with ExitStack() as stack:
         for option, (key, _) in NAMED.items():
             stack.enter_context(under(option, instead_of=key))
@@ -131,7 +131,7 @@ def options_named() -> Iterator[None]:
 
 
 def _named_of(args: argparse.Namespace, overrides: Sequence[str]) -> Named | None:
-    """None where a YAML is given."""
+    """None if a YAML file is given."""
     given = {option: value for option in NAMED if (value := vars(args)[option.removeprefix("--")]) is not None}
     if args.config_file and given:
         option, value = next(iter(given.items()))
@@ -186,7 +186,7 @@ class PruneOptions(ScoreOptions):
 def _parse_named(
     description: str, argv: Sequence[str] | None, more: Sequence[argparse.ArgumentParser]
 ) -> tuple[PruneConfig, Named | None, argparse.Namespace]:
-    """`parse_args` where a model and images may stand instead of the YAML; and all that was typed."""
+    """Like `parse_args`, but a model and images may replace the YAML file; also returns all options."""
     parser = _parser(PruneConfig, description, more)
     parser.add_argument("--config_file", metavar="YAML", help="settings of the run")
     group = parser.add_argument_group("instead of --config_file, with the recommended settings")
@@ -261,9 +261,9 @@ def settings_help(config_class: type[BaseModel]) -> str:
 
 
 def settings_page() -> str:
-    """docs/settings.md: a table for each kind of config; later ones leave out what an earlier one says alike.
+    """docs/settings.md: a table for each kind of config; later tables omit rows that an earlier one contains.
 
-    Then what the words of each registry mean.
+    Then the meaning of each registry's names.
     """
     said: set[tuple[str, str, str]] = set()
     parts = [PAGE]
@@ -286,7 +286,7 @@ def settings_page() -> str:
 
 
 def _choices(kind: object) -> list[str]:
-    """The words that a setting allows, if it is one of few."""
+    """The allowed values of a setting, if there are only a few."""
     if get_origin(kind) is Literal:
         return list(get_args(kind))
     return next((words for part in get_args(kind) if (words := _choices(part))), [])

@@ -1,4 +1,4 @@
-"""What `--sweep` asks for: several networks of one model, by their sizes or by the entropy that a block may add."""
+"""The option `--sweep`: several pruned networks of one model, by size or by the allowed entropy increase."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ SHARES = ("params", "flops", "latency")
 THRESHOLD = "entropy_increase"
 KINDS = (*SHARES, "throughput", THRESHOLD)
 HELP = (
-    f"several networks: {', '.join(KINDS)}, and its values, as `params 0.8 0.6 0.4`; each size gets a folder in "
-    f"output.dir, and a table and a picture compare them; {THRESHOLD}, which may be left out, tells sizes alone"
+    f"prune to several sizes: one of {', '.join(KINDS)}, then its values, for example `params 0.8 0.6 0.4`; each size "
+    f"gets a folder in output.dir, and a table and a picture compare them; values alone are those of {THRESHOLD}"
 )
 
 
@@ -31,7 +31,7 @@ class Sweep:
 
 
 def parse_sweep(words: Sequence[str]) -> Sweep:
-    """Of the words behind `--sweep`. Raises UserError."""
+    """Reads the words after `--sweep`. Raises UserError."""
     if not words:
         return Sweep()
     kind, values = (words[0], words[1:]) if words[0] in KINDS else (THRESHOLD, words)

@@ -130,7 +130,7 @@ def load_config(config_class: type[Config], config_file: str | Path, overrides: 
 def build_config(
     config_class: type[Config], settings: Mapping[str, Any], overrides: Sequence[str], file: str
 ) -> Config:
-    """Settings from what a YAML file would hold, with 'key.path=value' overrides.
+    """Settings from the content of a YAML file, with 'key.path=value' overrides.
 
     Raises:
         UserError: of the setting `KEY`, put as `FILE: KEY` where `file` is not empty.
@@ -216,7 +216,7 @@ def _set_path(raw: Raw, key: str, value: object) -> None:
 def _explain(
     error: ValidationError, config_class: type[BaseModel], file: str, overridden: Collection[str]
 ) -> UserError:
-    """All mistakes in one line, unknown keys first: a misspelt one makes another look missing."""
+    """All mistakes in one line, unknown keys first: a misspelt key makes another one look missing."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     found = several([_explain_one(problem, config_class, file, overridden) for problem in problems[:3]])
     rest = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -252,7 +252,7 @@ def _explain_one(
 
 
 def _ask_for_one(problem: ErrorDetails, config_class: type[BaseModel], overridden: bool) -> str:
-    """What to write where a group of settings was given a value."""
+    """What to write if a group of settings was given a plain value."""
     group, path, value = _group(config_class, problem["loc"]), ".".join(map(str, problem["loc"])), problem["input"]
     first = next((k for k, field in group.model_fields.items() if field.is_required()), next(iter(group.model_fields)))
     shown = shortened("VALUE" if value is None or isinstance(value, (list, dict)) else value, DIGITS)
