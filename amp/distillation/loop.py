@@ -104,7 +104,7 @@ class Loop:
             return
         teacher = metric.measure(self.trainer.measurable_teacher())
         student = metric.measure(self.trainer.measurable_student())
-        say(f"{metric.name}: {teacher:.4f} of the teacher, {student:.4f} of the student before its first step")
+        say(f"{metric.name}: teacher {teacher:.4f}, student {student:.4f} before its first step")
 
     def _evaluate(self) -> tuple[dict[str, float], bool]:
         """What is measured on held-out images, where it is due, and whether it is the best so far."""

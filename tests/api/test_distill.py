@@ -82,7 +82,7 @@ def test_a_loader_is_gone_through_again_and_bf16_stays(vit: nn.Module, images: T
 
 NOT_ALLOWED: list[tuple[dict[str, Any], str]] = [
     ({"steps": 0}, "amp.distill: steps: 0 is not allowed; 1 or more"),
-    ({"epochs": 3}, "amp.distill: epochs: leave it out; steps and warmup_steps say how long it takes"),
+    ({"epochs": 3}, "amp.distill: epochs: not used here; steps and warmup_steps set the length"),
     ({"base_ler": 1}, "base_ler: no argument of this name; did you mean 'base_lr'?"),
     ({"output": {"dir": "x"}}, "amp.distill: output: no argument of this name"),
     ({"activation_checkpointing": True}, "use the model's own, model.set_grad_checkpointing()"),
