@@ -85,7 +85,7 @@ def export_tower(
 def _check_images_file(path: Path, described: Mapping[str, Any]) -> None:
     """out.onnx and out.pt2 of one model share it; that of another model is not replaced unseen."""
     if path.exists() and read_json(path, "delete it") != described:
-        raise UserError(path, "is of a model with other images; name another file, or delete it")
+        raise UserError(path, "belongs to a model with other preprocessing; give another file name, or delete it")
 
 
 def _write_torch(traced: ExportedProgram, told: Mapping[str, Any], file: Path) -> None:

@@ -186,7 +186,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"no tensors")
     says = refusal(lambda: SavedSums(path, {"settings": {}}, 1))
     assert says.startswith(f"{path}: cannot be read")
-    assert says.endswith("delete it to score anew")
+    assert says.endswith("delete it to score again")
 
 
 def test_where_nothing_can_be_written_it_stops_with_one_line(tower: Tower, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) ->
     if timm.is_model(name) and not knows(name):
         raise UserError(
             "model.name",
-            f"{name!r} is no DINOv2 or DINOv3 of timm{nearest(name, timm.list_models('*dinov*'))}; "
+            f"{name!r} is not a DINOv2 or DINOv3 of timm{nearest(name, timm.list_models('*dinov*'))}; "
             "for other models use the frame timm",
         )
     return timm_frame.build(settings, device, saved, from_meta)

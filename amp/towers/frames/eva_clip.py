@@ -77,7 +77,7 @@ def from_released(trunk: Any, state: State) -> State:
 def build(settings: ModelSettings, device: str, saved: dict[str, Any] | None) -> Tower:
     """A tower of EVA-CLIP; see `amp.towers.build_tower`."""
     if not _is_eva(settings.name):
-        raise UserError("model.name", f"{settings.name!r} is no EVA-CLIP; for other CLIPs use the frame open_clip")
+        raise UserError("model.name", f"{settings.name!r} is not an EVA-CLIP; for other CLIPs use the frame open_clip")
     config = json.loads(CONFIG_8B.read_text("utf-8")) if settings.name == MODEL_8B else None
     if saved or device == "meta" or not Path(settings.pretrained or "").is_file():
         return open_clip_frame.build(settings, device, saved, config)
