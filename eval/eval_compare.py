@@ -9,7 +9,9 @@ from amp.settings.reading.command_line import parse_args
 def main() -> None:
     config = parse_args(CompareConfig, __doc__)
     if config.test is None and config.data.name != "digit_scenes":
-        raise UserError("test", f"missing; with data.name: {config.data.name} it must name the class folders to test on")
+        raise UserError(
+            "test", f"missing; with data.name: {config.data.name} it must name the class folders to test on"
+        )
 
     from studies.methods import check_method
 

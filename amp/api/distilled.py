@@ -107,7 +107,9 @@ def _config(model: nn.Module, images: Any, steps: int, keywords: Mapping[str, An
     dtype = next(model.parameters()).dtype
     precision = {torch.float32: "bf16" if device_of(model).type == "cuda" else "fp32", torch.bfloat16: "pure_bf16"}
     if dtype not in precision:
-        raise UserError("student", f"has the dtype {dtype}; train it in fp32 (model.float()) or bf16 (model.bfloat16())")
+        raise UserError(
+            "student", f"has the dtype {dtype}; train it in fp32 (model.float()) or bf16 (model.bfloat16())"
+        )
     at_hand: dict[str, Any] = {
         "teacher": {"name": TEACHER_IN_MEMORY},
         "student": {"pretrained": "in-memory"},

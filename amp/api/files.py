@@ -58,9 +58,7 @@ def _place_of(folder: Any) -> Path:
 def _as_it_is(tower: Tower) -> Tower:
     """The tower with what rebuilds it, another number of classes among it. Raises UserError where nothing does."""
     if tower.base.get("model_config") is None:
-        raise UserError(
-            "amp.save", f"it is unknown how this {tower.base['name']} was built; {HOW}; {ELSE}"
-        )
+        raise UserError("amp.save", f"it is unknown how this {tower.base['name']} was built; {HOW}; {ELSE}")
     difference = _difference(tower)
     classes = getattr(tower.model, "num_classes", None)
     if difference and isinstance(classes, int):

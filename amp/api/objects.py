@@ -55,7 +55,9 @@ def known_of(model: Any, key: str = "model") -> Known:
     own = unwrapped(model) if isinstance(model, nn.Module) else None
     known: Known | None = vars(own).get(_KNOWN) if own is not None else None
     if known is None or own is None:
-        raise UserError(key, f"{type(model).__name__} is not a result of amp.prune or amp.load_pruned; give one of these")
+        raise UserError(
+            key, f"{type(model).__name__} is not a result of amp.prune or amp.load_pruned; give one of these"
+        )
     return known if known.tower.model is own else replace(known, tower=_around_copy(known.tower, own))
 
 

@@ -34,7 +34,10 @@ def score_named(named: Named, options: ScoreOptions) -> None:
             return
         with start():
             _score(config, describe_pruning(config))
-            say("next: run `amp prune` with the same options and a size, such as --params 0.6 for 60 % of the parameters")
+            say(
+                "next: run `amp prune` with the same options and a size, such as --params 0.6 for 60 % of the "
+                "parameters"
+            )
 
 
 def prune_named(named: Named, options: PruneOptions) -> None:

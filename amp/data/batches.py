@@ -153,4 +153,7 @@ class Batches:
         """One line with the number of skipped files over all processes, if any."""
         found = set().union(*world().gather_objects(set(self.broken)))
         if found:
-            say(f"skipped {len(found)} of {len(self.paths)} image files, which are broken; used the next readable ones instead")
+            say(
+                f"skipped {len(found)} of {len(self.paths)} image files, which are broken; used the next readable "
+                "ones instead"
+            )

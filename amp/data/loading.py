@@ -48,7 +48,9 @@ def read_batches(
     try:
         batches = iter(loader)
     except OSError as error:
-        raise UserError(key, f"cannot start {num_workers} workers ({error}); with 0 the main process reads the images") from None
+        raise UserError(
+            key, f"cannot start {num_workers} workers ({error}); with 0 the main process reads the images"
+        ) from None
     workers = [child for child in multiprocessing.active_children() if child not in others]
     if workers and _in_main_thread():
         signal.signal(signal.SIGCHLD, handler)  # the loader's own raises in the midst of whatever runs

@@ -106,7 +106,9 @@ def _is_built(root: Path) -> bool:
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise UserError(root, f"is not a digit-scenes folder (no {MARKER}); give a new or an empty folder") from None
     if found_format != FORMAT:
-        raise UserError(root, f"holds digit scenes of format {found_format} instead of {FORMAT}; delete it to rebuild them")
+        raise UserError(
+            root, f"holds digit scenes of format {found_format} instead of {FORMAT}; delete it to rebuild them"
+        )
     for folder, count in counts.items():
         found = sum(1 for _ in (root / folder).glob("*.png"))
         if found != count:

@@ -25,7 +25,7 @@ NAMES = {
     "distilled": "pruned as published, distilled",
 }
 SCENES = "pictures of one or two coloured, handwritten digits, with captions such as 'a red three left of a blue seven'"
-QUICK = f"""This demo prunes the vision tower of a small CLIP to half its parameters, in about a minute on two CPU cores:
+QUICK = f"""This demo prunes the vision tower of a small CLIP to half its size, in about a minute on two CPU cores:
 1. draw 14,736 digit scenes, {SCENES};
 2. unpack the trained CLIP that comes with this package;
 3. amp prune: rank its hidden neurons on 2,048 scenes without labels, remove the least important, refit the others;
@@ -33,7 +33,7 @@ QUICK = f"""This demo prunes the vision tower of a small CLIP to half its parame
 FULL = f"""This demo runs the whole pipeline on a small CLIP, in about five minutes on two CPU cores:
 1. draw 14,736 digit scenes, {SCENES}, and train the CLIP on them;
 2. amp score, amp prune: prune as in the paper; for comparison, prune random neurons and prune with a refit;
-3. amp distill: train the model that was pruned as in the paper to match the dense one, without labels, in two processes;
+3. amp distill: train the model pruned as in the paper to match the dense one, without labels, in two processes;
 4. amp eval zsc: measure zero-shot top-1 and retrieval of every model on unseen digits."""
 
 
@@ -81,7 +81,9 @@ def what_next(demo: Demo, half: Path) -> str:
 
 def main() -> None:
     parser = Parser(prog="amp demo", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="also train the dense model and distil the pruned one (about five minutes)")
+    parser.add_argument(
+        "--full", action="store_true", help="also train the dense model and distil the pruned one (about five minutes)"
+    )
     parser.add_argument("--out", type=Path, default=HOME, help="output folder (default: %(default)s)")
     steps = f"with --full: training steps of the dense model (default: {STEPS})"
     parser.add_argument("--steps", type=at_least(1), help=steps)

@@ -102,7 +102,9 @@ class Benchmark:
 
     def _check_language(self) -> None:
         if self.dataset in _OWN and self.language != "en":
-            raise UserError("--language", f"{self.language}: not used with {self.dataset}, whose texts are your own; leave it out")
+            raise UserError(
+                "--language", f"{self.language}: not used with {self.dataset}, whose texts are your own; leave it out"
+            )
         if self.dataset in _ENGLISH_ONLY + _OWN:
             known = ["en"]
         elif self.task == "zeroshot_classification" and self.dataset != "babel_imagenet":
@@ -114,7 +116,9 @@ class Benchmark:
         else:
             return
         if self.language not in known:
-            raise UserError("--language", f"{self.dataset} has no language {self.language!r} (known: {', '.join(known)})")
+            raise UserError(
+                "--language", f"{self.dataset} has no language {self.language!r} (known: {', '.join(known)})"
+            )
 
     def _build(self, transform: Callable[[Any], Any]) -> Any:
         try:

@@ -72,9 +72,7 @@ class Featurizer:
         features_BD = self.tower.feature(images_BCHW.to(world().device, self.tower.dtype))
         features_BD = F.normalize(features_BD.float(), dim=-1).cpu()
         if not features_BD.isfinite().all():
-            raise UserError(
-                "--model", f"{self.tower.base['name']}: its features are NaN or infinite", rank_local=True
-            )
+            raise UserError("--model", f"{self.tower.base['name']}: its features are NaN or infinite", rank_local=True)
         return features_BD
 
     def accuracies(self, train: Dataset[Any], val: Dataset[Any], ks: Sequence[int] = KS) -> dict[str, float]:

@@ -106,7 +106,8 @@ def held_out_images(labels_N: np.ndarray, option: str = "--train_root") -> np.nd
         raise UserError(option, "holds only one class; a linear probe needs at least two")
     if not chosen.any():
         raise UserError(
-            option, f"no class has {HELD_OUT_EVERY} training images, which a linear probe needs to choose its regularisation"
+            option,
+            f"no class has {HELD_OUT_EVERY} training images, which a linear probe needs to choose its regularisation",
         )
     return chosen
 

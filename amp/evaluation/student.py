@@ -97,7 +97,9 @@ def _zeroshot(config: DistillConfig, teacher: "Tower", student: "Tower") -> Metr
         evaluator = Evaluator(tower, own.batch_size, num_workers=config.data.num_workers, option=_ROOT, in_step=True)
         accuracy = evaluator.classify(dataset, classifier_DC)[0].get("acc1")
         if accuracy is None:
-            raise UserError("eval.name", f"{own.name} has several labels per image; give a dataset with one label per image")
+            raise UserError(
+                "eval.name", f"{own.name} has several labels per image; give a dataset with one label per image"
+            )
         return accuracy
 
     return Metric("val_acc1", measure)

@@ -59,7 +59,9 @@ def class_order(classifier: Classifier, folders: Sequence[str], labels: str | No
     if labels is not None:
         names = read_lines("--labels", labels)
         if len(names) != classifier.num_classes:
-            raise UserError("--labels", f"{labels}: {len(names)} lines, but the model has {classifier.num_classes} classes")
+            raise UserError(
+                "--labels", f"{labels}: {len(names)} lines, but the model has {classifier.num_classes} classes"
+            )
         return _by_names(folders, names, f"{labels} has no line", "--labels"), f"the lines of {labels}"
     own = [_spellings(label) for label in classifier.labels or ()]
     if any(_plain(folder) in of_class for folder in folders for of_class in own):

@@ -25,7 +25,9 @@ def describe_images(tower: Tower) -> dict[str, Any]:
     mode, resize, fill = framing(own)
     if mode not in ("shortest", "longest", "squash") or own["interpolation"] not in FILTERS:
         told = f"{mode}, {own['interpolation']}"
-        raise UserError("model.transform", f"the way images are resized ({told}) cannot be described in the .preprocess.json file")
+        raise UserError(
+            "model.transform", f"the way images are resized ({told}) cannot be described in the .preprocess.json file"
+        )
     return {
         "format": FORMAT,
         "color": "RGB",

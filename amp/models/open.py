@@ -49,7 +49,9 @@ def open_tower(
         )
         return open_published(settings, text_pretrained, device) or build_tower(settings, device)
     if folder == name and pretrained not in (None, name):
-        raise UserError("--pretrained", f"{pretrained}: not allowed, because {name} is a pruned model with its own weights")
+        raise UserError(
+            "--pretrained", f"{pretrained}: not allowed, because {name} is a pruned model with its own weights"
+        )
     tower = load_tower(folder, device, precision)
     if img_size not in (None, tower.image_size):
         raise UserError(

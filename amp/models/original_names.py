@@ -115,7 +115,9 @@ def read_widths(own: Mapping[str, Tensor], dense: Tower) -> list[int]:
         if width == 0:
             raise UserError(f"block {slot.name}", "has no neurons; a pruned block has 1 or more")
         if width > slot.hidden_width:
-            raise UserError(f"block {slot.name}", f"has {width} neurons, more than the {slot.hidden_width} of the dense model")
+            raise UserError(
+                f"block {slot.name}", f"has {width} neurons, more than the {slot.hidden_width} of the dense model"
+            )
         for linear in slot.in_projections:
             rows = own.get(f"{paths[linear]}.weight")
             if rows is None or len(rows) != width * (1 + slot.packed):

@@ -44,7 +44,10 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
     if pruned.found:
         warn_of_doubt(pruned.found, pruned.dense_widths, pruned.num_batches, run.config.data)
     if pruned.found and pruned.final_entropy < pruned.dense_entropy:
-        say("note: the entropy fell, which the published criterion accepts; compare the features before you use this model")
+        say(
+            "note: the entropy fell, which the published criterion accepts; compare the features before you use "
+            "this model"
+        )
     say(describe_kept("hidden neurons", tower.widths, pruned.dense_widths))
     tell = say if pruned.found else detail  # what a search goes by
     tell(f"entropy of held-out features: {pruned.dense_entropy:.4f} dense, {pruned.final_entropy:.4f} pruned (nats)")

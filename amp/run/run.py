@@ -134,7 +134,9 @@ def _check_apart(run: Run[Any]) -> None:
     images = Path(root).resolve()
     folder = run.folder.resolve()
     if images in (folder, *folder.parents):
-        raise UserError(run.key, f"{run.folder} is inside {root}, which holds the input images; choose a folder outside it")
+        raise UserError(
+            run.key, f"{run.folder} is inside {root}, which holds the input images; choose a folder outside it"
+        )
 
 
 Inputs = Callable[[], Mapping[str, str | None]]

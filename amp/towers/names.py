@@ -39,7 +39,9 @@ def default_frame(name: str, key: str = "model.name", option: str = "--frame") -
         who = " and ".join(library(frame).known_as for frame in others)
         say = " or ".join(f"{option} {frame}" for frame in others)
         knowing = "know it" if len(others) > 1 else "knows it"
-        raise UserError(key, f"{name!r} is not a model of open_clip, the default library, but {who} {knowing}: use {say}")
+        raise UserError(
+            key, f"{name!r} is not a model of open_clip, the default library, but {who} {knowing}: use {say}"
+        )
     if name.count("/") == 1 and not Path(name).exists():
         say = " or ".join(f"{option} {frame}" for frame in FRAMES.names if library(frame).folders)
         raise UserError(key, f"{name!r} is neither a model of open_clip nor a file; if it is a hub id, use {say}")

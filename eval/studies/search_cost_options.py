@@ -49,8 +49,19 @@ def read_options(description: str) -> tuple[PruneConfig, Plan]:
     add(
         "--thresholds", nargs="+", type=number_from(0), metavar="NATS", help="entropy increases (default: the config's)"
     )
-    add("--num_seeds", type=at_least(1), default=1, help="orders of the images, by seeds from that of the config on (default: 1)")
-    add("--fresh", type=at_least(0), default=0, metavar="N", help="also measure the entropy at equal size on N further images (default: 0)")
+    add(
+        "--num_seeds",
+        type=at_least(1),
+        default=1,
+        help="orders of the images, by seeds from that of the config on (default: 1)",
+    )
+    add(
+        "--fresh",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="also measure the entropy at equal size on N further images (default: 0)",
+    )
     add("--json", metavar="FILE", help="file to write the numbers to (default: none)")
     args = parser.parse_args()
     if args.json:

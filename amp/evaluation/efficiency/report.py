@@ -30,7 +30,10 @@ def show(record: Mapping[str, Any]) -> None:
     ]
     say(table(["vision tower", *record["sizes"]], rows))
     if "speedup" in record:
-        say(f"theoretical speed-up: {record['speedup']['theoretical']:.2f} (ratio of the FLOPs without attention products)")
+        say(
+            f"theoretical speed-up: {record['speedup']['theoretical']:.2f} (ratio of the FLOPs without attention "
+            "products)"
+        )
     if "cells" not in record:
         return
     measured = any("memory_bytes" in cell for cell in record["cells"])

@@ -64,7 +64,9 @@ class CompareOptions:
         aside=True,
         metavar="FILE",
     )
-    templates: str | None = option("as for `amp eval zsc` (default: one plain prompt)", None, aside=True, metavar="FILE")
+    templates: str | None = option(
+        "as for `amp eval zsc` (default: one plain prompt)", None, aside=True, metavar="FILE"
+    )
     labels: str | None = option("as for `amp eval top1` (default: found by name)", None, aside=True, metavar="FILE")
     held_out: int | None = one_in()
     batch_size: int = batches_of(256)

@@ -23,7 +23,9 @@ def workers() -> Any:
 
 def result_file(words: str) -> Any:
     """The option --output, of a file that is named by `words` where it is not given."""
-    return option(f"file to write the metrics to (default: out/eval/{words}_DIGEST.json)", None, aside=True, metavar="JSON")
+    return option(
+        f"file to write the metrics to (default: out/eval/{words}_DIGEST.json)", None, aside=True, metavar="JSON"
+    )
 
 
 def slug(*words: str) -> str:
@@ -50,7 +52,10 @@ class ModelOptions:
         "library of the model (default: that of the folder, else open_clip)", None, also="--frame", choices=FRAMES.names
     )
     pretrained: str | None = option(
-        "weights: a tag, a file or a pruned/ folder (default: random weights, fixed seed)", None, also="--weights", metavar="CKPT"
+        "weights: a tag, a file or a pruned/ folder (default: random weights, fixed seed)",
+        None,
+        also="--weights",
+        metavar="CKPT",
     )
     img_size: int | None = count(
         "image size of a dense model (default: the model's own)", None, least=1, metavar="PIXELS", most=MOST_SIDE

@@ -17,7 +17,9 @@ class EfficiencyOptions(ModelOptions):
     """Of eval_efficiency.py."""
 
     meta: bool = option(
-        "only count parameters and FLOPs, without weights; measure no speed (default: %(default)s)", False, action="store_true"
+        "only count parameters and FLOPs, without weights; measure no speed (default: %(default)s)",
+        False,
+        action="store_true",
     )
     batch_size: int | None = count("images per batch when timing (default: 64 on CUDA, 4 on CPU)", None, least=1)
     precisions: tuple[Number, ...] = option(

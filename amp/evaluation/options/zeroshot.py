@@ -39,7 +39,7 @@ class ZeroshotOptions(ModelOptions):
     dataset_root: str = option(
         "folder of the dataset; for several datasets, the folder above them, or a pattern with {dataset} or "
         "{dataset_cleaned}",
-        metavar="DIR"
+        metavar="DIR",
     )
     classnames: str | None = option(
         "for imagefolder: a name for each class folder, one per line in their sorted order, or FOLDER<TAB>NAME "
@@ -185,5 +185,7 @@ def file_of(key: str, pattern: str, dataset: str, suffix: str, several: bool) ->
     if "{dataset}" in pattern or not several:
         return pattern.replace("{dataset}", name)
     if Path(pattern).suffix and not Path(pattern).is_dir():
-        raise UserError(key, f"{pattern}: one file for several datasets; put {{dataset}} into its name, or give a folder")
+        raise UserError(
+            key, f"{pattern}: one file for several datasets; put {{dataset}} into its name, or give a folder"
+        )
     return str(Path(pattern) / f"{name}{suffix}")

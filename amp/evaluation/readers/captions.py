@@ -36,7 +36,9 @@ class Captioned(Dataset[Any]):
             if not captions:
                 raise UserError(option, f"{annotations}: {printable(file)} has no caption")
             if wrong := [caption for caption in captions if not isinstance(caption, str)]:
-                raise UserError(option, f"{annotations}: a caption of {printable(file)} is {wrong[0]!r:.40}, not a text")
+                raise UserError(
+                    option, f"{annotations}: a caption of {printable(file)} is {wrong[0]!r:.40}, not a text"
+                )
             if not Path(file).is_file():
                 raise UserError(option, f"{printable(file)} is missing, but {annotations} lists it")
 
@@ -77,7 +79,9 @@ def _read_coco(annotations: Path, root: Path) -> list[tuple[Path, list[str]]]:
     for image in found["images"]:
         number = image["id"]
         if type(number) not in (int, str) or number in file_of:
-            raise UserError(_OPTION, f"{annotations}: image id {number!r:.40} is repeated, or is neither a number nor a text")
+            raise UserError(
+                _OPTION, f"{annotations}: image id {number!r:.40} is repeated, or is neither a number nor a text"
+            )
         file_of[number] = root / image["file_name"]
     if len({type(number) for number in file_of}) > 1:
         raise UserError(_OPTION, f"{annotations}: image ids must be all numbers or all texts")
@@ -94,9 +98,7 @@ def _read_lines(annotations: Path, root: Path) -> list[tuple[Path, list[str]]]:
             name, mark, caption = line.strip().partition(".jpg,")
             if bool(mark) == (number == 1) and line.strip():
                 expected = "a header, not a caption" if number == 1 else "FILE.jpg,CAPTION"
-                raise UserError(
-                    _OPTION, f"{annotations}: line {number} is {line.strip()!r:.60}; expected {expected}"
-                )
+                raise UserError(_OPTION, f"{annotations}: line {number} is {line.strip()!r:.60}; expected {expected}")
             if mark:
                 captions_of.setdefault(root / f"{name}.jpg", []).append(caption)
     return list(captions_of.items())

@@ -75,7 +75,9 @@ def open_divided(
         return train, ClassFolders("--val_root", val_root, transform)
     own, tested = divide(train, held_out)
     if not tested.samples:
-        raise UserError("--held_out", f"{held_out}: no class of {train_root} has that many images; use a smaller number")
+        raise UserError(
+            "--held_out", f"{held_out}: no class of {train_root} has that many images; use a smaller number"
+        )
     of_all = f"{len(tested)} of {len(train)} images"
     say(f"{train_root} has no train/: testing on {of_all}, one in {held_out} of each class, not used for training")
     return own, tested

@@ -56,7 +56,8 @@ def name_classes(folders: Sequence[str], option: str, file: str | None) -> list[
         if len(lines) != len(folders):
             raise UserError(
                 option,
-                f"{file}: {len(lines)} lines for {len(folders)} class folders; write one per folder, or FOLDER<TAB>NAME",
+                f"{file}: {len(lines)} lines for {len(folders)} class folders; write one per folder, or "
+                "FOLDER<TAB>NAME",
             )
         return lines
     name_of: dict[str, str] = {}

@@ -91,7 +91,10 @@ def open_data(options: CompareOptions, transform: Callable[[Any], Any]) -> Data:
     else:
         option, files = DATASET_ROOT, [file for file, _ in val.samples] if val else []
     if len(files) > options.num_images:
-        say(f"agreement is measured on {options.num_images} of {len(files)} images, spread evenly; use --num_images for more")
+        say(
+            f"agreement is measured on {options.num_images} of {len(files)} images, spread evenly; use --num_images "
+            "for more"
+        )
         places = np.linspace(0, len(files) - 1, options.num_images).round().astype(int)
         files = [files[place] for place in places]
     templates = read_templates("--templates", options.templates) if options.templates else [*TEMPLATES]

@@ -106,7 +106,9 @@ def _read_bare(path: str) -> Tensor:
     except Exception as error:  # a damaged pickle fails in any way
         refused = "refused: it holds more than tensors, and loading it could run code"
         reason = refused if isinstance(error, pickle.UnpicklingError) else type(error).__name__
-        raise UserError("--load_clfs", f"{path}: not a text classifier ({reason}); give a file that --save_clf wrote") from None
+        raise UserError(
+            "--load_clfs", f"{path}: not a text classifier ({reason}); give a file that --save_clf wrote"
+        ) from None
     if not isinstance(classifier, Tensor):
         raise UserError("--load_clfs", f"{path}: holds a {type(classifier).__name__}, expected one tensor")
     return classifier

@@ -170,7 +170,8 @@ class Evaluator:
             raise UserError(
                 "--model",
                 f"{self.tower.base['name']} has no text encoder, which zero-shot tasks need; add one to a published "
-                "vision checkpoint with --text_pretrained, or give text classifiers for classification with --load_clfs",
+                "vision checkpoint with --text_pretrained, or give text classifiers for classification with "
+                "--load_clfs",
             )
 
     def _embed_images(self, images_BCHW: Tensor) -> Tensor:
@@ -187,9 +188,7 @@ class Evaluator:
             features = encode(inputs)
         features = F.normalize(features.float(), dim=-1)
         if not features.isfinite().all():
-            raise UserError(
-                "--model", f"{self.tower.base['name']}: its features are NaN or infinite", rank_local=True
-            )
+            raise UserError("--model", f"{self.tower.base['name']}: its features are NaN or infinite", rank_local=True)
         return features
 
 

@@ -190,7 +190,10 @@ class _Refit:
 
         def work() -> list[Tensor]:
             if block and self._taken == block:
-                say(f"resuming the refit: blocks 0 to {block - 1} of {len(self._branches)} were refitted by the last run")
+                say(
+                    f"resuming the refit: blocks 0 to {block - 1} of {len(self._branches)} were refitted by the "
+                    "last run"
+                )
             if attention is not None and self._attention_sums is not None:
                 self._apply(attention, self._attention_sums)
             tokens = MlpTokens(self._read, READ_WEIGHT, self._settings.refit_views, seed=block)

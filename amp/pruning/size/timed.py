@@ -96,7 +96,10 @@ def meet(
         size_of = size_of.corrected(widths, measured)
     off, widths, found = min(tried, key=lambda one: one[0])
     if off > PROMISED:
-        say(f"note: that misses the target by {off:.1%}; the device's clock varies, or its speed changes in steps of width")
+        say(
+            f"note: that misses the target by {off:.1%}; the device's clock varies, or its speed changes in steps "
+            "of width"
+        )
     return widths, found
 
 

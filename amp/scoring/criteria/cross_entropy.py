@@ -77,7 +77,8 @@ def class_embeddings(tower: Tower, settings: ScoreSettings) -> Tensor:
     if tower.encode_text is None or tower.encode_image is None:
         raise UserError(
             "score.criterion",
-            f"cross_entropy: {tower.base['name']} has no text encoder to classify with; use entropy or kl, which need none",
+            f"cross_entropy: {tower.base['name']} has no text encoder to classify with; use entropy or kl, which "
+            "need none",
         )
     template = settings.template or "a photo of a {c}"
     tokens = tower.make_tokenizer()([template.replace("{c}", name) for name in settings.classes or ()])
@@ -95,9 +96,7 @@ def folder_labels(images: Batches | Sequence[Tensor], num_classes: int) -> list[
     listed = images.paths if isinstance(images, Batches) else ()
     paths = [path for path in listed if isinstance(path, Path)]
     if not isinstance(images, Batches) or len(paths) < len(listed):
-        raise UserError(
-            "score.labels", "folders: the images of shards are not in folders; use score.labels: null"
-        )
+        raise UserError("score.labels", "folders: the images of shards are not in folders; use score.labels: null")
     folders = sorted({path.parent for path in paths})
     if len(folders) != num_classes:
         raise UserError(

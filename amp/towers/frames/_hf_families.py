@@ -50,7 +50,7 @@ FAMILIES = {
 }
 HIERARCHICAL = "is hierarchical; plain vision transformers can be pruned"
 REFUSED = {
-    "siglip2_vision_model": "is NaFlex, which takes patches of any aspect ratio instead of images (fixed-size SigLIP 2 is 'siglip')",
+    "siglip2_vision_model": "is NaFlex, which takes patches instead of images (fixed-size SigLIP 2 is 'siglip')",
     "vit_mae": "drops patches at random, even in evaluation; load its encoder as a 'vit'",
     **dict.fromkeys(("swin", "swinv2", "hiera", "pvt", "pvt_v2", "segformer", "focalnet", "cvt"), HIERARCHICAL),
     **dict.fromkeys(("convnext", "convnextv2", "dinov3_convnext", "resnet"), "is a convolutional network"),

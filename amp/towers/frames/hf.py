@@ -103,7 +103,8 @@ def _around(
     if preprocess["size"] != side and not family.any_size:
         raise UserError(
             "model.transform.input_size",
-            f"{preprocess['size']}: {settings.name} takes images of {side} px; set model.kwargs.img_size to change that",
+            f"{preprocess['size']}: {settings.name} takes images of {side} px; set model.kwargs.img_size to change "
+            "that",
         )
     blocks = find_blocks(visual)
     asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})

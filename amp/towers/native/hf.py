@@ -143,7 +143,9 @@ def files(tower: Tower) -> Files:
         values["auto_map"] = {auto: f"{MODELING}.Pruned{name}" for auto, (name, _) in classes.items()}
         texts[f"{MODELING}.py"] = _modeling(tower, dict(classes.values()))
         trust, autos = ", trust_remote_code=True", [auto for auto, (name, _) in classes.items() if name == kind]
-    own_class = f"`{MODELING}.py` builds the class with these MLP widths{or_heads(tower)}, which a config cannot record:"
+    own_class = (
+        f"`{MODELING}.py` builds the class with these MLP widths{or_heads(tower)}, which a config cannot record:"
+    )
     why = own_class if trust else ""
     return Files("transformers", why, _loading(autos[0] if autos else kind, trust), own, texts, copied, alone=True)
 
