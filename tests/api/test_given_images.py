@@ -65,7 +65,7 @@ def bad_images() -> Iterator[tuple[Any, str]]:
     yield [torch.zeros(3, 32, 32, dtype=torch.uint8)], "images: holds images of torch.uint8"
     yield np.zeros((4, 32, 32)), "images: holds a float64 array; give a folder"
     yield [torch.full((3, 32, 32), torch.nan)], "images: holds an image with values that are not finite"
-    yield [{"x": 1}], "images: holds dictionaries of x; expected one of pixel_values"
+    yield [{"x": 1}], "images: holds dictionaries with the keys x; expected one of pixel_values"
     yield ["nowhere.png"], "images: nowhere.png: broken image"
     yield "nowhere", "data.root: nowhere: no such folder"
     yield [torch.zeros(3, 32, 32)], "is more than the"

@@ -211,7 +211,7 @@ def test_a_model_with_attention_of_its_own_is_pruned_but_no_name_rebuilds_it(
     pruned = amp.prune(vit, list(images), params=0.8, compensation="ridge")
     assert pruned.report.flops["pruned"] < pruned.report.flops["dense"]
     assert isinstance(pruned.model.blocks[0].attn, _Attention)
-    assert "amp.save: nothing tells how this vit_tiny_patch16_224 was built" in refusal(
+    assert "amp.save: it is unknown how this vit_tiny_patch16_224 was built" in refusal(
         lambda: amp.save(pruned, tmp_path / "folder")
     )
     assert not (tmp_path / "folder").exists()
@@ -233,12 +233,12 @@ def quantised(model: Any) -> Any:
         (adapted, "blocks.0.mlp.fc1 holds a LoRA adapter; merge it first: model = model.merge_and_unload()"),
         (quantised, "blocks.0.mlp.fc1.weight is quantised (torch.int8); give the model in bf16 or fp32"),
         (lambda model: model.to("meta"), "holds no weights (it is on the meta device); load them first"),
-        (lambda model: None, "model: is a NoneType; give the model object that open_clip, timm or transformers built"),
+        (lambda model: None, "model: is a NoneType; give a model object built by open_clip, timm or transformers"),
         (
             lambda model: nn.Linear(2, 2),
             "torch.nn.modules.linear.Linear is no model of open_clip, timm or transformers",
         ),
-        (lambda model: timm.create_model("resnet18"), "is no vision transformer of timm"),
+        (lambda model: timm.create_model("resnet18"), "is not a plain vision transformer of timm"),
     ],
 )
 def test_a_model_that_cannot_be_pruned_is_refused_with_the_way_out(
@@ -250,14 +250,14 @@ def test_a_model_that_cannot_be_pruned_is_refused_with_the_way_out(
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({}, "amp.prune: say params=0.6 for 60 % of the tower's parameters"),
+        ({}, "amp.prune: give a size: params=0.6 for 60 % of the tower's parameters"),
         ({"params": 60.0}, "prune.target.params: 60 is no share: greater than 0 and less than 1; of 60 % write 0.6"),
         ({"params": 0.5, "flops": 0.5}, "params and flops: one target at a time"),
         ({"params": 0.5, "criterium": "entropy"}, "criterium: no argument of this name; did you mean 'criterion'?"),
         ({"params": 0.5, "criterion": "entropi"}, 'score.criterion: "entropi" is not allowed'),
         ({"params": 0.5, "prune": 3}, "amp.prune: prune: is a group of settings"),
         ({"params": 0.5, "prune": {"target": {"params": 0.4}}}, "prune.target.params: is given twice"),
-        ({"widths": [1, 2]}, "prune.widths: 2 widths, the tower has 3 blocks"),
+        ({"widths": [1, 2]}, "prune.widths: 2 widths, but the tower has 3 blocks"),
     ],
 )
 def test_settings_that_are_not_allowed_are_told(

@@ -31,19 +31,19 @@ PAPER = "configs/prune_entropy/open_clip_g_coco_entropy.yaml"
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ([], "find the least width of each block that adds 0.02 nats of entropy at most (search: exact)"),
-        (["prune.target.params=0.6"], "remove neurons, down to 0.6 of the tower's parameters (search allocation)"),
+        ([], "find the smallest width of each block that adds at most 0.02 nats of entropy (search: exact)"),
+        (["prune.target.params=0.6"], "remove neurons to reach 0.6 times the dense parameters (allocation: search)"),
         (
             ["prune.target.flops=0.5", "prune.allocation=global", "prune.compensation=ridge"],
-            "remove neurons, down to 0.5 of the tower's FLOPs (global allocation; ridge refit)",
+            "remove neurons to reach 0.5 times the dense FLOPs (allocation: global; refit: ridge)",
         ),
-        (["prune.widths=[8]"], "prune to the widths that the settings give"),
+        (["prune.widths=[8]"], "prune to the widths in prune.widths"),
     ],
 )
 def test_a_pruning_says_how_widths_are_found(changes: list[str], says: str) -> None:
     config = load_config(PruneConfig, PAPER, ["prune.entropy_increase=0.02", *changes])
     lines = describe_slicing(config).splitlines()
-    assert lines[1] == f"- take the scores of {config.output.dir}/scores.safetensors (entropy);"
+    assert lines[1] == f"- use the scores in {config.output.dir}/scores.safetensors (criterion: entropy);"
     assert lines[2] == f"- {says};"
 
 
@@ -98,7 +98,7 @@ def test_how_long_it_takes_counts_what_is_read(capsys: pytest.CaptureFixture[str
     tower.visual.eval()
     images = [(torch.zeros(3, 224, 224), 0)] * 3
     time_teller(2, 0)(tower, (images, images))
-    assert capsys.readouterr().out == "6 images; judging by one batch, it will take about 10 seconds\n"
+    assert capsys.readouterr().out == "6 images; estimated time, from one batch: about 10 seconds\n"
     time_teller(2, 0)(tower, (ChainDataset([]),))
     assert capsys.readouterr().out == "", "a stream has no length"
 

@@ -142,7 +142,7 @@ def test_a_second_size_goes_to_a_folder_of_its_own(prune_yaml: Path, tmp_path: P
         settings = [word for setting in more for word in ("--set", setting)]
         code, console, err = call("main_prune.py", *words, *settings)
         assert code == 0, err
-        assert f"{out} holds another pruning of these scores; this one goes to {out}/{place}" in console
+        assert f"{out} already holds another pruning with these scores; this one is written to {out}/{place}" in console
         sizes[place] = json.loads((out / place / "prune.json").read_text())["params"]
         code, console, _ = call("main_prune.py", *words, *settings)
         assert (code, f"already done: {out}/{place}/prune.json" in console) == (0, True)

@@ -205,8 +205,8 @@ def test_more_than_a_share_of_broken_images_ends_the_run(root: Path, num_workers
     with pytest.raises(UserError) as caught:
         list(Batches(paths, read_number, own))
     assert caught.value.rank_local
-    assert str(caught.value).startswith(f"data.max_broken: 4 broken of 23 images, the last {paths[9]} (")
-    assert "more than the share of 0.1 that is allowed" in str(caught.value)
+    assert str(caught.value).startswith(f"data.max_broken: 4 of 23 images are broken, the last one {paths[9]} (")
+    assert "more than the allowed share of 0.1" in str(caught.value)
 
 
 def test_a_process_counts_against_its_own_share(root: Path) -> None:

@@ -82,10 +82,10 @@ def test_floats_from_0_to_1_are_the_range() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (np.float32([[0, 200]]), "values from 0 to 200; allowed in a floating-point image are 0 to 1"),
+        (np.float32([[0, 200]]), "values from 0 to 200; a floating-point image holds 0 to 1"),
         (np.float32([[-1, 0]]), "values from -1 to 0;"),
         (np.float32([[0, np.nan]]), "values from nan to nan;"),
-        (np.int32([[0, 65536]]), "values from 0 to 65536; allowed in a 16-bit image are 0 to 65535"),
+        (np.int32([[0, 65536]]), "values from 0 to 65536; a 16-bit image holds 0 to 65535"),
         (np.int32([[-1, 0]]), "values from -1 to 0;"),
     ],
 )

@@ -203,7 +203,7 @@ def test_without_held_out_images_the_run_says_so_and_goes_on(
     shutil.copytree(Path(load_config(DistillConfig, distill_yaml).data.root, "train"), tmp_path / "images" / "train")
     code, out, _ = call("distill.py", "--config_file", distill_yaml, "--set", f"data.root={tmp_path}/images")
     assert code == 0
-    assert f"no loss on held-out images: data.root: {tmp_path}/images: has no folder 'val'" in out
+    assert f"the loss on held-out images is not measured: data.root: {tmp_path}/images: has no folder 'val'" in out
     assert not any("val_loss" in step for step in _log(tmp_path / "out"))
 
 
@@ -215,7 +215,10 @@ def test_without_held_out_images_the_run_says_so_and_goes_on(
         ("optim.base_lr=20", "optim.base_lr: 20 is not allowed"),
         ("optim.epochs=0", "optim.epochs: 0 is not allowed"),
         ("optim.epochs=1", "warmup_epochs 1 must be less than epochs 1"),
-        ("optim.accumulate=3", "optim.accumulate: 16 images are not divisible into 3 micro-batches on each of 1 proc"),
+        (
+            "optim.accumulate=3",
+            "optim.accumulate: a batch of 16 images does not divide into 3 micro-batches on each of 1 proc",
+        ),
         ("data.batch_size=65", "data.batch_size: 65 is more than the 64 images"),
     ],
 )

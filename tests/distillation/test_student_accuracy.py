@@ -125,7 +125,7 @@ def test_it_is_measured_on_the_way_and_the_best_checkpoint_stays(
     assert list(seen) == [7, 15, 19] == list(_seen(tmp_path / "out", "val_loss"))
     assert seen[19] == _accuracy(metric, tmp_path / "out" / "distilled", scenes)
     before = _accuracy(metric, tmp_path / "student", scenes)
-    assert f"{before:.4f} of the student before its first step" in out
+    assert f"student {before:.4f} before its first step" in out
     first = max(seen, key=lambda step: seen[step]) + 1
     names = {path.name for path in (tmp_path / "out" / "checkpoints").iterdir()}
     assert names == {f"step_{first:07d}", "step_0000020"}
@@ -260,7 +260,7 @@ def test_a_teacher_without_text_is_refused_and_so_are_too_few_images(
     message = refusal(lambda: build_metric(config, silent, tower))
     assert f"eval.metric: zeroshot: {GOLDEN}/tiny-clip.json has no text tower" in message
     config = load_config(DistillConfig, distill_yaml, [*words("knn"), "eval.k=91", "eval.num_train_samples=99"])
-    with pytest.raises(UserError, match=r"eval.root: .*/train: 90 images; eval.k is 91"):
+    with pytest.raises(UserError, match=r"eval.root: .*/train: 90 images are fewer than eval.k \(91\)"):
         build_metric(config, tower, tower)
 
 

@@ -34,7 +34,7 @@ from amp.evaluation.benchmarks import Benchmark
         ("retrieval", "flickr30k", [], "flickr30k_test_karpathy.txt"),
         ("retrieval", "xtd10", [], "xtd10-en.json"),
         ("classification", "imagenet1kk", [], "did you mean 'imagenet1k'"),
-        ("retrieval", "imagenet1k", [], "is for --task zeroshot_classification"),
+        ("retrieval", "imagenet1k", [], "belongs to --task zeroshot_classification"),
     ],
 )
 def test_what_is_missing_is_named_before_anything_is_made(

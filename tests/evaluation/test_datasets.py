@@ -227,7 +227,7 @@ def test_only_download_calls_the_network(
     (tmp_path / "result.json").unlink()
     monkeypatch.setattr("clip_benchmark.datasets.builder.call", lambda command, shell: None)
     code, _, err = call(SCRIPT, *words, "--download")
-    assert (code, "--download: clip_benchmark could not fetch it: " in err.splitlines()[-1]) == (2, True)
+    assert (code, "--download: clip_benchmark could not download it: " in err.splitlines()[-1]) == (2, True)
 
 
 def test_a_tower_without_text_takes_a_saved_classifier(tmp_path: Path, parent: Path, call: Any) -> None:
@@ -241,6 +241,6 @@ def test_a_tower_without_text_takes_a_saved_classifier(tmp_path: Path, parent: P
         torch.manual_seed(0)
         save_classifier(tmp_path / f"{width}.safetensors", torch.randn(width, 200), header)
     code, _, err = call(SCRIPT, *words, "--load_clfs", tmp_path / "65.safetensors")
-    assert (code, "embeddings 65 wide; those of test_vit's images are 64" in err) == (2, True)
+    assert (code, "embeddings of width 65, but the image embeddings of test_vit have width 64" in err) == (2, True)
     assert call(SCRIPT, *words, "--load_clfs", tmp_path / "64.safetensors")[0] == 0
     assert read(tmp_path / "result.json")["num_images"] == 200

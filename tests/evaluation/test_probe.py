@@ -94,7 +94,7 @@ def test_one_folder_of_classes_is_divided_aloud(tmp_path: Path, pictures: Path, 
     words = [*MODEL, "--dataset_root", pictures, "--output", tmp_path / "r.json"]
     code, out, err = call(f"eval/eval_{name}.py", *words)
     assert code == 0, err
-    said = "has no train/: one image in 4 of each class is held out to test on, 4 of 16 images"
+    said = "has no train/: testing on 4 of 16 images, one in 4 of each class, not used for training"
     assert f"{pictures} {said}" in out
     record = json.loads((tmp_path / "r.json").read_text())
     assert (record["num_images"], record["num_train_images"], record["settings"]["held_out"]) == (4, 12, 4)

@@ -50,7 +50,7 @@ def test_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
     root = fake_benchmarks.build("wds/animals", tmp_path)
     (root / "classnames.txt").write_text("cat\ndog\nhog\nfox\n")
     message = refusal(lambda: build(root, "wds/animals", "classification"))
-    assert message.endswith("test/0.tar/0004.cls: label 4; of the 4 of classnames.txt, 0 to 3 are allowed")
+    assert message.endswith("test/0.tar/0004.cls: label 4; classnames.txt has 4 classes, so 0 to 3 are allowed")
     (root / "classnames.txt").unlink()
     assert "needs classnames.txt" in refusal(lambda: build(root, "wds/animals", "classification"))
 
@@ -78,7 +78,7 @@ def test_every_caption_is_its_image_s_own(tmp_path: Path) -> None:
     [
         ([1, 2], {"1": "one", "2": "two"}, "a.jpg has no caption"),
         ([1, "2"], {1: "one", "2": "two"}, "allowed is one kind of both"),
-        ([1, 1], {1: "one"}, "image id 1; allowed are numbers or texts, each once"),
+        ([1, 1], {1: "one"}, "image id 1 is repeated, or is neither a number nor a text"),
         ([1, None], {1: "one"}, "image id None;"),
         ([1, 2], {1: "one", 2: None}, "b.jpg is None, no text"),
     ],

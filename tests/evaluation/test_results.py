@@ -72,5 +72,5 @@ def test_a_file_inside_of_a_folder_is_no_model(folder: Path) -> None:
     options = KnnOptions(
         model=str(GOLDEN / "tiny-clip.json"), pretrained=f"{folder}/model.safetensors", train_root="a", val_root="b"
     )
-    said = f"--pretrained: {folder}/model.safetensors: is a part of a pruned model; give its folder, {folder}"
+    said = f"--pretrained: {folder}/model.safetensors: is one file of a pruned model; give the folder, {folder}"
     assert refusal(lambda: open_model(options, "fp32", "cpu")) == said

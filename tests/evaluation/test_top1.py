@@ -116,10 +116,10 @@ def test_which_output_is_which_folder(tmp_path: Path) -> None:
             _classifier(),
             ["a", "b"],
             None,
-            "2 class folders, 3 classes of the model, which does not name them; --labels",
+            "2 class folders, but 3 classes of the model, which records no labels; list",
         ),
         (_classifier(), ["a", "d"], str(file), f"--labels: {file} has no line d"),
-        (_classifier(count=4), ["a"], str(file), f"--labels: {file}: 3 lines; the model has 4 classes"),
+        (_classifier(count=4), ["a"], str(file), f"--labels: {file}: 3 lines, but the model has 4 classes"),
     ):
         assert said in refusal(lambda own=own, folders=folders, labels=labels: class_order(own, folders, labels))
 

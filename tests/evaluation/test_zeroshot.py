@@ -244,7 +244,7 @@ def test_a_classifier_of_something_else_is_refused(tmp_path: Path, clip: Tower) 
     for other, width, said in (
         (header | {"model": "ViT-B-32"}, 32, "made for open_clip tiny on fer2013"),
         (header | {"dataset": "mnist", "classes_sha256": "of mnist"}, 32, "not for open_clip tiny on mnist"),
-        (header, 64, "embeddings 32 wide; those of tiny's images are 64"),
+        (header, 64, "embeddings of width 32, but the image embeddings of tiny have width 64"),
     ):
         with pytest.raises(UserError, match=said):
             load_classifiers([str(path)], other, width)

@@ -48,7 +48,7 @@ def test_an_edited_card_stays(
     edited = card.read_text()
     save_tower(tower, kept, {}, tmp_path / "a", command="a third")
     assert card.read_text() == edited
-    assert capsys.readouterr().out == f"note: {card} was edited and stays as it is\n"
+    assert capsys.readouterr().out == f"note: {card} was edited by hand and is kept\n"
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_save_pretrained_writes_what_reads_back(name: str, read: dict[str, Read]
                 assert type(one.config).__name__ == kind.config_class.__name__
                 assert isinstance(one.config, kind.config_class)
                 said = refusal(partial(one.save_pretrained, tmp_path / own.folder.name))
-                assert "cannot say widths that differ by block; amp.save(model, folder) writes them" in said
+                assert "cannot record widths that differ between blocks; use amp.save(model, folder)" in said
             assert not (tmp_path / own.folder.name / "config.json").exists()
         else:
             model.save_pretrained(tmp_path / own.folder.name)

@@ -215,7 +215,7 @@ def test_zero_shot_with_the_text_tower_of_the_dense_model(
 DAMAGES: dict[str, tuple[Callable[[State], State], str]] = {
     "wider": (
         lambda s: _resized(s, 2, 300),
-        "block transformer.resblocks.2: 300 wide, more than the dense model's 256",
+        "block transformer.resblocks.2: has 300 neurons, more than the 256 of the dense model",
     ),
     "empty": (lambda s: _resized(s, 2, 0), "block transformer.resblocks.2: holds no neuron"),
     "missing": (
@@ -224,7 +224,7 @@ DAMAGES: dict[str, tuple[Callable[[State], State], str]] = {
     ),
     "mixed": (
         lambda s: s | {"transformer.resblocks.3.mlp.c_fc.weight": s["transformer.resblocks.3.mlp.c_fc.weight"][:9]},
-        "block transformer.resblocks.3: of two models",
+        "block transformer.resblocks.3: its tensors do not fit together",
     ),
     "more": (lambda s: s | {"transformer.resblocks.5.ln_1.bias": torch.ones(64)}, "not the vision tower of"),
     "less": (lambda s: {name: tensor for name, tensor in s.items() if name != "proj"}, "not the vision tower of"),

@@ -30,9 +30,9 @@ def test_a_standard_error_above_the_threshold_says_how_many_images_would_tell(
 ) -> None:
     says = warned(capsys, [700, 14], [0.004, 0.04], 2)
     assert says.startswith(
-        "warning: data.num_val_samples: what 1 of 2 pruned blocks add to the entropy is known to 0.04"
+        "warning: data.num_val_samples: for 1 of 2 pruned blocks, the measured increase of entropy is uncertain by up to 0.04"
     )
-    assert "prune.entropy_increase is 0.01; 1024 held-out images would tell" in says
+    assert "prune.entropy_increase (0.01); about 1024 held-out images are needed" in says
     assert "block 1 keeps 14 of 768 neurons" in says
     assert "keeps" not in warned(capsys, [700, 400], [0.004, 0.04], 2)
 
@@ -57,12 +57,12 @@ def test_few_batches_are_told_before_the_search(capsys: pytest.CaptureFixture[st
     [
         (
             {"width_multiple": 1000},
-            "prune.width_multiple: 1000 is more than any block's 256 neurons",
+            "prune.width_multiple: 1000 is more than the 256 neurons of the widest block",
         ),
         ({"min_width": 256}, "prune.min_width: 256: no block could be narrowed"),
         (
             {"width_multiple": 256, "allocation": "uniform", "target": {"params": 0.5}},
-            "prune.width_multiple: 256: no block could be narrowed; the widest has 256 neurons",
+            "prune.width_multiple: 256: no block can be narrowed; the widest has 256 neurons",
         ),
     ],
 )

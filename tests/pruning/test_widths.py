@@ -70,8 +70,8 @@ def test_settings_choose_between_search_and_widths(
 @pytest.mark.parametrize(
     ("widths", "says"),
     [
-        ([64, 64, 64, 64], "prune.widths: 4 widths, the tower has 5 blocks"),
-        ([64, 64, 64, 64, 64, 64], "prune.widths: 6 widths, the tower has 5 blocks"),
+        ([64, 64, 64, 64], "prune.widths: 4 widths, but the tower has 5 blocks"),
+        ([64, 64, 64, 64, 64, 64], "prune.widths: 6 widths, but the tower has 5 blocks"),
         ([64, 64, 257, 64, 64], "prune.widths: 257 at block 2, which has 256 neurons"),
     ],
 )

@@ -76,7 +76,7 @@ def test_interrupted_after_any_batch_it_ends_in_the_same_bytes(
             stop_after(patch, last)
             assert call("main_score.py", *words)[0] == 130
     code, console, _ = call("main_score.py", *words)
-    assert (code, "going on after batch 12 of 16" in console) == (0, True)
+    assert (code, "resuming after batch 12 of 16" in console) == (0, True)
     whole, resumed = tmp_path / "whole", tmp_path / "out"
     assert [path.name for path in resumed.iterdir()] == ["scores.safetensors"]
     assert (resumed / "scores.safetensors").read_bytes() == (whole / "scores.safetensors").read_bytes()
@@ -172,7 +172,7 @@ def test_two_processes_equal_one_and_go_on_when_one_of_them_is_killed(
     assert (code, "was made with processes = 2, asked for 1" in err) == (2, True)
     resumed = launch(2, *words)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on after batch " in resumed.stdout + resumed.stderr
+    assert "resuming after batch " in resumed.stdout + resumed.stderr
     assert scores[0].read_bytes() == scores[1].read_bytes()
     score_many(str(golden_images), tmp_path / "one")
     for criterion in ("cross_entropy", "labels", "kl", "reconstruction", "variance"):

@@ -81,4 +81,4 @@ def test_a_pickled_model_is_told_the_way_out(golden_model: ModelSettings, tower:
         refusal(lambda: open_tower(golden_model.name, "open_clip", path)),
     ):
         assert message.startswith(f"model.pretrained: {path}: holds more than tensors; refused")
-        assert message.endswith("Of a whole model that was pickled (torch.save(model)), save its state_dict()")
+        assert message.endswith("If it is a whole pickled model (torch.save(model)), save its state_dict() instead")

@@ -137,13 +137,13 @@ HEAD = b"file,caption\n"
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("names.txt", b"one\n", "1 lines for 2 class folders; write one for each, or FOLDER<TAB>NAME"),
+        ("names.txt", b"one\n", "1 lines for 2 class folders; write one per folder, or FOLDER<TAB>NAME"),
         ("names.txt", b"one\n\ntwo\n", "line 2 is empty"),
         ("names.txt", b"", "line 1 is empty"),
-        ("names.txt", b"cat\tone\ntwo\n", "line 2 is 'two'; as others it needs FOLDER<TAB>NAME"),
+        ("names.txt", b"cat\tone\ntwo\n", "line 2 is 'two'; expected FOLDER<TAB>NAME"),
         ("names.txt", b"cat\tone\ncat\ttwo\n", "line 2 names cat once more"),
         ("names.txt", b"cat\tone\ndogs\ttwo\n", "no line for the class folder dog; did you mean 'dogs'?"),
-        ("names.txt", b"cat\n\xff\n", "line 2 is no UTF-8 text"),
+        ("names.txt", b"cat\n\xff\n", "line 2 is not UTF-8 text"),
         ("names.missing", None, "cannot be read (No such file or directory)"),
         ("prompts.txt", b"a {c}\na photo\n", "line 2 is 'a photo': has no {c} where the class is to stand"),
         ("prompts.txt", b"a {c} {d}\n", "line 1 is 'a {c} {d}': may hold no braces but {c}"),
@@ -151,13 +151,13 @@ HEAD = b"file,caption\n"
         ("captions.csv", b"a.png,a cat\n", "names no column file or file_name"),
         ("captions.csv", b"", "names no column file or file_name"),
         ("captions.csv", HEAD, "holds no caption"),
-        ("captions.csv", HEAD + b"a.png,\n", "line 2: '' where a text is expected"),
+        ("captions.csv", HEAD + b"a.png,\n", "line 2: expected a text, found ''"),
         ("captions.csv", HEAD + b"a.png\n", "line 2 has no caption or text"),
         ("captions.csv", HEAD + b"a,b,c\n", "line 2 has more values than columns"),
         ("captions.csv", HEAD + b'a,"b', "the row after line 1 cannot be read (unexpected end of data)"),
-        ("captions.jsonl", b'{"file": "a", "caption": 1}\n', "line 1: 1 where a text is expected"),
+        ("captions.jsonl", b'{"file": "a", "caption": 1}\n', "line 1: expected a text, found 1"),
         ("captions.jsonl", b'{"file": "a"}\n', "line 1 has no caption or text"),
-        ("captions.jsonl", b"[]\n", "line 1 is no JSON object"),
+        ("captions.jsonl", b"[]\n", "line 1 is not a JSON object"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, file: str, content: bytes | None, said: str) -> None:

@@ -130,7 +130,7 @@ def test_images_alone_are_enough(tmp_path: Path, clip: ModelSettings, pictures: 
     record = json.loads((tmp_path / "r.json").read_text())
     assert record["metrics"] == {"dense": {}, "pruned": {}}
     assert (record["agreement"]["same_top1"], record["head"], record["num_images"]) == (None, None, 16)
-    assert "| agreement of pruned with dense on 16 images" in out
+    assert "| agreement of pruned and dense on 16 images" in out
 
 
 @pytest.mark.slow
@@ -171,7 +171,7 @@ def test_mistakes_are_one_line(tmp_path: Path, golden_model: ModelSettings, pict
 def test_a_folder_that_does_not_tell_its_weights(tmp_path: Path, folder: Path, pictures: Path, call: Any) -> None:
     words = [folder, "--images", pictures / "own", "--num_workers", 0, "--output", tmp_path / "r.json"]
     code, _, err = call(SCRIPT, *words)
-    assert (code, "does not tell the weights of the dense " in err) == (2, True)
+    assert (code, "does not record the weights of the dense " in err) == (2, True)
     assert call(SCRIPT, *words, "--pretrained", GOLDEN / "tiny-clip.safetensors")[0] == 0
 
 
@@ -180,6 +180,6 @@ def test_a_model_that_was_an_object_tells_no_weights(tmp_path: Path) -> None:
     kept = [range(width) for width in tower.widths]
     save_tower(tower, kept, {"settings": {"model": {"name": IN_MEMORY, "pretrained": None}}}, tmp_path / "pruned")
     words = {"folder": str(tmp_path / "pruned"), "images": str(tmp_path)}
-    with pytest.raises(UserError, match=r"--pretrained: missing; .* does not tell the weights of the dense test_vit"):
+    with pytest.raises(UserError, match=r"--pretrained: missing; .* does not record the weights of the dense test_vit"):
         find_dense(CompareOptions(**words))
     assert find_dense(CompareOptions(**words, pretrained="r160_in1k")).pretrained == "r160_in1k"

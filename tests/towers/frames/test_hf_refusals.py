@@ -96,7 +96,7 @@ def test_bad_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "quantised": ({"model_type": "vit", "quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
         "oblong": ({"model_type": "vit", "image_size": [32, 64]}, "only square"),
     }
-    expected = {"nobody/nothing": "no config of a transformers model", str(tmp_path / "gone"): "neither a folder nor"}
+    expected = {"nobody/nothing": "not a transformers model", str(tmp_path / "gone"): "neither a folder nor"}
     expected[str(tmp_path / "empty")] = "no config.json"
     for name, (config, words) in configs.items():
         (tmp_path / name).mkdir()

@@ -85,4 +85,4 @@ def test_classes_that_cannot_hold_fewer_heads_are_told(frame: Any, name: str, mo
     tower = build_tower(ModelSettings(frame=frame, name=name, kwargs=more))
     said = refusal(lambda: with_heads(tower))
     assert said.startswith(f"prune.attention: heads: {kind}, as in block")
-    assert said.endswith("cannot hold fewer heads; say none")
+    assert said.endswith("does not support fewer heads; use none")
