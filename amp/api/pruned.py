@@ -16,7 +16,7 @@ from amp.api.settings import Asked
 from amp.errors import UserError
 from amp.export import compile_blocks
 from amp.models.native import settle
-from amp.pruning import Look, Pruned, networks_over, relative_size
+from amp.pruning import Look, Pruned, check_possible, networks_over, relative_size
 from amp.pruning import prune as prune_tower
 from amp.pruning.report import describe_errors, describe_features, describe_kept, describe_sizes, draw_pruning
 from amp.run.console import say
@@ -220,6 +220,7 @@ def prune(
         own = open_images(images, held_out, tower, asked)
         config = own.config
         tower = with_attention(tower, config.attention)
+        check_possible(tower, config.prune)
         moments = KeptMoments(len(own.scored)) if config.score.keep_moments else None
         images = own.scored if reads_images(config.score) else []
         scores = score(tower, images, config.score, moments=moments)

@@ -3,14 +3,15 @@
 B images of a batch, C channels, S side in pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from amp.commands._plan import after_pruning, describe_pruning, describe_slicing, describe_time, estimate_seconds
-from amp.commands.prune import prune_models
+from amp.commands.prune import each_of, prune_models
 from amp.commands.score import score_model
 from amp.data.batches import Batches
 from amp.data.listing import list_images
 from amp.errors import UserError, nearest
+from amp.pruning import check_possible
 from amp.run.console import say
 from amp.run.world import start
 from amp.settings.model import Frame, ModelSettings
@@ -33,7 +34,7 @@ def score_named(named: Named, options: ScoreOptions) -> None:
             print(describe_plan(config, options.gpu_memory))
             return
         with start():
-            _score(config, describe_pruning(config))
+            _score([config], describe_pruning(config))
             say(
                 "next: run `amp prune` with the same options and a size, such as --params 0.6 for 60 % of the "
                 "parameters"
@@ -51,13 +52,18 @@ def prune_named(named: Named, options: PruneOptions) -> None:
             return
         with start():
             targets = options.sweep.targets
-            if not _score(config, describe_pruning(config, targets)):
+            if not _score(each_of(config, options), describe_pruning(config, targets)):
                 say(describe_slicing(config, targets))
             say(after_pruning(prune_models(config, options), config.data))
 
 
-def _score(config: PruneConfig, plan: str) -> bool:
+def _score(each: Sequence[PruneConfig], plan: str) -> bool:
+    """What all of the prunings to come share; whether it was not done."""
+    config = each[0]
+
     def look(tower: Tower, images: Batches) -> None:
+        for own in each:
+            check_possible(tower, own.prune)
         say(describe_time(estimate_seconds(config, tower, images)))
 
     return score_model(config, plan, look)

@@ -41,18 +41,30 @@ def prune_models(config: PruneConfig, options: PruneOptions) -> Path:
     """One pruning, or one for each size of `--sweep`; gives the folder of the last one."""
     from amp.pruning import write_sizes
 
-    each = [config.of_target(key, value) for key, value in options.sweep.targets]
-    folders = [prune_model(own, options) for own in each or [config]]
-    if each:
+    folders = [prune_model(own, options) for own in each_of(config, options)]
+    if options.sweep.targets:
         write_sizes(Path(config.output.dir), folders)
     return folders[-1]
+
+
+def each_of(config: PruneConfig, options: PruneOptions) -> list[PruneConfig]:
+    """The settings of each pruning that is asked for."""
+    return [config.of_target(key, value) for key, value in options.sweep.targets] or [config]
 
 
 def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
     """One pruning, or one sweep of thresholds, unless its files are there; gives its folder."""
     from amp.commands._plan import describe_slicing
     from amp.data.identity import digests_of
-    from amp.pruning import check_widths, open_networks, prune, refit_pruned, relative_size, write_pruning, write_sweep
+    from amp.pruning import (
+        check_possible,
+        open_networks,
+        prune,
+        refit_pruned,
+        relative_size,
+        write_pruning,
+        write_sweep,
+    )
     from amp.pruning.places import own_place, place_of, place_to_refit
     from amp.run.identity import recorded_frame
     from amp.run.run import SCORES, Run, open_run
@@ -86,7 +98,8 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
         tower, scores = with_scored_heads(run, tower, scores, told=bool(options.named))
         if not options.named:  # whose scoring has told it
             tell_preprocess(tower)
-        check_widths(tower, own)
+        for each in each_of(config, options):  # a size that cannot be had ends a sweep before its first
+            check_possible(tower, each.prune)
         with open_networks(run, tower, scores, thresholds) as networks:
             if thresholds:
                 write_sweep(run, networks, thresholds)

@@ -44,13 +44,14 @@ def collect(
     """
     found: list[Tensor] = []
     taken = 0
-    number = len(images) if hasattr(images, "__len__") else None
-    for item in progress(_items(images, seed, key), "images", "item", total=number):
-        batch_BCSS = _as_batch(item, transform, side, key)
-        found.append(batch_BCSS[: most - taken].detach().cpu())
-        taken += len(found[-1])
-        if taken >= most:
-            break
+    with progress(None, "images", "image", total=_number(images, most)) as bar:
+        for item in _items(images, seed, key):
+            batch_BCSS = _as_batch(item, transform, side, key)
+            found.append(batch_BCSS[: most - taken].detach().cpu())
+            taken += len(found[-1])
+            bar.update(len(found[-1]))
+            if taken >= most:
+                break
     if not found:
         raise UserError(key, "holds no image")
     return torch.cat(found)
@@ -65,6 +66,11 @@ def batches_of(images_NCSS: Tensor, batch_size: int) -> list[Tensor]:
 def is_path(images: Any) -> bool:
     """Whether the images are named by a path."""
     return isinstance(images, (str, Path))
+
+
+def _number(images: Any, most: int) -> int | None:
+    """How many will be taken, where that can be known; the last batch of a loader may have fewer."""
+    return min(most, len(images) * (getattr(images, "batch_size", None) or 1)) if hasattr(images, "__len__") else None
 
 
 def _items(images: Any, seed: int | None, key: str) -> Iterator[Any]:

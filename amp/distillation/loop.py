@@ -13,7 +13,7 @@ from amp.data.layouts import Source
 from amp.data.speed import LoopSpeed, in_words
 from amp.distillation.keeping import Keeper
 from amp.distillation.trainer import NotFiniteError, Trainer
-from amp.distillation.validation import Validation
+from amp.distillation.validation import LOSS, Validation
 from amp.errors import StoppedError
 from amp.run.console import progress, say
 from amp.run.processes.signals import stop_on_signals
@@ -90,6 +90,8 @@ class Loop:
                     self.keeper.save(trainer, self.best, self.last, wait=bool(done or stop))
                 if stop and not done:
                     raise self._stopped(stop)
+        if LOSS in self.last:
+            say(f"loss on held-out images: {self.last[LOSS]:.4g} after the last step")
         return self.last
 
     def _remaining(self) -> Iterator[Tensor]:
@@ -98,13 +100,15 @@ class Loop:
             yield from self.batches.epoch(epoch, start if epoch == first else 0)
 
     def _say_start(self) -> None:
-        """What the metric says of the teacher and of the student before the first step; its images are all read."""
-        metric = self.validation.metric
-        if metric is None or self.trainer.step:
+        """What is measured before the first step: all its images are read once, and the gain can be told later."""
+        if self.trainer.step:
             return
-        teacher = metric.measure(self.trainer.measurable_teacher())
-        student = metric.measure(self.trainer.measurable_student())
-        say(f"{metric.name}: teacher {teacher:.4f}, student {student:.4f} before its first step")
+        found = self._measured()
+        if LOSS in found:
+            say(f"loss on held-out images: {found[LOSS]:.4g} before the first step")
+        if metric := self.validation.metric:
+            teacher, student = metric.measure(self.trainer.measurable_teacher()), found[metric.name]
+            say(f"{metric.name}: teacher {teacher:.4f}, student {student:.4f} before the first step")
 
     def _evaluate(self) -> tuple[dict[str, float], bool]:
         """What is measured on held-out images, where it is due, and whether it is the best so far."""
@@ -112,16 +116,19 @@ class Loop:
         due = self.output.eval_every and step % self.output.eval_every == 0
         if not (due or step == self.trainer.total_steps):
             return {}, False
-        student = self.trainer.measurable_student()
-        found = self.validation.measure(student, lambda images_BCHW: self.trainer.losses(images_BCHW)[0])
+        found = self._measured()
         improved = self.validation.improves(found, self.best)
         if improved:
             self.best = {"step": step, **found}
         return found, improved
 
+    def _measured(self) -> dict[str, float]:
+        student = self.trainer.measurable_student()
+        return self.validation.measure(student, lambda images_BCHW: self.trainer.losses(images_BCHW)[0])
+
     def _stopped(self, number: int) -> StoppedError:
         step = self.trainer.step
-        told = f"{signal.Signals(number).name} after step {step} of {self.trainer.total_steps}"
+        told = f"stopped by {signal.Signals(number).name} after step {step} of {self.trainer.total_steps}"
         return StoppedError(f"{told}; {self.keeper.where(step)}", 128 + number)
 
     def _not_finite(self, failure: NotFiniteError) -> StoppedError:

@@ -15,12 +15,12 @@ from amp.pruning.refit_pruned import refit_pruned
 from amp.pruning.report import write_pruning
 from amp.pruning.size import relative_size
 from amp.pruning.sweep import write_sizes, write_sweep
-from amp.pruning.widths import Pruned, check_widths, choose_widths, prune
+from amp.pruning.widths import Pruned, check_possible, choose_widths, prune
 
 __all__ = [
     "Look",
     "Pruned",
-    "check_widths",
+    "check_possible",
     "choose_widths",
     "networks_over",
     "open_networks",

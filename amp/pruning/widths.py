@@ -12,7 +12,7 @@ from amp.pruning.blocks import WidthsFound, searched_blocks
 from amp.pruning.measure.held_out import Look
 from amp.pruning.measure.networks import NarrowedNetworks
 from amp.pruning.recovery import Recovery
-from amp.pruning.size import RelativeSize, Widths, sizes_of
+from amp.pruning.size import RelativeSize, Widths, check_counted, sizes_of
 from amp.registry import ALLOCATIONS
 from amp.run.console import say
 from amp.run.world import world
@@ -76,6 +76,12 @@ class Pruned:
         optional = {"found_widths": self.found.found_widths, "share": self.found.share}
         of_size = {"scale": self.found.scale} | {key: value for key, value in optional.items() if value is not None}
         return {**ends, **own, "entropy_increase": self.found.entropy_increase, **of_size}
+
+
+def check_possible(tower: Tower, settings: SearchSettings) -> None:
+    """Raises UserError where the widths do not fit the tower, or no network has the parameters or FLOPs asked for."""
+    check_widths(tower, settings)
+    check_counted(tower, settings)
 
 
 def check_widths(tower: Tower, settings: SearchSettings) -> None:

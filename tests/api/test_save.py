@@ -29,6 +29,7 @@ def model(original: Any) -> Any:
     return copy.deepcopy(original.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "words"),
     [

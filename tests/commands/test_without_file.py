@@ -161,6 +161,7 @@ BAD = {
     "no weights": ([*TINY[:2], "--images", "{photos}", "--params", "0.5"], "--weights: missing; give a file"),
     "wrong weights": (["--model", "ViT-B-32", *TINY[2:], "--images", "{photos}", "--params", "0.5"], "--weights: "),
     "out of reach": ([*TINY, "--images", "{photos}", "--params", "0.01"], "--params: 0.01: out of reach"),
+    "sweep": ([*TINY, "--images", "{photos}", "--sweep", "params", "0.9", "0.01"], "--params: 0.01: out of reach"),
     "output": ([*TINY, "--images", "{photos}", "--params", ".5", "--output", "README.md/x"], "--output: README.md/x"),
 }
 
@@ -175,6 +176,7 @@ def test_bad_input_is_told_in_the_words_of_the_options(case: str, photos: str, t
     code, _, err = call("main_prune.py", *own, *place)
     last = err.splitlines()[-1]
     assert (code, last.startswith(f"error: {said.format(few=few)}")) == (2, True), last
+    assert not [*(tmp_path / "out").rglob("*scores*")], "told before anything is scored"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Runs of distillation: golden losses, resume equals uninterrupted, what the files hold."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -182,7 +183,8 @@ def test_loss_on_held_out_images_is_the_loss_of_a_batch(
 ) -> None:
     words = ["--config_file", distill_yaml, "--set", "output.eval_every=8", "--set", "output.save_every=3"]
     words += ["--set", "output.keep=1"]
-    assert call("distill.py", *words)[0] == 0
+    code, out, _ = call("distill.py", *words)
+    assert code == 0
     seen = {step["step"]: step["val_loss"] for step in _log(tmp_path / "out") if "val_loss" in step}
     assert sorted(seen) == [7, 15, 19]
     best = min(seen, key=lambda step: seen[step]) + 1
@@ -190,9 +192,15 @@ def test_loss_on_held_out_images_is_the_loss_of_a_batch(
     assert names == {"step_0000020", f"step_{best:07d}"}
     config, teacher, _ = _pair(distill_yaml)
     images = Batches(list_images(config.data, "val"), teacher.transform, config.data)
-    student = load_tower(tmp_path / "out" / "distilled")
-    with torch.no_grad():
-        losses = [distillation_loss(TokenReadout(student)(b), TokenReadout(teacher)(b), 1)[0].item() for b in images]
+    told = re.findall(r"loss on held-out images: (\S+) (before|after)", out)
+    assert [moment for _, moment in told] == ["before", "after"]
+    folders = [Path(config.student.pretrained), tmp_path / "out" / "distilled"]
+    for folder, (figure, _) in zip(folders, told, strict=True):
+        student = load_tower(folder)
+        with torch.no_grad():
+            pairs = [(TokenReadout(student)(batch), TokenReadout(teacher)(batch)) for batch in images]
+            losses = [distillation_loss(*pair, 1)[0].item() for pair in pairs]
+        assert float(figure) == pytest.approx(sum(losses) / len(losses), rel=1e-3)
     assert seen[19] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 

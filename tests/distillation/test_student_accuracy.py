@@ -125,7 +125,7 @@ def test_it_is_measured_on_the_way_and_the_best_checkpoint_stays(
     assert list(seen) == [7, 15, 19] == list(_seen(tmp_path / "out", "val_loss"))
     assert seen[19] == _accuracy(metric, tmp_path / "out" / "distilled", scenes)
     before = _accuracy(metric, tmp_path / "student", scenes)
-    assert f"student {before:.4f} before its first step" in out
+    assert f"student {before:.4f} before the first step" in out
     first = max(seen, key=lambda step: seen[step]) + 1
     names = {path.name for path in (tmp_path / "out" / "checkpoints").iterdir()}
     assert names == {f"step_{first:07d}", "step_0000020"}
@@ -149,7 +149,7 @@ def test_resumed_equals_uninterrupted(
         patched.setattr(Trainer, "train_step", killed)
         assert _run(call, clip_yaml, *settings)[0] == 130
     code, out, _ = _run(call, clip_yaml, *settings)
-    assert (code, "resuming after step 12 of 20" in out, "before its first step" in out) == (0, True, False)
+    assert (code, "resuming after step 12 of 20" in out, "before the first step" in out) == (0, True, False)
     for file in ("log.jsonl", "distilled/model.safetensors", "distilled/config.json"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
     last = [read_json(tmp_path / name / "checkpoints/step_0000020/state.json") for name in ("out", "whole")]

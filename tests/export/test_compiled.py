@@ -148,6 +148,7 @@ def test_a_compiled_model_is_saved_and_copied_as_it_was(tmp_path: Path) -> None:
     assert expected.shape == tower.feature(images(tower)).shape
 
 
+@pytest.mark.slow
 def test_a_block_that_cannot_be_compiled_is_an_error() -> None:
     tower = of_timm()
     tower.blocks["blocks.3"].register_forward_hook(

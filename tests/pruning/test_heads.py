@@ -54,6 +54,7 @@ def test_copies_stand_in_for_the_heads_that_go(compensation: Any) -> None:
     torch.testing.assert_close(tower.feature(batches[0]), dense_BD, rtol=0, atol=1e-3 * float(dense_BD.abs().max()))
 
 
+@pytest.mark.slow
 def test_one_budget_holds_heads_and_neurons() -> None:
     model = tower_with_copies().visual
     images = torch.randn(96, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -68,6 +69,7 @@ def test_one_budget_holds_heads_and_neurons() -> None:
     assert all(1 <= less <= heads for less, heads in zip(small.heads, own["heads"], strict=True))
 
 
+@pytest.mark.slow
 def test_a_folder_tells_its_heads(tmp_path: Path) -> None:
     tower, images = tower_with_copies(), torch.randn(2, 3, 32, 32)
     kept = [list(range(40)), list(range(7, 90))]
@@ -174,6 +176,7 @@ def test_killed_or_on_two_processes_the_commands_end_alike(
     assert [len(indices) for indices in config.heads or ()] == whole["heads"]
 
 
+@pytest.mark.slow
 def test_attention_that_is_called_twice_keeps_its_heads(capsys: pytest.CaptureFixture[str]) -> None:
     model: Any = tower_with_copies().visual
 
@@ -193,6 +196,7 @@ def test_attention_that_is_called_twice_keeps_its_heads(capsys: pytest.CaptureFi
     assert told in refusal(lambda: amp.prune(model, images, 0.8, **said, attention="heads"))
 
 
+@pytest.mark.slow
 def test_auto_removes_heads_where_the_settings_and_the_model_allow_it(capsys: pytest.CaptureFixture[str]) -> None:
     images = torch.randn(96, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     said: Any = {"flops": 0.6, "batch_size": 16, "refit_steps": 0}

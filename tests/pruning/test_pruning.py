@@ -164,6 +164,7 @@ def test_the_pruned_tower_equals_the_dense_one_with_its_dropped_neurons_zeroed(
         torch.testing.assert_close(tower.feature(images_BCHW), masked.feature(images_BCHW), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_pruned_tower_has_sliced_linears_of_the_dense_weights(
     tower: Tower, golden_model: ModelSettings, scores: list[Tensor], held_out: HeldOutEntropy
 ) -> None:
@@ -189,6 +190,7 @@ def test_the_pruned_tower_has_sliced_linears_of_the_dense_weights(
     assert not any(parameter.requires_grad for parameter in tower.model.parameters())
 
 
+@pytest.mark.slow
 def test_the_search_costs_one_pass_for_the_dense_network_and_one_a_probe(
     tower: Tower, scores: list[Tensor], held_out: HeldOutEntropy
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_recovery_that_is_not_asked_for_decides_nothing() -> None:
     assert recovered.decisive()["recover_steps"] == 1
 
 
+@pytest.mark.slow
 def test_a_call_recovers_and_says_so() -> None:
     tower = build()
     pruned = amp.prune(
@@ -80,6 +81,7 @@ def test_a_call_recovers_and_says_so() -> None:
     assert f"{before:.4f} before the recovery" in str(pruned.report)
 
 
+@pytest.mark.slow
 def test_steps_that_end_in_no_numbers_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amp.pruning.recovery.recovery.DEEP", float("nan"))
     pruned = amp.prune(

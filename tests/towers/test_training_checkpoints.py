@@ -73,6 +73,7 @@ def test_a_deeper_file_is_refused_whatever_the_classes(tmp_path: Path, classes: 
     assert headless.model(torch.zeros(1, 3, 32, 32)).shape == (1, 64)
 
 
+@pytest.mark.slow
 def test_a_pickled_model_is_told_the_way_out(golden_model: ModelSettings, tower: Tower, tmp_path: Path) -> None:
     path = str(tmp_path / "model.pt")
     torch.save(tower.model, path)

@@ -15,7 +15,7 @@ from amp.pruning.size.relative import (
     params_of_widths,
     sizes_of,
 )
-from amp.pruning.size.timed import TimedSize, meet, relative_size
+from amp.pruning.size.timed import TimedSize, check_counted, meet, relative_size
 from amp.pruning.size.units import check_reach, meet_size, say_if_far, settle, stretched
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "RelativeSize",
     "TimedSize",
     "Widths",
+    "check_counted",
     "check_reach",
     "counted_size",
     "meet",

@@ -13,7 +13,7 @@ from amp.models.latency import alike_blocks, block_seconds, relative_seconds, to
 from amp.pruning.measure.journal import Journal
 from amp.pruning.size.grid import Grid, Widths
 from amp.pruning.size.relative import CLOSE, UNITS, RelativeSize, Saving, counted_size, out_of_reach
-from amp.pruning.size.units import stretched
+from amp.pruning.size.units import check_reach, stretched
 from amp.run.console import say
 from amp.run.world import world
 from amp.settings.prune import SearchSettings, TargetSettings
@@ -101,6 +101,13 @@ def meet(
             "of width"
         )
     return widths, found
+
+
+def check_counted(tower: Tower, settings: SearchSettings) -> None:
+    """Raises UserError where no network of the settings has the parameters or FLOPs that `settings.target` asks for."""
+    key = settings.target.asked and settings.target.asked[0]
+    if key and key not in BATCHES:
+        check_reach(Grid.of(tower, settings), counted_size(key, tower), settings.target)
 
 
 def relative_size(settings: SearchSettings, tower: Tower, journal: Journal) -> RelativeSize | None:

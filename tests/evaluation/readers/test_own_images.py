@@ -101,6 +101,7 @@ def test_captions_are_read_from_rows(tmp_path: Path, suffix: str) -> None:
     assert read_pairs("--captions", write_rows(tmp_path, suffix)) == expected
 
 
+@pytest.mark.slow
 def test_captions_of_rows_give_the_numbers_of_a_known_data_set(tmp_path: Path, model: Any, call: Any) -> None:
     pairs = [(f"{index}.jpg", f"thing {index} {n}, seen") for index in range(12) for n in range(1 + index % 3)]
     for index in range(12):

@@ -175,6 +175,7 @@ def test_a_folder_that_does_not_tell_its_weights(tmp_path: Path, folder: Path, p
     assert call(SCRIPT, *words, "--pretrained", GOLDEN / "tiny-clip.safetensors")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_model_that_was_an_object_tells_no_weights(tmp_path: Path) -> None:
     tower = build_tower(ModelSettings(frame="timm", name="test_vit"))
     kept = [range(width) for width in tower.widths]

@@ -115,6 +115,7 @@ def test_sums_give_the_weighted_least_squares() -> None:
     assert errors["with"] == pytest.approx(float(left.square().sum() / variance), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [lambda tower: tower, with_heads], ids=["neurons", "heads too"])
 def test_a_killed_refit_ends_in_the_same_bytes(
     change: Callable[[Tower], Tower], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
