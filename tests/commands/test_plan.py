@@ -50,7 +50,7 @@ def test_a_pruning_says_how_widths_are_found(changes: list[str], says: str) -> N
 def test_images_that_are_not_counted_are_all() -> None:
     config = load_config(PruneConfig, PAPER, ["data.num_samples=null", "data.num_val_samples=null"])
     assert "rank the neurons on all images, in batches of " in describe_scoring(config)
-    assert "measure on all held-out images" in describe_slicing(config)
+    assert "measure the result on all held-out images" in describe_slicing(config)
 
 
 def test_a_distillation_says_who_learns_from_whom() -> None:
@@ -69,19 +69,19 @@ ROOTS = {"train_root": "photos/train", "val_root": "photos/val"}
     [
         (
             KnnOptions(**OF_MODEL, **ROOTS),
-            "class folders of photos/train and photos/val",
-            "nearest training images vote",
+            "class folders in photos/train and photos/val",
+            "nearest training images",
         ),
-        (ProbeOptions(**OF_MODEL, **ROOTS), "class folders of photos/train and photos/val", "logistic regression"),
-        (Top1Options(**OF_MODEL, dataset_root="photos"), "class folders of photos", "the model's own classifier"),
-        (ZeroshotOptions(**OF_MODEL, dataset="cars", dataset_root="d"), "cars of d", "by the texts nearest to it"),
+        (ProbeOptions(**OF_MODEL, **ROOTS), "class folders in photos/train and photos/val", "logistic regression"),
+        (Top1Options(**OF_MODEL, dataset_root="photos"), "class folders in photos", "the model's own classifier"),
+        (ZeroshotOptions(**OF_MODEL, dataset="cars", dataset_root="d"), "cars in d", "text embedding is nearest"),
         (EfficiencyOptions(**OF_MODEL), "a_model (timm; a_tag)", "count parameters and FLOPs"),
         (
             SpeedOptions(**OF_MODEL, dataset="cars", dataset_root="d"),
-            "cars of d",
-            "by clip_benchmark and by this project",
+            "cars in d",
+            "clip_benchmark and this project in turn",
         ),
-        (CompareOptions(folder="p", images="photos"), "p beside the dense model that", "needs no labels"),
+        (CompareOptions(folder="p", images="photos"), "p and the dense model that", "needs no labels"),
     ],
 )
 def test_an_evaluation_says_what_it_measures_on_what_and_what_comes_next(options: Any, title: str, says: str) -> None:

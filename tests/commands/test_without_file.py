@@ -124,7 +124,7 @@ def test_the_library_is_a_prefix_or_found_by_the_name(tmp_path: Path) -> None:
         assert find_frame(name) == frame
     assert "did you mean 'vit_tiny_patch16_224'" in refusal(lambda: find_frame("vit_tiny_patch16_225"))
     assert "no library 'tim'; did you mean 'timm'?" in refusal(lambda: find_frame("tim/vit_tiny_patch16_224"))
-    assert "say --frame dinov2 or --frame timm" in refusal(lambda: find_frame("vit_small_patch14_dinov2"))
+    assert "use --frame dinov2 or --frame timm" in refusal(lambda: find_frame("vit_small_patch14_dinov2"))
     _, options = parse_score("", ["--model", "hf/google/vit", "--images", "photos"])
     assert options.named
     model = options.named.config().model

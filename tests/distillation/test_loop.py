@@ -61,7 +61,7 @@ def test_golden_distillation(
     assert (tmp_path / "out" / "distilled" / "model.safetensors").stat().st_mtime_ns == before
     code, _, err = call("distill.py", "--config_file", distill_yaml, "--set", "optim.epochs=6")
     assert code == 2
-    assert "optim.epochs = 5, asked for 6" in err
+    assert "optim.epochs = 5, but this run has 6" in err
     _check_what_is_done(distill_yaml, tmp_path, call)
 
 
@@ -134,7 +134,7 @@ def test_checkpoint_of_other_settings_is_refused(
     assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == ["step_0000002"]
     code, _, err = call("distill.py", *words, "--set", "optim.base_lr=0.01")
     assert code == 2
-    assert "step_0000002 was made with optim.base_lr = 0.02, asked for 0.01" in err
+    assert "step_0000002 was made with optim.base_lr = 0.02, but this run has 0.01" in err
 
 
 def _first(remaining: Callable[[Loop], Any], count: int) -> Callable[[Loop], Any]:

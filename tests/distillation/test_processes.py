@@ -73,7 +73,8 @@ def test_however_the_work_is_divided_the_losses_are_those_of_one_process(
     assert {tuple(stopped) for _, _, stopped in told["interrupted"]} == {
         (
             143,
-            f"SIGTERM after step 4 of 16; run the same command to continue from {home}/interrupted/checkpoints/step_0000004",
+            "SIGTERM after step 4 of 16; run the same command to continue from "
+            f"{home}/interrupted/checkpoints/step_0000004",
         )
     }
     assert _losses(home / "interrupted") == pytest.approx(one[:4], rel=1e-5)

@@ -89,7 +89,7 @@ def test_the_six_of_the_paper_in_one_call(tmp_path: Path, parent: Path, model: A
         assert load_file(tmp_path / f"clf_{dataset}.safetensors")["classifier"].shape == (32, columns)
     (table,) = (tmp_path / "results").glob("*.csv")
     headers, row = read_csv(table)
-    assert headers == ["top-1, %", *DATASETS, MEAN]
+    assert headers == ["top-1 (%)", *DATASETS, MEAN]
     assert row[1:-1] == [f"{100 * read(file)['metrics']['acc1']:.2f}" for file in files]
     assert table.with_suffix(".md").read_text() in out
 
@@ -143,7 +143,7 @@ def test_retrieval_of_both_has_a_row_each(tmp_path: Path, parent: Path, model: A
     assert code == 0
     headers, *rows = read_csv(tables[1])
     metrics = [f"{side} @{k}" for k in (1, 5, 10) for side in ("image", "text")]
-    assert headers == ["recall, %", *metrics]
+    assert headers == ["recall (%)", *metrics]
     for dataset, row in zip(RETRIEVAL, rows, strict=True):
         found = read(tmp_path / f"{dataset}.json")["metrics"].values()
         assert row == [dataset, *(f"{100 * value:.2f}" for value in found)]

@@ -154,7 +154,7 @@ def test_the_second_run_does_nothing(tmp_path: Path, pictures: Path, call: Any) 
     assert call(SCRIPT, *words)[:2] == (0, f"already done: {tmp_path}/result.json\n" + "".join(rest))
     assert (tmp_path / "result.json").stat().st_mtime_ns == before
     code, _, err = call(SCRIPT, *words, "--batch_size", 7)
-    assert (code, len(err.splitlines()), "batch_size = 256, asked for 7" in err) == (2, 1, True)
+    assert (code, len(err.splitlines()), "batch_size = 256, but this run has 7" in err) == (2, 1, True)
 
 
 def test_a_pruned_folder_can_be_measured(
@@ -213,4 +213,4 @@ def test_another_image_size_is_another_measurement(tmp_path: Path, pictures: Pat
     assert call(SCRIPT, *words, "--img_size", 28)[0] == 0
     assert json.loads((tmp_path / "result.json").read_text())["settings"]["img_size"] == 28
     code, _, err = call(SCRIPT, *words, "--img_size", 42)
-    assert (code, "result.json was made with img_size = 28, asked for 42" in err) == (2, True)
+    assert (code, "result.json was made with img_size = 28, but this run has 42" in err) == (2, True)

@@ -218,7 +218,7 @@ def test_the_second_run_does_nothing(tmp_path: Path, model: Any, faces: str, cal
     assert (code, again) == (0, f"already done: {tmp_path}/result.json\nfer2013, zeroshot_classification: {rest}")
     assert (tmp_path / "result.json").stat().st_mtime_ns == before
     code, _, err = call(SCRIPT, *words, "--batch_size", 7)
-    assert (code, len(err.splitlines()), "batch_size = 256, asked for 7" in err) == (2, 1, True)
+    assert (code, len(err.splitlines()), "batch_size = 256, but this run has 7" in err) == (2, 1, True)
 
 
 def test_a_saved_classifier_replaces_the_texts(tmp_path: Path, model: Any, faces: str, call: Any) -> None:

@@ -49,17 +49,20 @@ def _raising(error: BaseException) -> Callable[[], None]:
         (
             OSError(errno.EDQUOT, "Disk quota exceeded"),
             1,
-            "stopped: a file cannot be written (Disk quota exceeded); free disk space, then run the same command to continue",
+            "stopped: a file cannot be written (Disk quota exceeded); free disk space, then run the same command to "
+            "continue",
         ),
         (
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
             1,
-            "stopped: a file cannot be written (No space left on device); free disk space, then run the same command to continue",
+            "stopped: a file cannot be written (No space left on device); free disk space, then run the same "
+            "command to continue",
         ),
         (
             OSError(errno.EMFILE, "Too many open files", "a.png"),
             1,
-            "stopped: a.png cannot be opened (Too many open files); raise `ulimit -n`, then run the same command to continue",
+            "stopped: a.png cannot be opened (Too many open files); raise `ulimit -n`, then run the same command to "
+            "continue",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "a.yaml"), 2, "error: a.yaml: permission denied"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "prune.png"), 2, "error: prune.png: is a directory"),

@@ -119,7 +119,7 @@ def test_other_settings_are_refused_by_name(
     before = path.read_bytes()
     code, _, err = call("main_score.py", *words, "--set", "score.inverse_temperature=20.0")
     assert code == 2
-    assert "scores_unfinished.safetensors was made with score.inverse_temperature = 15.0, asked for 20.0" in err
+    assert "scores_unfinished.safetensors was made with score.inverse_temperature = 15.0, but this run has 20.0" in err
     assert path.read_bytes() == before
     assert call("main_score.py", *words, "--set", "score.save_every=7")[0] == 0
 
@@ -169,7 +169,7 @@ def test_two_processes_equal_one_and_go_on_when_one_of_them_is_killed(
     scores = [tmp_path / name / "scores.safetensors" for name in ("whole", "out")]
     assert [path.exists() for path in scores] == [True, False], killed.stderr
     code, _, err = call(*words)
-    assert (code, "was made with processes = 2, asked for 1" in err) == (2, True)
+    assert (code, "was made with processes = 2, but this run has 1" in err) == (2, True)
     resumed = launch(2, *words)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after batch " in resumed.stdout + resumed.stderr

@@ -202,7 +202,7 @@ def test_a_sweep_says_of_what_and_which(words: str, asked: Sweep) -> None:
         ("params", "params: which? 0.8 0.6 0.4 for example"),
         ("params 0.7 60", "params 60: shares lie between 0 and 1"),
         ("throughput 1", "throughput 1: times the dense tower's, above 1"),
-        ("size 0.5", "'size' is no number, nor one of params, flops, latency, throughput, entropy_increase"),
+        ("size 0.5", "'size' is not a number, nor one of params, flops, latency, throughput, entropy_increase"),
     ],
 )
 def test_a_sweep_of_nothing_that_can_be_is_refused(words: str, says: str) -> None:

@@ -87,7 +87,7 @@ def test_a_comparison_its_table_and_a_row_added_to_it(words: list[str], tmp_path
 
     code, _, err = run(call, [*words, "score.inverse_temperature=20.0"], ROWS)
     assert code == 2
-    assert "score.inverse_temperature = 15.0, asked for 20.0" in err
+    assert "score.inverse_temperature = 15.0, but this run has 20.0" in err
 
 
 @pytest.mark.parametrize(

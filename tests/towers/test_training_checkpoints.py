@@ -49,7 +49,7 @@ def test_timm_takes_the_averaged_weights_dense_and_published(tmp_path: Path) -> 
     model = ModelSettings(frame="timm", name=NAME, kwargs=TINY, pretrained=str(path))
     dense = build_tower(model)
     assert torch.equal(dense.visual.get_parameter("cls_token"), averaged["cls_token"])
-    assert dense.notes[0] == f"weights: 'state_dict_ema' of {path}, not 'state_dict' beside it"
+    assert dense.notes[0] == f"weights: using 'state_dict_ema' of {path} instead of 'state_dict'"
     published = load_published(path, dense.base, None)
     assert torch.equal(published.visual.get_parameter("cls_token"), averaged["cls_token"])
 

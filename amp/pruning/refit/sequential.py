@@ -125,7 +125,7 @@ class _Refit:
         for slot, call, x_BTD in zip(self._tower.slots, calls, entering, strict=True):
             attention, mlp = find_branches(call, slot, x_BTD)
             if mlp is None:
-                text = f"sequential: the MLP of block {slot.name} is not a residual branch; use ridge"
+                text = f"sequential: block {slot.name} does not add its MLP output to the hidden states; use ridge"
                 raise UserError("prune.compensation", text)
             found.append((attention, mlp))
         return found

@@ -160,7 +160,7 @@ def test_mistakes_are_one_line(tmp_path: Path, golden_model: ModelSettings, pict
         ([tmp_path, *images], "holds no config.json"),
         ([folder, *images, "--dense", "ViT-B-33"], "--dense: "),
         ([folder, *images, "--pretrained", tmp_path / "none.pt"], "--pretrained: "),
-        ([folder, *own, "--tasks", "top1"], "ends in no classifier"),
+        ([folder, *own, "--tasks", "top1"], "has no classifier"),
         ([folder, *own, "--tasks", "zeroshot"], "its tokenizer gives the id 49407, the text tower knows 512 ids"),
     ):
         code, _, err = call(SCRIPT, *words, "--num_workers", 0, "--output", tmp_path / "r.json")

@@ -84,7 +84,7 @@ def test_bad_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "empty").mkdir()
     remote = {"auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
     configs: dict[str, tuple[dict[str, Any], str]] = {
-        "text": ({"model_type": "bert"}, "'bert' is none of the supported"),
+        "text": ({"model_type": "bert"}, "'bert' is not one of the supported"),
         "naflex": ({"model_type": "siglip2"}, "NaFlex"),
         "swin": ({"model_type": "swin"}, "hierarchical"),
         "mae": ({"model_type": "vit_mae"}, "patches at random"),
