@@ -57,7 +57,7 @@ def test_a_distillation_says_who_learns_from_whom() -> None:
     config = load_config(DistillConfig, "configs/distill/distill_open_clip_g.yaml")
     said = describe_distillation(config)
     assert said.startswith(f"{config.student.pretrained} learns from {config.teacher.name}")
-    assert f"images of {config.data.root}, on CPU (" in said.splitlines()[0]
+    assert f"images from {config.data.root}, on CPU (" in said.splitlines()[0]
 
 
 OF_MODEL = {"model": "a_model", "model_type": "timm", "pretrained": "a_tag"}

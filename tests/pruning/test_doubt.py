@@ -48,7 +48,7 @@ def test_few_batches_are_told_before_the_search(capsys: pytest.CaptureFixture[st
     warn_of_few(2, DATA)
     says = capsys.readouterr().err
     assert says.startswith("warning: data.num_val_samples: only 2 held-out batches of 32 images decide the widths; ")
-    assert "256 or more" in says
+    assert "256 held-out images or more" in says
     warn_of_few(8, DATA)
     assert not capsys.readouterr().err
 

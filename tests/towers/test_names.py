@@ -71,7 +71,7 @@ def test_every_script_names_its_option(
     refused = {
         "towers": f"towers is a folder of transformers: use {option} hf",
         "ViT-B-32": "'ViT-B-32' is a model of open_clip, and a folder of transformers: "
-        f"say {option} open_clip or {option} hf",
+        f"use {option} open_clip or {option} hf",
     }
     if "towers" in script:
         del refused["towers"]  # It finds the library.
