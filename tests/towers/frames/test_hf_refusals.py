@@ -92,7 +92,7 @@ def test_bad_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "remote": ({"model_type": "mine", **remote}, "not a transformers model"),
         "class": ({"model_type": "vit", "architectures": ["is_torch_available"]}, "'is_torch_available' is not a vit"),
         "mixed": ({"model_type": "vit", "architectures": ["BertModel"]}, "'BertModel' is not a vit"),
-        "maps": ({"model_type": "dinov2", "architectures": ["Dinov2Backbone"]}, "'Dinov2Backbone' is no dinov2"),
+        "maps": ({"model_type": "dinov2", "architectures": ["Dinov2Backbone"]}, "'Dinov2Backbone' is not a dinov2"),
         "quantised": ({"model_type": "vit", "quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
         "oblong": ({"model_type": "vit", "image_size": [32, 64]}, "only square"),
     }
