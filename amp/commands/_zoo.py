@@ -67,12 +67,12 @@ ZOO: dict[str, Sequence[tuple[str, str, str | None]]] = {
 }
 PAGE = """# Model zoo
 
-The vision transformers that people use most, with a command that prunes each. Sizes are those of the vision tower,
-counted without weights: parameters, and FLOPs of one image (two a multiply-accumulate, without attention's products
-of tokens with tokens). At 60 % every block keeps as many hidden neurons as the table says; `amp prune` gives each
-block a number of its own, and comes to the same parameters and FLOPs. A library downloads its weights on first use;
-`--weights FILE` takes yours. `amp models NAME` shows any other model. This page is written by
-`amp models --zoo > docs/models.md`."""
+The most used vision transformers, with a command that prunes each. The sizes are those of the vision tower, counted
+without loading weights: parameters, and FLOPs per image (two per multiply-accumulate, without the products of tokens
+with tokens in attention). For the columns "at 60 %", all blocks keep the same number of hidden neurons; `amp prune`
+chooses a number for each block and reaches about the same parameters and FLOPs. The library downloads the weights on
+first use; `--weights FILE` uses your own. `amp models NAME` shows any other model. `amp models --zoo > docs/models.md`
+writes this page."""
 HEADERS = ["model", "blocks", "width", "hidden", "image", "parameters", "FLOPs"]
 HEADERS += ["hidden at 60 %", "parameters at 60 %", "FLOPs at 60 %"]
 

@@ -85,7 +85,7 @@ class Loop:
                     told = speed.read(total - trainer.step)
                     words = in_words(told)
                 write(record, told)
-                bar.set_postfix_str(f"loss {record['loss']:.4g} lr {record['lr']:.2g} {words}")
+                bar.set_postfix_str(f"loss {record['loss']:.4g}, lr {record['lr']:.2g}, {words}")
                 if done or stop or improved or trainer.step % self.output.save_every == 0:
                     self.keeper.save(trainer, self.best, self.last, wait=bool(done or stop))
                 if stop and not done:

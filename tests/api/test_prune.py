@@ -223,7 +223,7 @@ def test_another_size_comes_from_the_same_scores(vit: nn.Module, images: Tensor,
     assert equal(weights_of(smaller.resize(params=0.8).model), weights_of(plain.model))
     assert smaller.resize(flops=0.7).report.flops["pruned"] < 0.72 * smaller.report.flops["dense"]
     assert "out of reach" in refusal(lambda: plain.resize(params=0.01))
-    assert "resize: say one of params" in refusal(plain.resize)
+    assert "resize: give exactly one of params" in refusal(plain.resize)
 
 
 @pytest.mark.usefixtures("pictures")

@@ -55,8 +55,8 @@ def test_one_command_scores_prunes_and_says_what_is_next(golden_images: Path, tm
     code, said, err = call("main_prune.py", *words, "--params", "0.7")
     assert code == 0, err
     for part in (
-        "rank the neurons on 64 images, in batches of 64 (reconstruction)",
-        "it will take about",
+        "rank the neurons on 64 images, in batches of 64 (criterion: reconstruction)",
+        "estimated time, from one batch: about",
         f"--model {tmp_path}/out/pruned",
     ):
         assert part in said

@@ -65,7 +65,7 @@ def test_a_broken_image_is_named_once_and_stood_in_for(
     assert list(batches.broken) == [str(paths[2])]
     batches.say_broken()
     out, err = capsys.readouterr()
-    assert out.startswith("1 of 23 image files were broken and skipped")
+    assert out.startswith("skipped 1 of 23 image files")
     assert len(out.splitlines()) == 1
     assert err == ""
 
@@ -114,7 +114,7 @@ def test_every_broken_file_is_counted_whoever_read_it(
     list(batches)
     batches.say_broken()
     out, err = capsys.readouterr()
-    assert out.startswith("4 of 23 image files were broken")
+    assert out.startswith("skipped 4 of 23 image files")
     lines = err.splitlines()
     assert len(lines) == 4
     assert all(any(f"skipped broken image {paths[index]}" in line for line in lines) for index in (3, 4, 5, 12))
@@ -214,5 +214,5 @@ def test_a_process_counts_against_its_own_share(root: Path) -> None:
     paths = list_images(own, "train")
     for index in (0, 1, 4):
         spoil(paths[index], "text")
-    with among(world(0, 2)), pytest.raises(UserError, match=r"data.max_broken: 3 broken of 11 images"):
+    with among(world(0, 2)), pytest.raises(UserError, match=r"data.max_broken: 3 of 11 images are broken"):
         list(Batches(paths, read_number, own))

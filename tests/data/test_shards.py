@@ -116,8 +116,8 @@ def test_distillation_from_shards(
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("t-{000..", "a brace that is not closed"),
-        ("t-{0..9", "a brace that is not closed"),
+        ("t-{000..", "an unclosed brace"),
+        ("t-{0..9", "an unclosed brace"),
         ("t-{0..1000000000000}.tar", "the pattern stands for more than 1000000 shards"),
         ("{0..9999}-{0..9999}.tar", "the pattern stands for more than 1000000 shards"),
     ],

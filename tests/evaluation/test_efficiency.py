@@ -144,7 +144,7 @@ def test_the_paper_tower_on_meta(call: Any, tmp_path: Path) -> None:
     assert code == 0
     assert _cells(out, "input") == ["224²"]
     assert _cells(out, "parameters") == ["1.01B"]
-    assert _cells(out, "MLP share") == ["68.4%"]
+    assert _cells(out, "share of parameters in MLPs") == ["68.4%"]
     assert _cells(out, "FLOPs without") == ["0.519T"]
     assert _cells(out, "FLOPs with attention") == ["0.534T"]
     record = json.loads((tmp_path / "g.json").read_text())
@@ -198,7 +198,9 @@ def test_another_image_size(call: Any, folder: Path) -> None:
     dinov2 = ["--model", "vit_small_patch14_dinov2", "--model_type", "dinov2", "--meta"]
     large, small = (call(SCRIPT, *dinov2, *words)[1] for words in ([], ["--img_size", 224]))
     assert (_cells(large, "input"), _cells(small, "input")) == (["518²"], ["224²"])
-    assert _cells(small, "MLP share") != _cells(large, "MLP share")  # fewer positions
+    assert _cells(small, "share of parameters in MLPs") != _cells(
+        large, "share of parameters in MLPs"
+    )  # fewer positions
     code, _, err = call(SCRIPT, "--model", folder, "--img_size", 64)
     assert (code, f"error: --img_size: 64: {folder} is of 32 px" in err) == (2, True)
     code, _, err = call(SCRIPT, *TINY, "--img_size", 32, "--meta")

@@ -110,7 +110,12 @@ def test_which_output_is_which_folder(tmp_path: Path) -> None:
             None,
             "the class folder tensh matches none of the model's labels; did you mean 'tench'?",
         ),
-        (_classifier(["a, b", "b", "c"]), ["b"], None, "the class folder b matches 2 of the model's labels; list the class folder"),
+        (
+            _classifier(["a, b", "b", "c"]),
+            ["b"],
+            None,
+            "the class folder b matches 2 of the model's labels; list the class folder",
+        ),
         (imagenet, ["n99999999"], None, "ImageNet's 3 classes have no n99999999"),
         (
             _classifier(),

@@ -214,7 +214,7 @@ def test_the_second_run_does_nothing(tmp_path: Path, model: Any, faces: str, cal
     before = (tmp_path / "result.json").stat().st_mtime_ns
     code, again, _ = call(SCRIPT, *words)
     opening, rest = out.split("fer2013, zeroshot_classification: ")
-    assert "it will take about" in opening
+    assert "estimated time, from one batch: about" in opening
     assert (code, again) == (0, f"already done: {tmp_path}/result.json\nfer2013, zeroshot_classification: {rest}")
     assert (tmp_path / "result.json").stat().st_mtime_ns == before
     code, _, err = call(SCRIPT, *words, "--batch_size", 7)

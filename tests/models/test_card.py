@@ -118,4 +118,4 @@ def test_nothing_stale_is_left_for_the_library(tmp_path: Path) -> None:
     assert is_there(folder / "config.json")
     (folder / "amp.json").unlink()
     assert not is_there(folder / "config.json"), "what is left is transformers' own"
-    assert "describes no folder of this project" in refusal(lambda: load_tower(folder))
+    assert "does not describe a pruned model" in refusal(lambda: load_tower(folder))

@@ -29,7 +29,7 @@ from amp.towers.frames.eva_clip import REGISTERED
 pytestmark = pytest.mark.slow
 
 IMAGE = Image.effect_noise((50, 40), 64).convert("RGB")
-CODE, OWN, LINES = "modeling_pruned.py", "", "the dense model is resized"
+CODE, OWN, LINES = "modeling_pruned.py", "", "resizes the dense model"
 # Class, config, the one width of all blocks, and how that is said: with code, in the library's own words, or in lines.
 HF = [
     ("CLIPModel", DUAL, 24, OWN),

@@ -184,7 +184,7 @@ output: {{dir: {tmp_path}/out}}
         words = ["--model", settings.name, "--model_type", settings.frame, "--pretrained", tmp_path / "published.pth"]
         words += ["--dataset_root", golden_images, "--num_workers", 0, "--output", tmp_path / "knn.json"]
         code, out, err = call("eval/eval_knn.py", *words)
-        assert (code, "64 to vote" in out) == (0, True), err
+        assert (code, "64 training images" in out) == (0, True), err
 
 
 @pytest.mark.parametrize("model", ["open_clip"], indirect=True)
@@ -217,7 +217,7 @@ DAMAGES: dict[str, tuple[Callable[[State], State], str]] = {
         lambda s: _resized(s, 2, 300),
         "block transformer.resblocks.2: has 300 neurons, more than the 256 of the dense model",
     ),
-    "empty": (lambda s: _resized(s, 2, 0), "block transformer.resblocks.2: holds no neuron"),
+    "empty": (lambda s: _resized(s, 2, 0), "block transformer.resblocks.2: has no neuron"),
     "missing": (
         lambda s: {name: tensor for name, tensor in s.items() if ".1." not in name},
         "block transformer.resblocks.1: missing",

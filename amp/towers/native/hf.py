@@ -211,8 +211,8 @@ def _classes(tower: Tower) -> dict[str, tuple[str, str]]:
 def _modeling(tower: Tower, blocks: Mapping[str, str]) -> str:
     lines = resizing(tower, "self.get_submodule(self.blocks)", f"vision.{WIDTHS}", f"vision.{HEADS}")
     parts = [
-        '"""Classes of transformers whose MLPs have the widths that config.json says, one a block: `mlp_widths`.\n\n'
-        "For `from_pretrained(folder, trust_remote_code=True)`. Everything else is as transformers builds it.\n"
+        '"""Classes of transformers whose MLPs have the widths that config.json lists, one per block: `mlp_widths`.\n\n'
+        "Use them with `from_pretrained(folder, trust_remote_code=True)`. Everything else is as in transformers.\n"
         '"""\n\n'
         "import transformers\n"
         "from torch import nn\n",

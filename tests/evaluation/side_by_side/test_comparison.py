@@ -114,7 +114,7 @@ def test_two_processes_give_the_same(
     assert run.returncode == 0, run.stderr
     code, out, err = call(SCRIPT, *words, "--output", tmp_path / "one.json")
     assert code == 0, err
-    assert "agreement: 10 of 16 images, spread evenly" in out
+    assert "agreement is measured on 10 of 16 images, spread evenly" in out
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert all(one[key] == two[key] for key in ("agreement", "metrics", "sizes", "num_images", "settings"))
     assert 0 < one["agreement"]["cosine_min"] <= one["agreement"]["cosine_mean"] < 1
@@ -152,9 +152,9 @@ def test_mistakes_are_one_line(tmp_path: Path, golden_model: ModelSettings, pict
     folder = save(golden_model, tmp_path / "pruned", 0.5)
     own, images = ["--dataset_root", pictures / "own"], ["--images", pictures / "own"]
     for words, said in (
-        ([folder], "give --images DIR, any folder of images, or --dataset_root DIR"),
+        ([folder], "give --images DIR (any folder of images) or --dataset_root DIR"),
         ([folder, *images, "--tasks", "knn"], "--tasks: knn needs --dataset_root"),
-        ([folder, *own, "--captions", pictures / "captions.csv"], "--captions: its files lie below --images"),
+        ([folder, *own, "--captions", pictures / "captions.csv"], "--captions: needs --images"),
         ([folder, *images, "--held_out", 3], "--held_out: of the class folders of --dataset_root"),
         ([folder, "--images", tmp_path / "none"], "--images: "),
         ([tmp_path, *images], "holds no config.json"),
