@@ -1,6 +1,6 @@
-"""What all settings are made of: the frozen base, the bounds of numbers and names, the names of registries.
+"""The parts of all settings: the frozen base class, the bounds of numbers and names, the names of registries.
 
-Every number has an upper bound too: a slip of the keyboard is refused at once instead of filling the memory.
+Every number has an upper bound too, so that a typing error is refused at once instead of filling the memory.
 """
 
 import argparse
@@ -40,14 +40,14 @@ ELSEWHERE = ("hf-hub:", "hf_hub:", "hf:", "local-dir:")
 def _share(value: float) -> float:
     if 0 < value < 1:
         return value
-    percent = f"; of {value:g} % write {value / 100:g}" if 1 < value < 100 else ""
-    raise ValueError(f"{value:g} is no share: greater than 0 and less than 1{percent}")
+    percent = f"; for {value:g} % write {value / 100:g}" if 1 < value < 100 else ""
+    raise ValueError(f"{value:g} is not a share: it must be greater than 0 and less than 1{percent}")
 
 
 def _positive(value: float) -> float:
     if 1e-9 <= value <= 1e9:
         return value
-    raise ValueError(f"{value:g} is not allowed: greater than 0, from 1e-09 to 1e+09")
+    raise ValueError(f"{value:g} is not allowed: it must be greater than 0, from 1e-09 to 1e+09")
 
 
 def _place(text: str) -> str:
@@ -55,7 +55,7 @@ def _place(text: str) -> str:
     if not text.strip():
         raise ValueError("is empty")
     if not text.isprintable():
-        raise ValueError(f"{shortened(ascii(text))} holds control characters")
+        raise ValueError(f"{shortened(ascii(text))} contains control characters")
     longest = max(len(os.fsencode(part)) for part in text.split("/"))
     if longest > 255 or len(text) > 4000:
         raise ValueError(f"{shortened(text[:40])}... is {len(text)} characters; a name may have 255, a path 4000")
@@ -63,7 +63,7 @@ def _place(text: str) -> str:
 
 
 def check_numbers(values: Any, name: str = "", depth: int = 0) -> Any:
-    """The values of a model's description, which may be nested, as they are.
+    """Returns the values of a model's description, which may be nested, unchanged.
 
     Raises:
         ValueError: a number in them is not finite, or more than any model has, or a library would fetch what a word
@@ -89,11 +89,11 @@ def check_numbers(values: Any, name: str = "", depth: int = 0) -> Any:
 
 
 def check_template(text: str) -> str:
-    """A prompt around a class. Raises ValueError unless it holds `{c}` where the class stands, and no other braces."""
+    """Returns a prompt. Raises ValueError unless it contains `{c}`, for the class name, and no other braces."""
     if "{c}" not in text:
-        raise ValueError(f"{text!r}: has no {{c}} where the class is to stand")
+        raise ValueError(f"{text!r}: must contain {{c}}, the place of the class name")
     if set("{}") & set(text.replace("{c}", "")):
-        raise ValueError(f"{text!r}: may hold no braces but {{c}}, the class")
+        raise ValueError(f"{text!r}: must not contain braces other than {{c}}")
     return text
 
 
@@ -121,19 +121,19 @@ def names_of(registry: Registry, *more: str) -> Any:
 
 
 def group_of(kind: Any) -> type[BaseModel] | None:
-    """The group of settings that a field is, may be beside null, or holds by names; None where it is no group."""
+    """The group of settings that a field contains (also optional, or in a dict); None for other fields."""
     parts = [part for part in (kind, *get_args(kind)) if isinstance(part, type) and not get_args(part)]
     return next((part for part in parts if issubclass(part, BaseModel)), None)
 
 
 def at_least(least: int, most: int = MOST) -> Callable[[str], int]:
-    """Reads an option that is a whole number of that size or more, up to `most`."""
+    """Reads an option that is a whole number from `least` to `most`."""
 
     def number(text: str) -> int:
         try:
             value = int(text[:DIGITS])
         except ValueError:
-            told = f"{shortened(text, DIGITS)!r} is no whole number; from {least} to {most}"
+            told = f"{shortened(text, DIGITS)!r} is not a whole number from {least} to {most}"
             raise argparse.ArgumentTypeError(told) from None
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
@@ -145,12 +145,12 @@ def at_least(least: int, most: int = MOST) -> Callable[[str], int]:
 
 
 def number_from(least: float, most: float = 1e9) -> Callable[[str], float]:
-    """Reads an option that is a number in these bounds."""
+    """Reads an option that is a number from `least` to `most`."""
 
     def number(text: str) -> float:
         value = float(text)
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{value:g} is no number from {least:g} to {most:g}")
+            raise argparse.ArgumentTypeError(f"{value:g} is not a number from {least:g} to {most:g}")
         return value
 
     number.__name__ = "float"  # "invalid float value" is what argparse says of anything else
@@ -158,14 +158,14 @@ def number_from(least: float, most: float = 1e9) -> Callable[[str], float]:
 
 
 class Parser(argparse.ArgumentParser):
-    """The options of a script or a command, by their whole names. What is wrong with them is a one-line UserError."""
+    """Parser of a command's options, without abbreviations. Mistakes raise a one-line UserError."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **(named | {"allow_abbrev": False}))
-        self.add_argument("-v", "--verbose", action=Verbose, help="tell details too, such as how images are prepared")
+        self.add_argument("-v", "--verbose", action=Verbose, help="print more details, such as how images are prepared")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does; a misspelt option is told with the nearest one, before anything that is missing."""
+        """As argparse does, but reports misspelt options first, with the nearest known one."""
         for word in sys.argv[1:] if args is None else args:
             option, known = word.partition("=")[0], self._option_string_actions
             if option.startswith("--") and option not in known:
@@ -180,14 +180,14 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{error.message}{close}") from None
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError: `argument --steps: 0 is less than 1` is of --steps, what is missing of the program."""
+        """Raises UserError: `argument --steps: 0 is less than 1` names --steps, other errors the program."""
         option, colon, text = message.removeprefix("argument ").partition(": ")
         if colon and option.startswith("-"):
-            raise UserError(option, re.sub("^invalid float value: (.*)", r"\1 is no number", text))
+            raise UserError(option, re.sub("^invalid float value: (.*)", r"\1 is not a number", text))
         extra = message.removeprefix("unrecognized arguments: ")
         if extra != message:
             option = nearest(f"--{extra.split()[0]}", self._option_string_actions)
-            message = f"{shortened(extra)!r} belongs to no option{option}"
+            message = f"{shortened(extra)!r} does not belong to any option{option}"
         raise UserError(self.prog, f"{message}; --help lists all options")
 
 
@@ -197,7 +197,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-        """What decides a run's result, JSON-able: all settings but those marked with `ASIDE` and those left out."""
+        """The settings that decide a run's result, JSON-able: all but those marked with `ASIDE` and `leave_out`."""
         dumped = self.model_dump(mode="json")
         kept = {}
         for key, field in type(self).model_fields.items():

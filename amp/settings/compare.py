@@ -13,71 +13,75 @@ from amp.settings.score import Criterion, ScoreSettings
 
 
 class CompareRowSettings(SearchSettings):
-    criterion: Criterion = Field("entropy", description="what ranks the neurons")
+    criterion: Criterion = Field("entropy", description="rule that ranks the neurons")
 
     @model_validator(mode="after")
     def _sizes_decide(self) -> "CompareRowSettings":
         if self.widths is not None or self.target.asked:
-            raise ValueError("widths and target: compare.sizes says how large the towers are")
+            raise ValueError("widths and target: not allowed here, compare.sizes sets the sizes")
         if self.attention == "heads" and (need := self.heads_need(self.criterion)):
             raise ValueError(f"attention: heads needs {need}")
         return self
 
     @property
     def multiple(self) -> int:
-        """As where there is a target."""
+        """The multiple of widths for a target size."""
         return self.width_multiple or ALIGNED
 
 
 class PeerSettings(Settings):
-    method: PathOrName = Field(description="what prunes the tower: a file of eval/studies/methods, by its name")
+    method: PathOrName = Field(description="method that prunes the tower: the name of a file in eval/studies/methods")
     importance: Literal["taylor", "magnitude"] = Field(
-        "taylor", description="of a library's own choices, what ranks; taylor: of the entropy that AMP's scores are of"
+        "taylor",
+        description="for libraries: ranking of the neurons; taylor: Taylor scores of the same entropy as AMP's",
     )
     groups: Literal["local", "global", "isomorphic"] = Field(
-        "global", description="of torch_pruning: what is ranked together"
+        "global", description="for torch_pruning: what is ranked together"
     )
     scope: Literal["mlp", "whole"] = Field(
-        "mlp", description="what a library may prune: the MLPs' neurons alone, or all that it prunes of such a network"
+        "mlp",
+        description="what a library may prune. mlp: only neurons of MLPs; whole: everything that it can",
     )
 
 
 class CompareTestSettings(Settings):
-    root: PathOrName = Field(description="class folders of the images that all networks are tested on", **ASIDE)
+    root: PathOrName = Field(description="folder with class folders of test images, the same for all networks", **ASIDE)
     text_features: PathOrName | None = Field(
         None,
-        description="safetensors file with `classifier` (D, C): an image's class is the column of largest cosine",
+        description="safetensors file with `classifier` (D, C); an image gets the column with the largest cosine",
         **ASIDE,
     )
     text_classes: PathOrName | None = Field(
         None,
-        description="file with the class folder of each column, one a line; null: the sorted folders of `root`",
+        description="text file with the class folder of each column, one per line; null: the sorted folders of `root`",
         **ASIDE,
     )
     neighbours: PathOrName | None = Field(
         None,
-        description="class folders of labelled images, whose 10 nearest vote; null: the model's own text tower",
+        description="class folders of labelled images, of which the 10 nearest vote; null: the model's own text tower",
         **ASIDE,
     )
 
     @model_validator(mode="after")
     def _one_way(self) -> "CompareTestSettings":
         if self.text_features and self.neighbours:
-            raise ValueError("text_features and neighbours: give one of them")
+            raise ValueError("text_features and neighbours: give only one of them")
         if self.text_classes and not self.text_features:
-            raise ValueError("text_classes: are those of text_features, which is missing")
+            raise ValueError("text_classes: needs text_features, which is missing")
         return self
 
 
 class CompareSettings(Settings):
-    sizes: Some[Fraction] = Field((0.8, 0.6, 0.5, 0.4), description="shares of the tower's parameters to compare at")
-    seeds: Some[Seed] = Field((0, 1, 2), description="each chooses other images, and other random neurons")
+    sizes: Some[Fraction] = Field(
+        (0.8, 0.6, 0.5, 0.4), description="sizes to compare, as shares of the tower's parameters"
+    )
+    seeds: Some[Seed] = Field((0, 1, 2), description="random seeds; each selects other images and other random neurons")
 
 
 class CompareDistilSettings(Settings):
-    num_samples: Count = Field(description="training images to distil on")
-    batch_size: Count = Field(description="images in one step")
-    measure_every: Count = Field(description="steps between two measurements")
+    num_samples: Count = Field(description="number of training images for distillation")
+    batch_size: Count = Field(description="images in one training step")
+    measure_every: Count = Field(description="training steps between two measurements")
     optim: OptimSettings
 
 
@@ -89,15 +93,15 @@ class CompareConfig(RunConfig):
     score: ScoreSettings = ScoreSettings()
     compare: CompareSettings = CompareSettings()
     test: CompareTestSettings | None = Field(
-        None, description="what towers are tested on; null: the scenes and captions of data.name: digit_scenes"
+        None, description="test of the towers; null: the scenes and captions of data.name: digit_scenes"
     )
     rows: dict[str, CompareRowSettings] = Field(
-        {}, description="what is compared: a name, its criterion, and any of prune.* but widths and target"
+        {}, description="rows to compare: for each name, a criterion and any settings of prune except widths and target"
     )
     peers: dict[str, PeerSettings] = Field(
-        {}, description="other libraries and other methods, beside the rows: a name, and what prunes"
+        {}, description="other libraries and methods to compare: for each name, the method that prunes"
     )
-    distil: CompareDistilSettings | None = Field(None, description="of every row in the same way; null: none")
+    distil: CompareDistilSettings | None = Field(None, description="distillation, the same for every row; null: none")
     output: OutputSettings = Field(**ASIDE)
 
     @property
@@ -106,15 +110,15 @@ class CompareConfig(RunConfig):
         return {**self.rows, **self.peers}
 
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-        """As of all settings; without a test of one's own, as before there was one."""
+        """The settings that decide the result; without `test` if it is not set, as in older folders."""
         return super().decisive(leave_out if self.test is not None else (*leave_out, "test"))
 
     @model_validator(mode="after")
     def _rows_are_there(self) -> "CompareConfig":
         if not self.lines:
-            raise ValueError("rows: empty, and so is peers; name at least one")
+            raise ValueError("rows: empty, like peers; add at least one row")
         if both := self.rows.keys() & self.peers.keys():
-            raise ValueError(f"peers.{min(both)}: is a name in rows too")
+            raise ValueError(f"peers.{min(both)}: is also a name in rows")
         return self
 
     @model_validator(mode="after")

@@ -7,12 +7,12 @@ from pydantic import Field, model_validator
 
 from amp.settings.base import ASIDE, Count, CountOrZero, ModelArguments, NonNegative, PathOrName, Precision, Settings
 from amp.settings.data import DataSettings
-from amp.settings.model import MODEL_NAME, MODEL_WEIGHTS, Frame, ModelSettings
+from amp.settings.model import MODEL_NAME, MODEL_WEIGHTS, Frame, ModelSettings, TransformSettings
 from amp.settings.run import OutputSettings, RunConfig
 
 Parallel = Literal["ddp", "fsdp"]
 
-# What a pruned and refitted model is trained with, where nobody says more than a number of steps.
+# The settings for a pruned and refitted model if only a number of steps is given.
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
     "data": {"batch_size": 64},
     "optim": {"base_lr": 2e-4, "min_lr": 1e-6, "epochs": 1},
@@ -20,30 +20,42 @@ RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
 
 
 class OptimSettings(Settings):
-    base_lr: Annotated[float, Field(gt=0, le=1)] = Field(description="learning rate at a global batch of 256")
-    min_lr: NonNegative = Field(description="learning rate at the end, not scaled with the batch")
+    base_lr: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="peak learning rate for a global batch of 256; it scales with the batch"
+    )
+    min_lr: NonNegative = Field(description="learning rate at the end; it does not scale with the batch")
     epochs: Count = Field(description="passes over the images")
     warmup_epochs: CountOrZero = Field(1, description="epochs of linear warm-up from 0")
-    warmup_steps: CountOrZero | None = Field(None, description="the same in steps; null: as warmup_epochs says")
+    warmup_steps: CountOrZero | None = Field(
+        None, description="warm-up in steps instead of epochs; null: use warmup_epochs"
+    )
     weight_decay: NonNegative = Field(0.04, description="weight decay at the start")
-    weight_decay_end: NonNegative = Field(0.2, description="weight decay at the end (cosine)")
+    weight_decay_end: NonNegative = Field(0.2, description="weight decay at the end, reached on a cosine")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.95), description="AdamW betas"
+        (0.9, 0.95), description="betas of AdamW"
     )
     precision: Literal["fp32", "bf16", "pure_bf16"] = Field(
-        "fp32", description="bf16: autocast; pure_bf16: weights and moments too, Kahan-summed"
+        "fp32",
+        description="bf16: autocast; pure_bf16: weights and optimizer moments are bf16 too, with Kahan summation",
     )
-    parallel: Parallel = Field("ddp", description="ddp: a replica on every process; fsdp: shards of one", **ASIDE)
+    parallel: Parallel = Field(
+        "ddp",
+        description="ddp: every process holds the whole model; fsdp: the model is sharded over the processes",
+        **ASIDE,
+    )
     accumulate: Count = Field(
-        1, description="micro-batches a step, one after another; the batch stays the same", **ASIDE
+        1, description="micro-batches into which each batch is split to save memory; the result stays the same", **ASIDE
     )
     activation_checkpointing: bool | Count = Field(
-        False, description="recompute blocks in the backward pass: true, false or how many", **ASIDE
+        False,
+        description="recompute blocks in the backward pass to save memory: true, false, or the number of blocks",
+        **ASIDE,
     )
-    compile: bool = Field(False, description="torch.compile of every block", **ASIDE)
+    compile: bool = Field(False, description="compile every block with torch.compile", **ASIDE)
     step_in_backward: bool = Field(
         False,
-        description="update each weight as its gradient is there, and free it; one process, pure_bf16",
+        description="update each weight as soon as its gradient is there, to save memory; needs one process and "
+        "pure_bf16",
         **ASIDE,
     )
 
@@ -58,15 +70,21 @@ class OptimSettings(Settings):
         if self.step_in_backward and self.accumulate > 1:
             raise ValueError("step_in_backward would step after every micro-batch: accumulate must be 1")
         if self.step_in_backward and self.precision != "pure_bf16":
-            raise ValueError("step_in_backward is a part of the optimizer of precision pure_bf16 alone")
+            raise ValueError("step_in_backward works only with precision pure_bf16")
         return self
 
 
 class TeacherSettings(Settings):
-    frame: Frame | None = Field(None, description="library the model comes from; also --frame")
+    frame: Frame | None = Field(None, description="library that the model comes from; also --frame")
     name: PathOrName = Field(description=MODEL_NAME)
     pretrained: PathOrName | None = Field(None, description=MODEL_WEIGHTS)
-    kwargs: ModelArguments = Field({}, description="passed to the library's factory (img_size, ...)")
+    kwargs: ModelArguments = Field({}, description="arguments for the library's factory function (img_size, ...)")
+    transform: TransformSettings = TransformSettings()
+
+    def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The settings that decide the result; without `transform` if it is not set, as in older folders."""
+        unset = self.transform == TransformSettings()
+        return super().decisive((*leave_out, "transform") if unset else leave_out)
 
     def as_model(self, precision: Precision) -> ModelSettings:
         """The dense model to build, frozen, in `precision`."""
@@ -75,40 +93,47 @@ class TeacherSettings(Settings):
 
 
 class StudentSettings(Settings):
-    pretrained: PathOrName = Field(description="a pruned/ folder, or a published vision checkpoint")
+    pretrained: PathOrName = Field(description="a pruned/ folder, or a published checkpoint of a pruned vision tower")
 
 
 class DistillDataSettings(DataSettings):
-    augment: Literal["clip", "dinov2", "none"] = Field("clip", description="augmentation recipe")
+    augment: Literal["clip", "dinov2", "none"] = Field("clip", description="augmentation of the images")
 
 
 class DistillOutputSettings(OutputSettings):
-    save_every: Count = Field(500, description="steps between resumable checkpoints")
-    keep: Count = Field(2, description="resumable checkpoints that stay, the last ones")
-    log_every: Count = Field(10, description="steps between TensorBoard points")
+    save_every: Count = Field(500, description="steps between checkpoints from which training can resume")
+    keep: Count = Field(2, description="number of latest checkpoints to keep")
+    log_every: Count = Field(10, description="steps between entries in the TensorBoard log")
     eval_every: CountOrZero = Field(1000, description="steps between measurements on held-out images; 0: never")
-    eval_images: Count = Field(2048, description="held-out images, the first ones of their order")
+    eval_images: Count = Field(
+        2048, description="number of held-out images to measure on: the first ones in their order"
+    )
 
 
 class EvalSettings(Settings):
     metric: Literal["loss", "knn", "zeroshot"] = Field(
-        "loss", description="what tells the best checkpoint: loss on held-out images, k-NN accuracy, zero-shot top-1"
+        "loss",
+        description="how to select the best checkpoint: loss on held-out images, k-NN accuracy or zero-shot top-1",
     )
     root: PathOrName | None = Field(
-        None, description="folder of its images: for knn with train/ and val/ of class folders; null: data.root"
+        None,
+        description="folder of the images for knn or zeroshot; for knn with class folders in train/ and val/; null: "
+        "data.root",
     )
     name: PathOrName | None = Field(
-        None, description="dataset of zeroshot: one of clip_benchmark's with single images, or digit_scenes"
+        None, description="for zeroshot: a classification dataset of clip_benchmark, or digit_scenes"
     )
-    num_samples: Count = Field(2048, description="images measured, spread evenly over the dataset")
-    num_train_samples: Count = Field(8192, description="of knn: images that vote, spread evenly over train/")
-    k: Count = Field(20, description="of knn: neighbours that vote")
-    batch_size: Count = Field(64, description="images in one batch on one process")
+    num_samples: Count = Field(2048, description="number of images to measure on, spread evenly over the dataset")
+    num_train_samples: Count = Field(
+        8192, description="for knn: number of labelled images that may vote, spread evenly over train/"
+    )
+    k: Count = Field(20, description="for knn: number of nearest neighbours that vote")
+    batch_size: Count = Field(64, description="images in one batch of one process")
 
     @model_validator(mode="after")
     def _has_what_its_metric_needs(self) -> "EvalSettings":
         if self.metric == "zeroshot" and self.name is None:
-            raise ValueError("name: missing; metric zeroshot needs the name of a dataset, digit_scenes for example")
+            raise ValueError("name: missing; metric zeroshot needs the name of a dataset, for example digit_scenes")
         if self.metric == "knn" and self.num_train_samples < self.k:
             raise ValueError(f"num_train_samples {self.num_train_samples} is less than k {self.k}")
         return self
@@ -130,7 +155,7 @@ class DistillConfig(RunConfig):
         return self.teacher.as_model("fp32")
 
     def with_frame(self, frame: Frame | None) -> Self:
-        """The same settings with `teacher.frame` filled in where it was left open."""
+        """The same settings with `teacher.frame` filled in if it was None."""
         own = self.teacher.model_copy(update={"frame": self.teacher.frame or frame})
         return self.model_copy(update={"teacher": own})
 
@@ -146,5 +171,5 @@ class DistillConfig(RunConfig):
     @model_validator(mode="after")
     def _is_measured(self) -> "DistillConfig":
         if self.eval.metric != "loss" and self.output.eval_every == 0:
-            raise ValueError(f"output.eval_every 0 never measures eval.metric {self.eval.metric}")
+            raise ValueError(f"output.eval_every 0: eval.metric {self.eval.metric} would never be measured")
         return self

@@ -36,12 +36,12 @@ else:
 Width = Annotated[int, Field(ge=1, le=MOST_WIDTH)]
 Block = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 
-ALIGNED = 8  # neurons, of which hardware that multiplies matrices wants multiples
+ALIGNED = 8  # neurons; GPUs multiply matrices faster if widths are multiples of it
 OF_SEQUENTIAL, OF_RECOVERY = ("refit_steps", "refit_views"), ("recover_steps", "recover_images")
-FINEST = 64  # widths of a block that are to choose from at least: as many as the published search has
-PUBLISHED = ("plain", "exact")  # searches of the paper's own grid, where no size is asked for
+FINEST = 64  # least number of widths to choose from in a block, as in the published search
+PUBLISHED = ("plain", "exact")  # searches that use the paper's own widths if there is no target
 
-# The settings that keep most at a size of one's choice, for whoever names a model, images and a size and no more.
+# The recommended settings, used if only a model, images and a size are given.
 Attention = Literal["none", "heads", "auto"]
 
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
@@ -52,8 +52,10 @@ RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
 
 
 class PruneDataSettings(DataSettings):
-    num_samples: Count | None = Field(None, description="images to score on; null: all")
-    num_val_samples: Count | None = Field(None, description="held-out images to search on; null: all")
+    num_samples: Count | None = Field(None, description="number of images for scoring; null: all")
+    num_val_samples: Count | None = Field(
+        None, description="number of held-out images for search and measurements; null: all"
+    )
 
     @model_validator(mode="after")
     def _samples_fill_a_batch(self) -> "PruneDataSettings":
@@ -65,23 +67,24 @@ class PruneDataSettings(DataSettings):
 
 
 class TargetSettings(Settings):
-    params: Fraction | None = Field(None, description="parameters of the pruned tower, of the dense one's")
-    flops: Fraction | None = Field(None, description="FLOPs of the pruned tower, of the dense one's")
+    params: Fraction | None = Field(None, description="parameters of the pruned tower, as a share of the dense tower's")
+    flops: Fraction | None = Field(None, description="FLOPs of the pruned tower, as a share of the dense tower's")
     throughput: Annotated[float, Field(gt=1, le=10_000)] | None = Field(
-        None, description="images a second, times the dense tower's; measured on the device at hand, by batches of 64"
+        None,
+        description="images per second, as a multiple of the dense tower's; measured on this machine in batches of 64",
     )
     latency: Fraction | None = Field(
-        None, description="seconds of one image, of the dense tower's; measured on the device at hand"
+        None, description="time for one image, as a share of the dense tower's; measured on this machine"
     )
 
     @property
     def asked(self) -> tuple[str, float] | None:
-        """What is to be met, and how much of it."""
+        """The target that is set, and its value; None: no target."""
         return next(((key, value) for key, value in self.model_dump().items() if value is not None), None)
 
     @property
     def left(self) -> float | None:
-        """What is to be left of the dense tower's size; of its seconds an image where a speed is asked for."""
+        """The target as a share of the dense tower's size; for a speed, of its time for an image."""
         if self.asked is None:
             return None
         key, value = self.asked
@@ -91,101 +94,117 @@ class TargetSettings(Settings):
     def _one(self) -> "TargetSettings":
         given = [key for key, value in self.model_dump().items() if value is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)}: one target at a time")
+            raise ValueError(f"{' and '.join(given)}: give only one target")
         return self
 
 
 class SearchSettings(Settings):
     allocation: Allocation = Field(
         "search",
-        description="what gives each block its width. uniform: one share for all; global: one threshold of the scores",
+        description="rule that gives each block its width. uniform: the same share for all; global: one threshold on "
+        "all scores",
     )
     entropy_increase: NonNegative = Field(
-        1.0e-2, description="what a block may add to the entropy of held-out features, in nats"
+        1.0e-2, description="how much a block may raise the entropy of held-out features, in nats"
     )
     search_steps: Annotated[int, Field(ge=1, le=32)] = Field(
-        6, description="measurements per block: steps of a bisection"
+        6, description="steps of the bisection, each a measurement, for each block"
     )
-    widths: Some[Width] | None = Field(None, description="one width a block; skips the search")
+    widths: Some[Width] | None = Field(None, description="a list with the width of each block; replaces the search")
     search: Search = Field(
         "exact",
-        description="exact: blocks before the one searched are not run again; racing: also few batches a measurement",
+        description="search method. exact: does not rerun the blocks before the searched one; racing: also uses fewer "
+        "batches",
     )
     preset: Literal["strict", "fast"] = Field(
-        "strict", description="of racing. strict: the exact search's widths, or the next; fast: the cheapest"
+        "strict",
+        description="for racing. strict: the widths of the exact search, or the next ones; fast: the least time",
     )
     confidence: Positive | None = Field(
-        None, description="of racing: standard errors between a measurement and the limit; null: the preset's"
+        None,
+        description="for racing: standard errors by which a measurement must differ from the limit; null: the preset's",
     )
     tolerance: NonNegative | None = Field(
-        None, description="of racing: share of entropy_increase in which either answer is right; null: the preset's"
+        None,
+        description="for racing: distance from the limit at which either decision is accepted, as a share of "
+        "entropy_increase; null: the preset's",
     )
     store: Literal["auto", "device", "host", "disk"] = Field(
         "auto",
-        description="where images and blocks' inputs are kept. auto: on a GPU as long as two fifths of its memory stay "
-        "free, then in the host's",
+        description="where images and the blocks' inputs are stored. auto: on the GPU as long as two fifths of its "
+        "memory stay free, then in host memory",
         **ASIDE,
     )
-    store_every: Count = Field(4, description="keep the inputs of every n-th block, recompute the others", **ASIDE)
+    store_every: Count = Field(4, description="store the inputs of every n-th block and recompute the others", **ASIDE)
     target: TargetSettings = TargetSettings()
     width_multiple: Width | None = Field(
         None,
-        description="widths are multiples of it, as hardware likes them. null: 8, or less in towers narrower than 512; "
-        "1 where search: exact or plain meets no target, and keeps the paper's own grid",
+        description="widths are multiples of this number, for speed. null: 8, or less in towers narrower than 512; 1 "
+        "for search: exact or plain without a target, which use the paper's widths",
     )
-    min_width: Width = Field(1, description="no width is smaller")
-    blocks: Some[Block] | None = Field(None, description="numbers of the blocks that may be pruned, from 0; null: all")
+    min_width: Width = Field(1, description="smallest width of a block")
+    blocks: Some[Block] | None = Field(
+        None, description="indices of the blocks that may be pruned, starting at 0; null: all"
+    )
     two_sided: bool = Field(
-        False, description="refuse also widths at which the entropy falls by more than entropy_increase"
+        False, description="also refuse widths at which the entropy falls by more than entropy_increase"
     )
-    total_increase: Positive | None = Field(None, description="entropy all blocks together may add, in nats; null: any")
+    total_increase: Positive | None = Field(
+        None, description="how much all blocks together may raise the entropy, in nats; null: no limit"
+    )
     attention: Attention = Field(
         "none",
-        description="what of attention may be removed beside neurons. heads: whole heads, by the same loss, under one "
-        "budget; needs criterion reconstruction, allocation global and a target of params or flops. auto: heads, where "
-        "these settings and the model allow it",
+        description="what to remove from attention. heads: whole heads, together with neurons, by the same loss; needs "
+        "criterion reconstruction, allocation global and a target of params or flops. auto: heads, if the "
+        "other settings and the model allow it",
     )
     compensation: Compensation = Field(
         "none",
-        description="refit of out-projections, so that kept neurons stand in for removed ones. mean, ridge: each MLP "
-        "by itself; sequential: block after block on what the pruned ones hand on, attention's too",
+        description="refit of out-projections, so that kept neurons replace removed ones. mean, ridge: each MLP "
+        "separately; sequential: block by block, from the outputs of the pruned blocks before, and "
+        "attention too",
     )
-    compensate_in_search: bool = Field(True, description="measure each width with its compensation")
+    compensate_in_search: bool = Field(True, description="apply the compensation before each measurement of the search")
     damping: NonNegative = Field(
-        1e-3, description="of ridge and sequential: added to the activations' covariance, as a share of its mean"
+        1e-3,
+        description="for ridge and sequential: value added to the activations' variances, as a share of their mean",
     )
     refit_steps: Annotated[int, Field(ge=0, le=100_000)] = Field(
         150,
-        description="of sequential: steps of gradient descent on each block's MLP, whose in-projections adapt too",
+        description="for sequential: steps of gradient descent on each block's MLP, including its in-projections",
     )
     refit_views: Annotated[int, Field(ge=1, le=64)] = Field(
-        2, description="of sequential: views of each calibration image: itself, and random crops of it"
+        2,
+        description="for sequential: views of each calibration image: the image itself, and random crops of it",
     )
     recover_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
-        0, description="steps of gradient descent on the pruned tower, without labels, to the dense one's features"
+        0,
+        description="training steps of the whole pruned tower towards the dense features, without labels; 0: none",
     )
-    recover_images: Count | None = Field(None, description="calibration images that these steps see; null: all")
+    recover_images: Count | None = Field(
+        None, description="number of calibration images for these training steps; null: all"
+    )
     num_calibration_samples: Count = Field(
-        2048, description="images of the training split that compensation and recovery see"
+        2048, description="number of images from the training split for compensation and recovery"
     )
 
     @property
     def multiple(self) -> int:
-        """`width_multiple`, or what it is where it is left open, in towers that are not narrow."""
+        """`width_multiple`, or its default in towers that are not narrow."""
         if self.width_multiple is not None:
             return self.width_multiple
         published = self.allocation == "search" and self.search in PUBLISHED and not self.target.asked
         return 1 if published or self.widths is not None else ALIGNED
 
     def multiple_in(self, width: int) -> int:
-        """The same, in a tower whose widest block has `width` neurons."""
+        """The same for a tower whose widest block has `width` neurons."""
         own = self.multiple
         while self.width_multiple is None and own > 1 and width < FINEST * own:
             own //= 2
         return own
 
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-        """As of all settings; an open `width_multiple` by what it is, and nothing of a refit or a recovery not made."""
+        """The settings that decide the result: `width_multiple` with its default filled in, without unused settings."""
         own = {**super().decisive(leave_out), "width_multiple": self.multiple}
         unused = () if self.compensation == "sequential" else OF_SEQUENTIAL
         unused = unused if self.recover_steps else (*unused, *OF_RECOVERY)
@@ -193,7 +212,7 @@ class SearchSettings(Settings):
         return {key: value for key, value in own.items() if key not in unused}
 
     def check_calibration(self, key: str, batch_size: int) -> None:
-        """Raises ValueError where the images that compensation sees, or that were asked for, fill no batch."""
+        """Raises ValueError if the calibration images are needed, or set, and do not fill a batch."""
         asked = self.compensation != "none" or self.recover_steps or "num_calibration_samples" in self.model_fields_set
         counts = {"num_calibration_samples": self.num_calibration_samples} if asked else {}
         counts |= {} if self.recover_images is None else {"recover_images": self.recover_images}
@@ -204,7 +223,7 @@ class SearchSettings(Settings):
     @model_validator(mode="after")
     def _one_way_to_widths(self) -> "SearchSettings":
         if self.widths is not None and self.target.asked:
-            raise ValueError("widths and target: give one of them")
+            raise ValueError("widths and target: give only one of them")
         return self
 
     @model_validator(mode="after")
@@ -214,7 +233,7 @@ class SearchSettings(Settings):
         return self
 
     def heads_need(self, criterion: str = "reconstruction") -> str | None:
-        """What these settings, with a criterion, would have to say so that heads can be removed; None: they say it."""
+        """What is missing in these settings, with this criterion, to remove heads; None: nothing."""
         if criterion != "reconstruction":
             return f"criterion: reconstruction, not {criterion}"
         if self.allocation != "global":
@@ -224,14 +243,14 @@ class SearchSettings(Settings):
         return None
 
     def attention_by(self, criterion: str) -> Attention:
-        """`attention`; none where it is auto and other settings leave no heads to be removed."""
+        """`attention`; none if it is auto and other settings do not allow the removal of heads."""
         return "none" if self.attention == "auto" and self.heads_need(criterion) else self.attention
 
     @model_validator(mode="after")
     def _search_alone_has(self) -> "SearchSettings":
         for key in ("widths", "blocks", "total_increase", "two_sided"):
             if self.allocation != "search" and getattr(self, key):
-                raise ValueError(f"{key}: allocation: {self.allocation} does not search; leave it out")
+                raise ValueError(f"{key}: allocation: {self.allocation} does not search; remove this setting")
         return self
 
 
@@ -257,13 +276,13 @@ class PruneConfig(RunConfig):
 
     @property
     def attention(self) -> Attention:
-        """As of `SearchSettings.attention_by`."""
+        """See `SearchSettings.attention_by`."""
         return self.prune.attention_by(self.score.criterion)
 
     def check_has_size(self) -> None:
-        """Raises UserError where the widths are to meet a size that nobody says."""
+        """Raises UserError if the allocation needs a target size and none is set."""
         if self.prune.allocation != "search" and not self.prune.target.asked:
-            text = f"missing; prune.allocation: {self.prune.allocation} needs a size to meet, here or by --sweep"
+            text = f"missing; prune.allocation: {self.prune.allocation} needs a target size, here or in --sweep"
             raise UserError("prune.target", text)
 
     @property
@@ -272,10 +291,10 @@ class PruneConfig(RunConfig):
         return self.model
 
     def of_target(self, key: str, value: float) -> Self:
-        """The same settings with this one of `prune.target`."""
+        """The same settings with this target in `prune.target`."""
         own = self.prune.model_copy(update={"target": TargetSettings.model_validate({key: value})})
         return self.model_copy(update={"prune": own})
 
     def with_frame(self, frame: Frame | None) -> Self:
-        """The same settings with `model.frame` filled in where it was left open."""
+        """The same settings with `model.frame` filled in if it was None."""
         return self.model_copy(update={"model": self.model.model_copy(update={"frame": self.model.frame or frame})})

@@ -1,4 +1,4 @@
-"""What the settings of every script have: a dense model, and a folder for what is made of it."""
+"""The settings that every script has: a dense model and an output folder."""
 
 from typing import TYPE_CHECKING, Self
 
@@ -9,7 +9,7 @@ from amp.settings.model import Frame, ModelSettings
 
 
 class OutputSettings(Settings):
-    dir: PathOrName = Field(description="folder of the run")
+    dir: PathOrName = Field(description="folder that the run writes to")
 
 
 class RunConfig(Settings):
@@ -20,9 +20,9 @@ class RunConfig(Settings):
 
     @property
     def dense(self) -> ModelSettings:
-        """The dense model, in fp32 where a run uses it in several precisions."""
+        """The dense model, in fp32 if a run uses it in several precisions."""
         raise NotImplementedError
 
     def with_frame(self, frame: Frame | None) -> Self:
-        """The same settings with the dense model's frame filled in where it was left open."""
+        """The same settings with the dense model's frame filled in if it was None."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Settings of a scoring."""
+"""Settings of the scoring."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,34 +14,40 @@ else:
 
 
 class ScoreSettings(Settings):
-    criterion: Criterion = Field("entropy", description="what ranks the neurons")
-    inverse_temperature: Positive = Field(15.0, description="factor on the similarities in the entropy")
-    absolute: bool = Field(True, description="absolute value per image before the mean")
+    criterion: Criterion = Field("entropy", description="rule that ranks the neurons")
+    inverse_temperature: Positive = Field(
+        15.0, description="factor that multiplies the similarities before the softmax in the entropy"
+    )
+    absolute: bool = Field(True, description="take the absolute value for each image before averaging over images")
     classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
-        None, description="class names for 'cross_entropy', in the order of their sorted folders"
+        None, description="class names for criterion cross_entropy, in the order of the sorted class folders"
     )
-    template: Template | None = Field(None, description="prompt around a class, null: 'a photo of a {c}'")
+    template: Template | None = Field(None, description="prompt for a class name {c}; null: 'a photo of a {c}'")
     labels: Literal["folders"] | None = Field(
-        None, description="classes of the images for 'cross_entropy'; null: as the network predicts"
+        None,
+        description="labels for criterion cross_entropy: the class folders; null: the model's own predictions",
     )
-    seed: Seed = Field(0, description="seed of the criteria 'random', 'kl' and 'reconstruction'")
+    seed: Seed = Field(0, description="random seed of the criteria random, kl and reconstruction")
     micro_batch: Count | None = Field(
         None,
-        description="images of a process whose graph is kept; of the others, blocks are computed again; null: all",
+        description="images in each micro-batch of a process, to save memory; blocks are then run twice; null: the "
+        "whole batch",
         **ASIDE,
     )
     keep_moments: bool = Field(
         False,
-        description="of 'reconstruction': keep what refits are made of, in the folder 'moments', half of the squared "
-        "hidden width in fp64 a block; then ridge and mean take no images again",
+        description="for criterion reconstruction: store covariances in the folder moments (for each block, half of the"
+        " squared hidden width in fp64); then ridge and mean need no pass over the images",
         **ASIDE,
     )
-    save_every: Count = Field(50, description="batches after which a killed run can go on", **ASIDE)
+    save_every: Count = Field(
+        50, description="save the progress after this many batches, so that an interrupted run can continue", **ASIDE
+    )
 
     @model_validator(mode="after")
     def _classes_are_there(self) -> "ScoreSettings":
         if self.criterion == "cross_entropy" and self.classes is None:
-            raise ValueError("classes: missing; criterion cross_entropy needs the classes' names, a list")
+            raise ValueError("classes: missing; criterion cross_entropy needs a list of class names")
         if self.keep_moments and self.criterion != "reconstruction":
-            raise ValueError(f"keep_moments: criterion {self.criterion} sums none; only reconstruction does")
+            raise ValueError(f"keep_moments: criterion {self.criterion} computes no moments; only reconstruction does")
         return self

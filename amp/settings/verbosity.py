@@ -1,4 +1,4 @@
-"""Whether a command tells its details too: the option --verbose, which the processes that it starts are told as well.
+"""The option --verbose: whether a command prints details. It also applies to the processes that the command starts.
 
 Light: it imports no other settings.
 """
@@ -11,12 +11,12 @@ _VARIABLE = "AMP_VERBOSE"
 
 
 def is_verbose() -> bool:
-    """Whether details are told."""
+    """Whether details are printed."""
     return os.environ.get(_VARIABLE, "0") not in ("", "0")
 
 
 class Verbose(argparse.Action):
-    """The option: it leaves nothing among the values that are parsed."""
+    """The option --verbose; it adds nothing to the parsed values."""
 
     def __init__(self, option_strings: list[str], dest: str, **others: Any) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **others)

@@ -59,8 +59,11 @@ def test_a_model_that_cannot_be_pruned_is_refused_with_the_way_out(
     ("said", "words"),
     [
         ({}, "amp.prune: give a size: params=0.6 for 60 % of the tower's parameters"),
-        ({"params": 60.0}, "prune.target.params: 60 is no share: greater than 0 and less than 1; of 60 % write 0.6"),
-        ({"params": 0.5, "flops": 0.5}, "params and flops: one target at a time"),
+        (
+            {"params": 60.0},
+            "prune.target.params: 60 is not a share: it must be greater than 0 and less than 1; for 60 % write 0.6",
+        ),
+        ({"params": 0.5, "flops": 0.5}, "params and flops: give only one target"),
         ({"params": 0.5, "criterium": "entropy"}, "criterium: no argument of this name; did you mean 'criterion'?"),
         ({"params": 0.5, "criterion": "entropi"}, 'score.criterion: "entropi" is not allowed'),
         ({"params": 0.5, "prune": 3}, "amp.prune: prune: is a group of settings"),

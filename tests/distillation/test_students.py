@@ -68,3 +68,14 @@ def test_wider_student_and_another_library_are_refused(distill_yaml: Path) -> No
     other = replace(student, base={**student.base, "frame": "timm"})
     with pytest.raises(UserError, match="its frame is 'open_clip', the teacher's is 'timm'"):
         check_architecture(other, student)
+
+
+def test_images_of_another_kind_are_refused_and_the_remedy_helps(distill_yaml: Path) -> None:
+    config, plain, student = _pair(distill_yaml)
+    student.preprocess["mean"] = (0.5, 0.25, 0.75)
+    with pytest.raises(UserError, match=r"set teacher\.transform"):
+        check_architecture(plain, student)
+    said = load_config(DistillConfig, distill_yaml, ["teacher.transform.mean=[0.5, 0.25, 0.75]"])
+    check_architecture(build_tower(said.dense, "meta"), student)
+    assert "transform" not in config.decisive()["teacher"]
+    assert said.decisive()["teacher"]["transform"]["mean"] == [0.5, 0.25, 0.75]

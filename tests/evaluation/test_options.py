@@ -87,7 +87,7 @@ def test_mistakes_of_zero_shot_answer_at_once(at_once: Any, words: list[Any], sa
         (
             KNN,
             [*MODEL, "--dataset_root", "nowhere", "--num_workers", "x"],
-            "--num_workers: 'x' is no whole number; from 0 to 1024",
+            "--num_workers: 'x' is not a whole number from 0 to 1024",
         ),
         (EFFICIENCY, [], "required: --model"),
         (EFFICIENCY, [*TINY, "--batch_size", 0], "--batch_size: 0 is less than 1"),

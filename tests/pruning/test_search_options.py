@@ -186,7 +186,7 @@ def test_all_blocks_together_stay_within_the_total(tower: Tower, scores: list[Te
 
 
 def test_settings_that_exclude_each_other_are_refused() -> None:
-    with pytest.raises(ValueError, match="params and flops: one target at a time"):
+    with pytest.raises(ValueError, match="params and flops: give only one target"):
         TargetSettings(params=0.6, flops=0.6)
-    with pytest.raises(ValueError, match="widths and target: give one of them"):
+    with pytest.raises(ValueError, match="widths and target: give only one of them"):
         SearchSettings(widths=(1,), target=TargetSettings(params=0.6))

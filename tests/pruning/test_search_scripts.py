@@ -155,16 +155,16 @@ def test_a_size_out_of_reach_leaves_nothing(words: tuple[str, str], scored: Path
     [
         (
             ["--set", "prune.allocation=global"],
-            "prune.target: missing; prune.allocation: global needs a size to meet, here or by --sweep",
+            "prune.target: missing; prune.allocation: global needs a target size, here or in --sweep",
         ),
         (
             ["--set", "prune.allocation=uniform", "--set", "prune.target.params=0.5", "--set", "prune.two_sided=true"],
-            "prune: two_sided: allocation: uniform does not search; leave it out",
+            "prune: two_sided: allocation: uniform does not search; remove this setting",
         ),
-        (["--sweep", "-1"], "--sweep: -1 is no number from 0"),
+        (["--sweep", "-1"], "--sweep: -1 is not a number from 0"),
         (["--sweep", "1", "--set", "prune.target.params=0.5"], "--sweep: prune.target must be null"),
         (["--sweep", "1", "--set", "prune.widths=[1]"], "--sweep: prune.widths must be null"),
-        (["--set", "prune.target={params: 0.5, flops: 0.5}"], "params and flops: one target at a time"),
+        (["--set", "prune.target={params: 0.5, flops: 0.5}"], "params and flops: give only one target"),
     ],
 )
 def test_mistakes_are_one_line(prune_yaml: Path, tmp_path: Path, call: Call, words: list[str], says: str) -> None:

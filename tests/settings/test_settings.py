@@ -148,7 +148,7 @@ def test_mistake_is_one_line_that_says_what_and_where(override: str, words: list
         ),
         ("teacher: {name: a}", ["a config of distill.py?"]),
         ("model: {name: a}\ndata: {}\noutput: {dir: b}", ["data.name", "missing"]),
-        ("model: {name: a, name: b}", ["'name' stands twice", "line 1"]),
+        ("model: {name: a, name: b}", ["'name' appears twice", "line 1"]),
         ("model: null", ["model"]),
     ],
 )

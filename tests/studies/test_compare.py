@@ -95,7 +95,7 @@ def test_a_comparison_its_table_and_a_row_added_to_it(words: list[str], tmp_path
     [
         ("rows={}", "rows"),
         ("rows={a: {criterion: entropi}}", "rows.a.criterion"),
-        ("rows={a: {widths: [1]}}", "rows.a: widths and target: compare.sizes says"),
+        ("rows={a: {widths: [1]}}", "rows.a: widths and target: not allowed here, compare.sizes sets"),
         ("rows={a: {allocation: global, two_sided: true}}", "rows.a: two_sided: allocation: global does not search"),
         ("compare.sizes=[0.1]", "prune.target.params: 0.1: out of reach"),
         ("data.name=imagenet1k", "test: missing; with data.name: imagenet1k"),

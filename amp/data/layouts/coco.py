@@ -1,4 +1,4 @@
-"""COCO as it unpacks: `root/train2017`, `root/val2017`."""
+"""The folders of COCO: `root/train2017` and `root/val2017`."""
 
 from pathlib import Path
 

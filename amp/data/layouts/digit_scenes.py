@@ -1,4 +1,4 @@
-"""Digit scenes: `root/train`, `root/val`; built where `root` does not exist."""
+"""The digit scenes of the demo, in `root/train` and `root/val`; they are generated if `root` does not exist."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""ImageNet-1k, or a part of it: `root/train`, `root/val`, classes as folders in them."""
+"""ImageNet-1k or a part of it: `root/train` and `root/val`, with a folder for each class."""
 
 from pathlib import Path
 

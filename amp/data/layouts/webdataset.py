@@ -1,4 +1,4 @@
-"""Shards of webdataset: .tar files in `root/train` and `root/val`, or in one folder, or of a pattern.
+"""The .tar shards of webdataset: in `root/train` and `root/val`, in one folder, or given by a pattern.
 
 Of one folder, or of a pattern such as `shards/train-{0000..1023}.tar`, every fourth image is held out.
 """

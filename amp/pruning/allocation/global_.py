@@ -1,4 +1,4 @@
-"""One threshold over the scores of all blocks, for what their neurons, and their heads, cost.
+"""One threshold on the scores of all blocks, relative to the cost of their neurons and heads.
 
 From the dense tower on, neurons go in units of `width_multiple`, and heads one by one where `prune.attention` says so,
 those of the lowest scores for their size first.

@@ -1,4 +1,4 @@
-"""A search under one threshold of the entropy: the one that is given, or the one whose network has a given size."""
+"""A search with one limit on the entropy increase: the given limit, or the one that leads to the target size."""
 
 import itertools
 import math

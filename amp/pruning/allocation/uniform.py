@@ -1,4 +1,4 @@
-"""The same share of every block's neurons.
+"""The same share of neurons in every block.
 
 In whole multiples; where that is not the size, blocks of one width differ by one multiple: those keep it whose scores
 say so.

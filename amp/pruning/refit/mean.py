@@ -1,4 +1,4 @@
-"""Mean shift: the bias takes what the removed neurons carried on average (as in VBP, arXiv 2507.12988).
+"""Mean shift: the bias receives the mean contribution of the removed neurons (as in VBP, arXiv 2507.12988).
 
     b += W_R mean(a_R)
 

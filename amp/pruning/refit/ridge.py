@@ -1,4 +1,4 @@
-"""Ridge: the kept neurons and the bias stand in for the removed ones, by damped least squares.
+"""Ridge: damped least squares let the kept neurons and the bias replace the removed neurons.
 
     W_K += W_R C,  b += W_R c,  with C, c of the least squares a_R ~ C a_K + c, damped
 

@@ -1,4 +1,4 @@
-"""Sequential refit: block after block, each on what the pruned blocks before it hand on.
+"""Sequential refit: block by block, each with the outputs of the pruned blocks before it as input.
 
 The out-projections of a block, of attention and then of the MLP, are asked for the dense network's output and for most
 of what the hidden states are short of by then,

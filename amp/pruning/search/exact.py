@@ -1,4 +1,4 @@
-"""The plain search without the blocks before the one under search: they are dense, and their outputs are kept.
+"""The same result as plain; the dense blocks before the searched one are not rerun, because their outputs are stored.
 
 Every number is that of the plain search; about half of the block forwards are saved.
 """

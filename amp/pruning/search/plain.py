@@ -1,4 +1,4 @@
-"""The search as the paper has it (AMP, arXiv 2603.08100, section 3): a probe runs every block on every batch."""
+"""The published search (AMP, arXiv 2603.08100, section 3): every measurement runs every block on every batch."""
 
 import math
 from collections.abc import Sequence

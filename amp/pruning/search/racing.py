@@ -1,4 +1,4 @@
-"""A sequential test: a probe is measured on as many batches as its decision needs, no more.
+"""A sequential test: each measurement uses only as many batches as its decision needs.
 
 Most probes of a block take few batches once those next to them are known well, since one tells of the other (see
 `_estimate`).

@@ -1,4 +1,4 @@
-"""Taylor scores of the cross entropy of a CLIP's zero-shot classification, which AMP (arXiv 2603.08100) compares with.
+"""Taylor scores of the cross-entropy loss in zero-shot classification with CLIP; a baseline in the paper.
 
 B images of this process's share, C classes, S side in pixels, E width of an embedding.
 """

@@ -1,4 +1,4 @@
-"""How much each neuron's in-projection adds to those picked before it: DGMR (arXiv 2506.08591), without an image.
+"""How different each neuron's input weights are from those picked before (DGMR, arXiv 2506.08591); reads no images.
 
 D width, R rows left, H hidden width.
 """

@@ -1,4 +1,4 @@
-"""Taylor scores of the information entropy of each batch's features (AMP, arXiv 2603.08100, section 2).
+"""Taylor scores of the entropy of each batch's features, the published criterion (AMP, arXiv 2603.08100, section 2).
 
 The entropy itself is `amp.statistics.entropy.information_entropy`: the search measures it too.
 

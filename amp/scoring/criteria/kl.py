@@ -1,4 +1,4 @@
-"""Second-order growth of KL(p_dense || p_pruned), p an image's similarities to its global batch.
+"""Second-order increase of KL(p_dense || p_pruned), where p are an image's similarities to its global batch.
 
 The first-order Taylor term of this divergence is zero. In second order it is half the Fisher information of the
 neuron's gate (Fisher pruning, arXiv 1801.05787, and arXiv 2204.09656).

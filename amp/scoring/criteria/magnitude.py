@@ -1,4 +1,4 @@
-"""Norms of each neuron's weights: structured magnitude pruning, without an image.
+"""Norm of each neuron's weights (structured magnitude pruning); reads no images.
 
 D width, H hidden width.
 """

@@ -1,4 +1,4 @@
-"""Uniform random scores: a baseline."""
+"""Uniform random scores, as a baseline."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Scores for a network whose out-projections are refitted: what the feature loses with each neuron, beyond repair.
+"""How much the feature loses without each neuron, after the out-projections are refitted.
 
 With ridge (`prune.compensation`) a removed neuron costs only what the kept ones cannot reconstruct of it. To second
 order, an error d of an MLP's output moves the unit feature f by d^T G d in square, G = E[sum over tokens of J^T J] with

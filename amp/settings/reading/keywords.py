@@ -1,4 +1,4 @@
-"""Keyword arguments -> settings: all that the YAML can say, by its groups or by a key alone.
+"""Keyword arguments -> settings: every setting of the YAML, by its group or by its key alone.
 
 prune(model, images, params=0.6, criterion="entropy", num_samples=512)
 prune(model, images, prune={"target": {"flops": 0.6}}, score={"criterion": "entropy"})
@@ -17,7 +17,7 @@ from amp.settings.reading.yaml_files import Raw
 def from_keywords(
     config_class: type[BaseModel], keywords: Mapping[str, Any], source: str, groups: Collection[str]
 ) -> Raw:
-    """The groups of a YAML file, as keyword arguments say them.
+    """The groups of a YAML file, from keyword arguments.
 
     Args:
         keywords: groups by their names, and keys of groups by theirs; `None` for a key is a value, for a group nothing.
@@ -44,7 +44,7 @@ def from_keywords(
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, group by group; where both have a key, the second one's value."""
+    """Merges both, group by group; the second one's values win."""
     whole = dict(first)
     for key, value in second.items():
         own = whole.get(key)
@@ -53,7 +53,7 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
 
 
 def _places(config_class: type[BaseModel], groups: Collection[str]) -> dict[str, list[tuple[str, ...]]]:
-    """Key -> where it stands. A key of several groups, `seed`, is set in all of them."""
+    """Key -> its groups. A key of several groups, such as `seed`, is set in all of them."""
     found: dict[str, list[tuple[str, ...]]] = {}
     for path in _leaves(config_class):
         if path[0] in groups and path[-1] not in config_class.model_fields:

@@ -1,4 +1,4 @@
-"""What `--sweep` asks for: several networks of one model, by their sizes or by the entropy that a block may add."""
+"""The option `--sweep`: several pruned networks of one model, by size or by the allowed entropy increase."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ SHARES = ("params", "flops", "latency")
 THRESHOLD = "entropy_increase"
 KINDS = (*SHARES, "throughput", THRESHOLD)
 HELP = (
-    f"several networks: {', '.join(KINDS)}, and its values, as `params 0.8 0.6 0.4`; each size gets a folder in "
-    f"output.dir, and a table and a picture compare them; {THRESHOLD}, which may be left out, tells sizes alone"
+    f"prune to several sizes: one of {', '.join(KINDS)}, then its values, for example `params 0.8 0.6 0.4`; each size "
+    f"gets a folder in output.dir, and a table and a picture compare them; values alone are those of {THRESHOLD}"
 )
 
 
@@ -31,12 +31,12 @@ class Sweep:
 
 
 def parse_sweep(words: Sequence[str]) -> Sweep:
-    """Of the words behind `--sweep`. Raises UserError."""
+    """Reads the words after `--sweep`. Raises UserError."""
     if not words:
         return Sweep()
     kind, values = (words[0], words[1:]) if words[0] in KINDS else (THRESHOLD, words)
     if not values:
-        raise UserError(OPTION, f"{kind}: which? {'2 3' if kind == 'throughput' else '0.8 0.6 0.4'} for example")
+        raise UserError(OPTION, f"{kind}: give values, for example {'2 3' if kind == 'throughput' else '0.8 0.6 0.4'}")
     try:
         numbers = {number_from(0)(word) for word in values}
     except argparse.ArgumentTypeError as error:
@@ -44,14 +44,17 @@ def parse_sweep(words: Sequence[str]) -> Sweep:
     except ValueError:
         word = next(word for word in values if not _is_number(word))
         raise UserError(
-            OPTION, f"{word!r} is no number, nor one of {', '.join(KINDS)} before them{nearest(word, KINDS)}"
+            OPTION,
+            f"{word!r} is neither a number nor one of {', '.join(KINDS)}{nearest(word, KINDS)}",
         ) from None
     if kind == THRESHOLD:
         return Sweep(thresholds=tuple(sorted(numbers)))
     if kind == "throughput" and (wrong := [number for number in numbers if number <= 1]):
-        raise UserError(OPTION, f"throughput {wrong[0]:g}: times the dense tower's, above 1, for example 1.5 2")
+        raise UserError(
+            OPTION, f"throughput {wrong[0]:g}: must be above 1, as a multiple of the dense tower's, for example 1.5 2"
+        )
     if kind in SHARES and (wrong := [number for number in numbers if not 0 < number < 1]):
-        raise UserError(OPTION, f"{kind} {wrong[0]:g}: shares lie between 0 and 1, for example 0.8 0.6 0.4")
+        raise UserError(OPTION, f"{kind} {wrong[0]:g}: must be a share between 0 and 1, for example 0.8 0.6 0.4")
     largest_first = sorted(numbers, reverse=kind in SHARES)
     return Sweep(targets=tuple((kind, number) for number in largest_first))
 

@@ -57,7 +57,7 @@ class _Reader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or event.anchor:
             raise _refused("anchors and aliases (& and *) are not allowed; write the value out", event)
         if event.tag not in (None, "!"):
-            raise _refused(f"tags are not allowed, as {shortened(event.tag, DIGITS)} is", event)
+            raise _refused(f"tags are not allowed, such as {shortened(event.tag, DIGITS)}", event)
         if isinstance(event, yaml.MappingStartEvent):
             return self._mapping(depth)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -74,9 +74,9 @@ class _Reader(yaml.SafeLoader):
             event = self.peek_event()
             key = event.value if isinstance(event, yaml.ScalarEvent) else None
             if key is None:
-                raise _refused("a key is a word", event)
+                raise _refused("a key must be a word", event)
             if key in found:
-                raise _refused(f"key {shortened(key, DIGITS)!r} stands twice", event)
+                raise _refused(f"key {shortened(key, DIGITS)!r} appears twice", event)
             self._node(depth + 1)
             found[key] = self._node(depth + 1)
             if found[key] is None and ":" in key:
@@ -130,7 +130,7 @@ def load_config(config_class: type[Config], config_file: str | Path, overrides: 
 def build_config(
     config_class: type[Config], settings: Mapping[str, Any], overrides: Sequence[str], file: str
 ) -> Config:
-    """Settings from what a YAML file would hold, with 'key.path=value' overrides.
+    """Settings from the content of a YAML file, with 'key.path=value' overrides.
 
     Raises:
         UserError: of the setting `KEY`, put as `FILE: KEY` where `file` is not empty.
@@ -170,7 +170,7 @@ def _read_yaml(path: Path) -> Raw:
             siblings = [str(p) for p in Path("configs").glob("**/*.yaml")]
             raise UserError(path, f"no such file{nearest(str(path), siblings)}")
         if path.stat().st_size > MOST_CHARACTERS:
-            raise UserError(path, f"is longer than {MOST_CHARACTERS} characters; settings are a few lines")
+            raise UserError(path, f"is longer than {MOST_CHARACTERS} characters; a settings file has only a few lines")
         raw = _Reader(path.read_text(encoding="utf-8")).value()
     except OSError as error:
         raise UserError(shortened(path), f"cannot be read ({error.strerror})") from None
@@ -202,7 +202,7 @@ def _parse_value(override: str, text: str) -> object:
 def _set_path(raw: Raw, key: str, value: object) -> None:
     *parents, last = key.split(".")
     if len(parents) > DEEPEST or not key.isprintable():
-        raise UserError(f"--set {shortened(ascii(key))}", "is no key of a setting, as data.batch_size is")
+        raise UserError(f"--set {shortened(ascii(key))}", "is not the key of a setting, such as data.batch_size")
     for parent in parents:
         if raw.get(parent) is None:
             raw[parent] = {}
@@ -216,7 +216,7 @@ def _set_path(raw: Raw, key: str, value: object) -> None:
 def _explain(
     error: ValidationError, config_class: type[BaseModel], file: str, overridden: Collection[str]
 ) -> UserError:
-    """All mistakes in one line, unknown keys first: a misspelt one makes another look missing."""
+    """All mistakes in one line, unknown keys first: a misspelt key makes another one look missing."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     found = several([_explain_one(problem, config_class, file, overridden) for problem in problems[:3]])
     rest = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -252,7 +252,7 @@ def _explain_one(
 
 
 def _ask_for_one(problem: ErrorDetails, config_class: type[BaseModel], overridden: bool) -> str:
-    """What to write where a group of settings was given a value."""
+    """What to write if a group of settings was given a plain value."""
     group, path, value = _group(config_class, problem["loc"]), ".".join(map(str, problem["loc"])), problem["input"]
     first = next((k for k, field in group.model_fields.items() if field.is_required()), next(iter(group.model_fields)))
     shown = shortened("VALUE" if value is None or isinstance(value, (list, dict)) else value, DIGITS)

@@ -1,4 +1,4 @@
-"""DINOv2 and DINOv3 of timm, with the weights files that Meta released.
+"""DINOv2 and DINOv3 as timm builds them, with the weight files that Meta released or timm's weights.
 
 Feature of the criterion: (B, D), the CLS token after the final norm, unless `model.kwargs` says `global_pool`.
 """

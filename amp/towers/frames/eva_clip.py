@@ -1,4 +1,4 @@
-"""EVA-CLIP: EVA01 and EVA02 as open_clip has them, and EVA-CLIP-8B, which neither open_clip nor timm knows.
+"""EVA01 and EVA02 CLIP models of open_clip, and EVA-CLIP-8B, which neither open_clip nor timm contains.
 
 Weights: open_clip's tags and files, or the files that the EVA repository released.
 

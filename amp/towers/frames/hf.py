@@ -1,4 +1,4 @@
-"""Towers of Hugging Face transformers: vision models and dual encoders, from a local folder or a hub id.
+"""Hugging Face transformers: vision models and dual encoders, from a local folder or a hub id.
 
 Feature of the criterion: (B, D), D the tower's width, after the final norm, before any projection or classifier.
 

@@ -1,4 +1,4 @@
-"""Towers of open_clip: native ones, CoCa, and trunks of timm (EVA, SigLIP, PE, ViTamin).
+"""open_clip: its native towers, CoCa, and towers from timm (EVA, SigLIP, PE, ViTamin).
 
 Feature of the criterion: (B, D), D the tower's width. Native: what `visual(images)` returns with the projection left
 out, so after `ln_post` and the pooling; for `ViT-*` the normalised CLS token. Trunks of timm: after the final norm and

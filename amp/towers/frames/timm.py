@@ -1,4 +1,4 @@
-"""Towers of timm: any plain vision transformer by name.
+"""timm: every plain vision transformer, by name.
 
 Feature of the criterion: (B, D). Of DINOv2 and DINOv3, unless `model.kwargs` says `global_pool`: the CLS token after
 the final norm. Of all others, after the final norm and the pooling, before the classifier: what
