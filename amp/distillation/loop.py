@@ -108,7 +108,7 @@ class Loop:
             say(f"loss on held-out images: {found[LOSS]:.4g} before the first step")
         if metric := self.validation.metric:
             teacher, student = metric.measure(self.trainer.measurable_teacher()), found[metric.name]
-            say(f"{metric.name}: teacher {teacher:.4f}, student {student:.4f} before the first step")
+            say(f"{metric.name}: teacher {teacher:.4f} and student {student:.4f} before the first step")
 
     def _evaluate(self) -> tuple[dict[str, float], bool]:
         """What is measured on held-out images, where it is due, and whether it is the best so far."""
@@ -128,7 +128,7 @@ class Loop:
 
     def _stopped(self, number: int) -> StoppedError:
         step = self.trainer.step
-        told = f"stopped by {signal.Signals(number).name} after step {step} of {self.trainer.total_steps}"
+        told = f"{signal.Signals(number).name} after step {step} of {self.trainer.total_steps}"
         return StoppedError(f"{told}; {self.keeper.where(step)}", 128 + number)
 
     def _not_finite(self, failure: NotFiniteError) -> StoppedError:

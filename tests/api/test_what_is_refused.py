@@ -44,7 +44,7 @@ def quantised(model: Any) -> Any:
         (lambda model: None, "model: is a NoneType; give a model object built by open_clip, timm or transformers"),
         (
             lambda model: nn.Linear(2, 2),
-            "torch.nn.modules.linear.Linear is no model of open_clip, timm or transformers",
+            "torch.nn.modules.linear.Linear is not a model of open_clip, timm or transformers",
         ),
         (lambda model: timm.create_model("resnet18"), "is not a plain vision transformer of timm"),
     ],

@@ -201,7 +201,7 @@ def test_damaged_and_foreign_builds_are_refused(tmp_path: Path, monkeypatch: pyt
     build_scenes(tmp_path / "scenes", **TINY)
     with monkeypatch.context() as patched:
         patched.setattr(scenes, "FORMAT", scenes.FORMAT + 1)
-        with pytest.raises(UserError, match="format 1, not 2"):
+        with pytest.raises(UserError, match="format 1 instead of 2"):
             build_scenes(tmp_path / "scenes")
     (tmp_path / "scenes/train/two/00003.png").unlink()
     with pytest.raises(UserError, match="train/two holds 5 of 6 images"):

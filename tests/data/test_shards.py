@@ -81,7 +81,9 @@ def test_mistakes_are_named(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no shard (.tar file)" in refusal(lambda: find_shards(str(tmp_path / "empty")))
     (tmp_path / "empty" / "0.tar").write_bytes(b"<html>404</html>" * 99)
-    assert f"{tmp_path}/empty/0.tar: no shard" in refusal(lambda: list_members([f"{tmp_path}/empty/0.tar"], {".png"}))
+    assert f"{tmp_path}/empty/0.tar: not a readable shard" in refusal(
+        lambda: list_members([f"{tmp_path}/empty/0.tar"], {".png"})
+    )
 
 
 def test_a_broken_member_is_stood_in_for(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,8 +118,8 @@ def test_distillation_from_shards(
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("t-{000..", "an unclosed brace"),
-        ("t-{0..9", "an unclosed brace"),
+        ("t-{000..", "the pattern has an unclosed brace"),
+        ("t-{0..9", "the pattern has an unclosed brace"),
         ("t-{0..1000000000000}.tar", "the pattern stands for more than 1000000 shards"),
         ("{0..9999}-{0..9999}.tar", "the pattern stands for more than 1000000 shards"),
     ],

@@ -230,7 +230,7 @@ def test_what_an_embedding_takes_outside_the_tower(distill_yaml: Path, tmp_path:
         (["eval.metric=zeroshot", "eval.name=digit_scene"], "eval.name: no 'digit_scene'; did you mean 'digit_scenes'"),
         (["eval.metric=zeroshot", "eval.name=imagenet-r", "eval.root=docs"], "eval.root: docs: 0 class folders"),
         (["eval.metric=zeroshot", "eval.name=wds/cars"], "eval.name: wds/cars is a stream"),
-        (["eval.metric=zeroshot", "eval.name=mscoco_captions"], "eval.name: mscoco_captions is for"),
+        (["eval.metric=zeroshot", "eval.name=mscoco_captions"], "eval.name: mscoco_captions belongs to"),
     ],
 )
 def test_what_is_missing_is_named_before_anything_starts(distill_yaml: Path, more: list[str], message: str) -> None:

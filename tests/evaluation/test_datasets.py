@@ -133,7 +133,7 @@ def test_a_broken_archive_is_one_line(tmp_path: Path, parent: Path, model: Any, 
     words = ["--dataset", "wds/animals", "--dataset_root", tmp_path / "animals", "--output", tmp_path / "result.json"]
     for workers in (0, 1):
         code, _, err = call(SCRIPT, *model, *words, "--num_workers", workers)
-        assert (code, "1.tar/0009.png: cannot be read (no image" in err.splitlines()[-1]) == (2, True)
+        assert (code, "1.tar/0009.png: cannot be read (not an image" in err.splitlines()[-1]) == (2, True)
 
 
 def test_retrieval_of_both_has_a_row_each(tmp_path: Path, parent: Path, model: Any, call: Any) -> None:

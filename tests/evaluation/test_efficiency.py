@@ -157,7 +157,7 @@ def test_the_paper_tower_on_meta(call: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([*TINY, "--meta", "--pretrained", "nowhere"], "--pretrained: 'nowhere' is no file"),
+        ([*TINY, "--meta", "--pretrained", "nowhere"], "--pretrained: 'nowhere' is neither an existing file"),
         (["--model", "ViT-g-41", "--meta"], "did you mean"),
         (["--model", "configs", "--meta"], "configs: holds no config.json"),
     ],
@@ -202,6 +202,6 @@ def test_another_image_size(call: Any, folder: Path) -> None:
         large, "share of parameters in MLPs"
     )  # fewer positions
     code, _, err = call(SCRIPT, "--model", folder, "--img_size", 64)
-    assert (code, f"error: --img_size: 64: {folder} is of 32 px" in err) == (2, True)
+    assert (code, f"error: --img_size: 64: {folder} has the fixed image size 32" in err) == (2, True)
     code, _, err = call(SCRIPT, *TINY, "--img_size", 32, "--meta")
     assert code == 0, err

@@ -67,7 +67,7 @@ PAPER = ["--model", "ViT-g-14", "--dataset", "paper", "--dataset_root", "nowhere
         (["--dataset", "imagefolder", "--dataset_root", "amp", "--language", "it"], "--language: it: not used with"),
         (
             ["--task", "zeroshot_retrieval", "--dataset", "captions", "--dataset_root", "amp"],
-            "--captions: missing; name",
+            "--captions: missing; give",
         ),
         ([], "nowhere/imagenet1k: no such folder"),
     ],
@@ -95,7 +95,11 @@ def test_mistakes_of_zero_shot_answer_at_once(at_once: Any, words: list[Any], sa
         (EFFICIENCY, [*TINY, "--img_size", 0], "--img_size: 0 is less than 1"),
         (EFFICIENCY, [*TINY, "--json", "tests"], "--json: tests: is a folder"),
         (EFFICIENCY, [*TINY, "--json", "README.md/a.json"], "--json: README.md: "),
-        (SPEED, [*TINY, "--dataset", "wds/x", "--dataset_root", "x"], "--dataset: wds/x is a stream; name one whose"),
+        (
+            SPEED,
+            [*TINY, "--dataset", "wds/x", "--dataset_root", "x"],
+            "--dataset: wds/x is a stream; give a dataset whose",
+        ),
     ],
 )
 def test_mistakes_in_the_options_answer_at_once(at_once: Any, script: str, words: list[Any], said: str) -> None:

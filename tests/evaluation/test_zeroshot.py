@@ -264,7 +264,7 @@ def test_a_classifier_file_runs_no_code(tmp_path: Path, clip: Tower) -> None:
     files[0].write_bytes(pickle.dumps(Malicious(target)))
     torch.save(Malicious(target), files[1])
     files[2].write_bytes(bytes(range(256)) * 4)
-    for file, said in zip(files, ("refused", "refused", "no text classifier", "No such file"), strict=True):
+    for file, said in zip(files, ("refused", "refused", "not a text classifier", "No such file"), strict=True):
         with pytest.raises(UserError, match=said):
             load_classifiers([str(file)], header, 32)
     assert not target.exists()

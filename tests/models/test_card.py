@@ -25,7 +25,7 @@ def test_it_tells_sizes_measurements_and_the_command(tower: Tower, kept: list[li
     measured, command = {"top-1 on digits": "97.1 %"}, "python main_prune.py --config_file a.yaml"
     save_tower(tower, kept, PROVENANCE, tmp_path / "a", measured=measured, command=command)
     text = (tmp_path / "a" / "README.md").read_text()
-    assert "first to last: 8, 256, 31, 1, 100; dense: 256 in each." in text
+    assert "from the first block to the last: 8, 256, 31, 1, 100; dense: 256 in each." in text
     assert "| top-1 on digits | 97.1 % |" in text
     assert f"\n    {command}\n" in text
     assert str(tmp_path) not in text
