@@ -261,8 +261,8 @@ def test_mistakes_of_the_converter(model: Model, tmp_path: Path, call: Callable[
     mistakes = {
         "FROM": [tmp_path / "gone", new],
         "--model: missing": [tmp_path / "published.pt", new],
-        "is there already": [tmp_path / "pruned", tmp_path / "published.pt"],
-        "only for a published": [tmp_path / "pruned", new, "--model", "x"],
+        "already exists": [tmp_path / "pruned", tmp_path / "published.pt"],
+        "only allowed with a published": [tmp_path / "pruned", new, "--model", "x"],
         "expected a file name": [tmp_path / "pruned", new],
         "--text_pretrained: missing": [tmp_path / "published.pt", new, "--model", settings.name],
         "not a pruned vision tower": [settings.pretrained, new, "--model", settings.name],

@@ -34,7 +34,7 @@ def test_open_clip_takes_the_last_step_and_says_so(
     torch.save({"epoch": 3, "state_dict": last, key: averaged}, path)
     dense = build_tower(golden_model.model_copy(update={"pretrained": str(path)}))
     assert torch.equal(dense.visual.get_parameter("proj"), last["visual.proj"])
-    assert dense.notes == (f"weights: 'state_dict' of {path}, not {key!r} beside it",)
+    assert dense.notes == (f"weights: using 'state_dict' of {path} instead of {key!r}",)
     bare = tmp_path / "vision.pt"
     visual = [{k.removeprefix("visual."): v for k, v in s.items() if k.startswith("visual.")} for s in (last, averaged)]
     torch.save({"state_dict": visual[0], key: visual[1]}, bare)
