@@ -81,5 +81,5 @@ def test_a_pickled_model_is_told_the_way_out(golden_model: ModelSettings, tower:
         refusal(lambda: build_tower(golden_model.model_copy(update={"pretrained": path}))),
         refusal(lambda: open_tower(golden_model.name, "open_clip", path)),
     ):
-        assert message.startswith(f"model.pretrained: {path}: holds more than tensors; refused")
+        assert message.startswith(f"model.pretrained: {path}: refused: it holds more than tensors")
         assert message.endswith("If it is a whole pickled model (torch.save(model)), save its state_dict() instead")
