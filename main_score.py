@@ -1,4 +1,4 @@
-"""`amp score`, from a checkout: scores the hidden neurons of every MLP."""
+"""`amp score` from a checkout: scores the hidden neurons of every MLP."""
 
 from amp.commands.score import main
 from amp.run.console import run_script

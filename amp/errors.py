@@ -14,7 +14,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udf
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")
-GOES_ON = "then the same command goes on"
+GOES_ON = "then run the same command to continue"
 
 
 class UserError(ValueError):
@@ -78,12 +78,12 @@ def as_line(error: BaseException, path: str | PathLike[str] | None = None) -> Us
     number, file = _number_of(error), path or getattr(error, "filename", None)
     if _is_out_of_memory(error):
         told = shortened(error) or type(error).__name__
-        return StoppedError(f"out of memory ({told}); a smaller batch needs less", 1, True)
+        return StoppedError(f"out of memory ({told}); use a smaller batch", 1, True)
     if number is None:
         return None
     reason = os.strerror(number)
     if number in _NO_ROOM:
-        return StoppedError(f"{file or 'a file'} cannot be written ({reason}); make room, {GOES_ON}", 1, True)
+        return StoppedError(f"{file or 'a file'} cannot be written ({reason}); free disk space, {GOES_ON}", 1, True)
     if number in (errno.EMFILE, errno.ENFILE):
         return StoppedError(f"{file or 'a file'} cannot be opened ({reason}); raise `ulimit -n`, {GOES_ON}", 1, True)
     if path is not None:
@@ -135,7 +135,7 @@ def check_extra(key: str, what: str, extra: str, *packages: str) -> None:
     if missing := [package for package in packages if find_spec(package) is None]:
         names = " ".join(missing)
         raise UserError(
-            key, f"{what}: needs {names}; say pip install {names}, or install this project's extra [{extra}]"
+            key, f"{what}: needs {names}; run pip install {names}, or install this project's extra [{extra}]"
         )
 
 

@@ -9,7 +9,9 @@ from amp.settings.reading.command_line import parse_args
 def main() -> None:
     config = parse_args(CompareConfig, __doc__)
     if config.test is None and config.data.name != "digit_scenes":
-        raise UserError("test", f"missing; of data.name: {config.data.name} it names the class folders to test on")
+        raise UserError(
+            "test", f"missing; with data.name: {config.data.name} it must name the class folders to test on"
+        )
 
     from studies.methods import check_method
 
@@ -28,9 +30,9 @@ def main() -> None:
         own, distilled = config.compare, ", and distil each of them" if config.distil else ""
         lines = [
             f"prune it in {len(config.lines)} ways to {', '.join(f'{size:g}' for size in own.sizes)} of its parameters"
-            f"{distilled}, with {len(own.seeds)} choices of images; networks that are there are not made again"
+            f"{distilled}, with {len(own.seeds)} choices of images each; finished networks are reused"
         ]
-        title = f"{config.model.name} ({config.model.weights}), images of {config.data.root}"
+        title = f"{config.model.name} ({config.model.weights}), images from {config.data.root}"
         say(describe_study(title, lines, f"write compare.md and compare.png to {run.folder}"))
         world().from_main(lambda: train_dense(config))
         quality = open_quality(config)

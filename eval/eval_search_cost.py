@@ -1,4 +1,4 @@
-"""What a search costs: plain, exact, racing and compensated side by side on one model; and a scoring pass."""
+"""Measures the cost of the searches (plain, exact, racing, with a refit) and of scoring on one model."""
 
 from pathlib import Path
 
@@ -28,9 +28,9 @@ def main() -> None:
     from amp.towers import build_tower
 
     with start() as world:
-        title = f"{config.model.name} ({config.model.weights}), images of {config.data.root}"
+        title = f"{config.model.name} ({config.model.weights}), images from {config.data.root}"
         each = f"{len(plan.thresholds)} thresholds and {plan.num_seeds} orders of the images"
-        lines = [f"time the scoring, and then the searches {', '.join(plan.searches)} at {each}"]
+        lines = [f"time the scoring, then the searches {', '.join(plan.searches)} for {each}"]
         say(describe_study(title, lines, f"write the numbers to {plan.json}" if plan.json else NOWHERE))
         if config.data.name == "digit_scenes":
             world.from_main(lambda: build_scenes(Path(config.data.root), num_val=SCENES))
@@ -40,9 +40,9 @@ def main() -> None:
         scores = score(tower, train, by_entropy)
         images_BCSS = next(iter(train)).to(world.device, tower.dtype)
         scoring = time_scoring(tower, by_entropy, config.data.batch_size, 20)
-        say("of a scoring by entropy:\n" + describe_times(scoring, SCORING))
+        say("scoring by entropy:\n" + describe_times(scoring, SCORING))
         parts = time_reconstruction(tower, images_BCSS)
-        say("of a reconstruction: " + ", ".join(f"{name} {took:.3g} s" for name, took in parts.items()))
+        say("scoring by reconstruction: " + ", ".join(f"{name} {took:.3g} s" for name, took in parts.items()))
         runs = measure_searches(SearchBenchmark(config, tower, scores), plan)
         summary = summarise(runs)
         say(f"\nover {len(runs)} runs, mean (worst):\n{summary_table(summary)}")

@@ -1,5 +1,5 @@
-"""Seconds of a zero-shot measurement: ours against clip_benchmark's own functions, on the same model, data and
-batch, side by side in one run. Under torchrun the main process measures both alone, and all of them together ours."""
+"""Times zero-shot evaluation: this project against the functions of clip_benchmark, on the same model, data and batch,
+in one run. Under torchrun, the main process times both alone, and then all processes together time this project."""
 
 from pathlib import Path
 

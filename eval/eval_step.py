@@ -1,9 +1,9 @@
-"""Time of one step beside that of its parts alone, on random images; of a distillation, or with --scoring of a scoring.
+"""Times one step of a distillation, or with --scoring of a scoring, and each of its parts alone, on random images.
 
 python eval/eval_step.py --config_file configs/distill/distill_open_clip_g.yaml
 python eval/eval_step.py --scoring --config_file configs/prune_entropy/open_clip_g_coco_entropy.yaml
 
-A scoring's weights are random ones, so that it needs neither a file nor images.
+With --scoring the weights are random, so it needs neither a weights file nor images.
 """
 
 import argparse
@@ -15,17 +15,17 @@ from amp.settings.distill import DistillConfig
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import parse_args
 
-SHOWN = "show how many milliseconds each takes"
+SHOWN = "print the milliseconds of each"
 
 
 def _rounds(num_rounds: int) -> str:
-    return f"time whole steps and their parts alone on random images, {num_rounds} rounds by turns"
+    return f"time whole steps and their parts alone on random images, {num_rounds} rounds in turn"
 
 
 def main() -> None:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--num_rounds", type=at_least(1), default=20, help="rounds of each, in turn (default: 20)")
-    options.add_argument("--scoring", action="store_true", help="a scoring's step; the YAML is that of main_score.py")
+    options.add_argument("--scoring", action="store_true", help="time a scoring step; give the YAML of main_score.py")
     if "--scoring" in sys.argv:
         time_scoring_step(parse_args(PruneConfig, __doc__, more=[options]), options.parse_known_args()[0].num_rounds)
     else:

@@ -1,4 +1,4 @@
-"""`amp.distill`: a pruned model in memory learns from the model that it was pruned of.
+"""`amp.distill`: a pruned model in memory learns from the dense model that it was pruned from.
 
 B images, C channels, S side in pixels.
 """
@@ -32,11 +32,11 @@ WARM_UP_SHARE = 10  # of the steps, one in so many
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a distillation did.
+    """The result of a distillation.
 
     Attributes:
         model: the student, trained in place.
-        log: a record a step `{step, loss, loss_cls, loss_patch, lr, weight_decay}`.
+        log: one record per step: `{step, loss, loss_cls, loss_patch, lr, weight_decay}`.
     """
 
     model: nn.Module = field(repr=False)
@@ -49,7 +49,7 @@ class Distilled:
     __repr__ = __str__
 
     def plot(self) -> Figure:
-        """The loss of every step."""
+        """Draws the loss of every step."""
         figure, (axes,) = panels(1, 5.6, 4)
         axes.plot([record["step"] for record in self.log], [record["loss"] for record in self.log], color=BLUE)
         axes.set(xlabel="step", ylabel="loss (mean squared error of tokens)", yscale="log", title="Distillation")
@@ -57,29 +57,29 @@ class Distilled:
 
 
 def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, **settings: Any) -> Distilled:
-    """Trains a pruned model, in place, on the tokens of the dense one (AMP, arXiv 2603.08100, section 4).
+    """Trains a pruned model in place to reproduce the tokens of its dense model (AMP, arXiv 2603.08100, section 4).
 
-    The same loop as that of `distill.py`, without labels and in memory. The teacher stays as it is. The student's final
-    norm and head become the teacher's, and are not trained.
+    Runs the training loop of `distill.py` in memory, without labels. The teacher does not change. The student takes
+    over the final norm and the head of the teacher; they are not trained.
 
     Args:
-        student: what `amp.prune` gave, or its model, or one of `amp.load_pruned`; in fp32 or bf16.
-        teacher: the dense model; it may be on another precision than the student, and is on the same device.
-        images: as of `amp.prune`; a loader is gone through again and again, so that it can augment anew.
-        steps: of the optimizer.
-        settings: all that the YAML of distill.py can say of `data` and `optim`, by these groups or by a key alone
-            (`base_lr=1e-4`, `batch_size=32`); docs/settings.md lists them.
+        student: the result of `amp.prune`, its model, or a model that `amp.load_pruned` returned; in fp32 or bf16.
+        teacher: the dense model, on the same device as the student; its precision may differ.
+        images: as for `amp.prune`. A DataLoader is iterated again for every epoch, so its augmentation is drawn anew.
+        steps: the number of optimizer steps.
+        settings: the settings of distill.py in the groups `data` and `optim`, as a group (`optim={"base_lr": 1e-4}`) or
+            by the key alone (`base_lr=1e-4`, `batch_size=32`); docs/settings.md lists them.
 
     Raises:
-        UserError: models that do not belong together, or a setting that is not allowed.
-        StoppedError: Ctrl-C came, or a loss is not finite.
+        UserError: the two models do not belong together, or a setting is not allowed.
+        StoppedError: you pressed Ctrl-C, or a loss is not finite.
     """
     model, dense = unwrapped(object_of(student)), unwrapped(object_of(teacher))
     tower = known_of(model, "student").tower
     config = _config(model, images, steps, settings)
     device = device_of(model)
     if device_of(dense) != device:
-        raise UserError("teacher", f"is on {device_of(dense)}, the student on {device}; move one of them")
+        raise UserError("teacher", f"is on {device_of(dense)}, but the student is on {device}; move one of them")
     if model is dense:
         raise UserError("teacher", "is the student itself; give the dense model")
     with ExitStack() as within:
@@ -101,13 +101,15 @@ def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, 
 def _config(model: nn.Module, images: Any, steps: int, keywords: Mapping[str, Any]) -> DistillConfig:
     raw: dict[str, Any] = from_keywords(DistillConfig, keywords, SOURCE, ("data", "optim"))
     if long := raw.get("optim", {}).keys() & {"epochs", "warmup_epochs"}:
-        raise UserError(f"{SOURCE}: {min(long)}", "leave it out; steps and warmup_steps say how long it takes")
+        raise UserError(f"{SOURCE}: {min(long)}", "not used here; steps and warmup_steps set the length")
     if not isinstance(steps, int) or steps < 1:
-        raise UserError(f"{SOURCE}: steps", f"{steps!r} is not allowed; 1 or more")
+        raise UserError(f"{SOURCE}: steps", f"{steps!r} is not allowed; give a whole number, 1 or more")
     dtype = next(model.parameters()).dtype
     precision = {torch.float32: "bf16" if device_of(model).type == "cuda" else "fp32", torch.bfloat16: "pure_bf16"}
     if dtype not in precision:
-        raise UserError("student", f"is in {dtype}; train it in fp32 (model.float()) or bf16 (model.bfloat16())")
+        raise UserError(
+            "student", f"has the dtype {dtype}; train it in fp32 (model.float()) or bf16 (model.bfloat16())"
+        )
     at_hand: dict[str, Any] = {
         "teacher": {"name": TEACHER_IN_MEMORY},
         "student": {"pretrained": "in-memory"},
@@ -117,8 +119,8 @@ def _config(model: nn.Module, images: Any, steps: int, keywords: Mapping[str, An
     }
     config = validate(DistillConfig, merged(merged(at_hand, RECOMMENDED), raw), SOURCE)
     if config.optim.activation_checkpointing or config.optim.parallel != "ddp":
-        advice = "use the model's own, model.set_grad_checkpointing() or model.gradient_checkpointing_enable()"
-        raise UserError(f"{SOURCE}: optim", f"activation_checkpointing and fsdp belong to distill.py; {advice}")
+        advice = "here call model.set_grad_checkpointing() or model.gradient_checkpointing_enable()"
+        raise UserError(f"{SOURCE}: optim", f"activation_checkpointing and fsdp work only in distill.py; {advice}")
     return config
 
 
@@ -130,11 +132,11 @@ def _check_pair(dense: Tower, pruned: Tower) -> None:
         if theirs.get(name) != own.get(name):
             told = [str(shapes.get(name, "missing")) for shapes in (theirs, own)]
             raise UserError(
-                "teacher", f"is another model than the student: its {name} is {told[0]}, the student's {told[1]}"
+                "teacher", f"does not match the student: its {name} is {told[0]}, the student's is {told[1]}"
             )
     for name, narrow, wide in zip(dense.blocks, pruned.widths, dense.widths, strict=True):
         if narrow > wide:
-            raise UserError("teacher", f"{name}: the student has {narrow} hidden neurons, the teacher {wide}")
+            raise UserError("teacher", f"{name}: the student has {narrow} hidden neurons, the teacher only {wide}")
 
 
 def _shapes(tower: Tower) -> dict[str, list[int]]:

@@ -13,18 +13,23 @@ from amp.models.folder import is_model_folder, load_tower, read_folder_config, s
 from amp.models.throughput import rebuild
 from amp.towers import Tower
 
-ELSE = "else save the object itself with torch.save"
+ELSE = "or save the object itself with torch.save"
 
 
 def save(pruned: Any, folder: str | Path) -> Path:
-    """Writes a pruned model to a folder that `amp.load_pruned`, and the library of the model, can load.
+    """Writes a pruned model to a folder that `amp.load_pruned` and the model's own library can load.
 
     Args:
-        pruned: what `amp.prune` gave, or a model of it or of `amp.load_pruned`, trained or not.
-        folder: is made; a pruned model that is there is replaced.
+        pruned: the result of `amp.prune`, its model, or a model that `amp.load_pruned` returned; it may have been
+            trained since.
+        folder: the folder to create. A pruned model that is already there is replaced.
+
+    Returns:
+        the absolute path of the folder.
 
     Raises:
-        UserError: another object, a model that no name rebuilds, or a folder of something else.
+        UserError: the object is not a pruned model, nothing tells how to build it again, or the folder holds other
+            files.
     """
     known = known_of(object_of(pruned), "amp.save")
     tower, place = _as_it_is(known.tower), _place_of(folder)
@@ -39,23 +44,21 @@ def save(pruned: Any, folder: str | Path) -> Path:
 def _place_of(folder: Any) -> Path:
     """Raises UserError for what is no folder of a pruned model, and not free."""
     if not isinstance(folder, (str, Path)) or not str(folder).strip():
-        raise UserError("amp.save", f"{folder!r} is no folder")
+        raise UserError("amp.save", f"{folder!r} is not a folder")
     place = Path(folder).expanduser().absolute()
     if place.is_dir() and any(place.iterdir()) and not is_model_folder(str(place)):
-        raise UserError("amp.save", f"{folder} holds files that are not of a pruned model; name another folder")
+        raise UserError("amp.save", f"{folder} holds files other than a pruned model; give another folder")
     if place.exists() and not place.is_dir():
-        raise UserError("amp.save", f"{folder} is a file; name another folder")
+        raise UserError("amp.save", f"{folder} is a file; give another path")
     if not place.name:
-        raise UserError("amp.save", f"{folder} is no folder that can be replaced; name one in it")
+        raise UserError("amp.save", f"{folder} cannot be replaced; give a folder inside it")
     return place
 
 
 def _as_it_is(tower: Tower) -> Tower:
     """The tower with what rebuilds it, another number of classes among it. Raises UserError where nothing does."""
     if tower.base.get("model_config") is None:
-        raise UserError(
-            "amp.save", f"nothing tells how this {tower.base['name']} was built; at amp.prune, {HOW}; {ELSE}"
-        )
+        raise UserError("amp.save", f"it is unknown how this {tower.base['name']} was built; {HOW}; {ELSE}")
     difference = _difference(tower)
     classes = getattr(tower.model, "num_classes", None)
     if difference and isinstance(classes, int):
@@ -63,7 +66,7 @@ def _as_it_is(tower: Tower) -> Tower:
         if _difference(other) is None:
             return other
     if difference:
-        raise UserError("amp.save", f"the model was changed after it was pruned: {difference}; {ELSE}")
+        raise UserError("amp.save", f"the model was changed after pruning: {difference}; undo the change, {ELSE}")
     return tower
 
 
@@ -75,29 +78,29 @@ def _difference(tower: Tower) -> str | None:
         return str(error)
     theirs, own = ({name: [*t.shape] for name, t in one.model.state_dict().items()} for one in (twin, tower))
     name = next((name for name in {**own, **theirs} if own.get(name) != theirs.get(name)), None)
-    return name and f"{name} is {own.get(name, 'missing')}, and would be built {theirs.get(name, 'without it')}"
+    return name and f"{name} has the shape {own.get(name, 'missing')}, expected {theirs.get(name, 'no such tensor')}"
 
 
 def load_pruned(folder: str | Path, device: str = "cpu", trainable: bool = True) -> tuple[Any, Any, Any]:
-    """A pruned model, ready to use: `model, transform, tokenizer = amp.load_pruned("out/pruned")`.
+    """Loads a pruned model, ready to use: `model, transform, tokenizer = amp.load_pruned("out/pruned")`.
 
     Args:
         folder: a `pruned/` or `distilled/` folder.
         device: 'cpu' or 'cuda'.
-        trainable: whether the parameters take gradients.
+        trainable: whether the parameters require gradients.
 
     Returns:
-        model: the library's own model (open_clip: `encode_image`, `encode_text`), in eval mode.
-        transform: PIL image -> (3, S, S) fp32, the evaluation transform.
-        tokenizer: list of texts -> token ids, or None where the model has no text tower.
+        model: an instance of the library's own class (open_clip: with `encode_image`, `encode_text`), in eval mode.
+        transform: the evaluation transform, PIL image -> (3, S, S) fp32.
+        tokenizer: list of texts -> token ids; None if the model has no text tower.
 
     Raises:
-        UserError: not such a folder, or a damaged one.
+        UserError: the folder is not a pruned model, or is damaged.
     """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, TypeError, AssertionError) as error:
-        raise UserError("device", f"{device!r} is not to be had here ({shortened(error)})") from None
+        raise UserError("device", f"{device!r} is not available on this machine ({shortened(error)})") from None
     tower, config = load_tower(folder, device), read_folder_config(folder)
     tower.model.requires_grad_(trainable)
     remember(tower.model, Known(tower, config.kept, config.provenance, {}))

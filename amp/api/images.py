@@ -56,7 +56,7 @@ def open_images(images: Any, held_out: Any, tower: Tower, asked: Asked) -> Image
         scored, apart = read(images, scored_most, "images"), read(held_out, held_out_most, "held_out")
     config = asked.config(len(scored), len(apart))
     size, calibrated = config.data.batch_size, config.prune.num_calibration_samples
-    for part, what in ((scored, "to score on"), (apart, "that are held out")):
+    for part, what in ((scored, "for scoring"), (apart, "that are held out")):
         if len(part) < size:
             raise too_few(size, len(part), what)
     return Images(

@@ -55,7 +55,9 @@ def known_of(model: Any, key: str = "model") -> Known:
     own = unwrapped(model) if isinstance(model, nn.Module) else None
     known: Known | None = vars(own).get(_KNOWN) if own is not None else None
     if known is None or own is None:
-        raise UserError(key, f"{type(model).__name__} is not what amp.prune or amp.load_pruned gave; give one of these")
+        raise UserError(
+            key, f"{type(model).__name__} is not a result of amp.prune or amp.load_pruned; give one of these"
+        )
     return known if known.tower.model is own else replace(known, tower=_around_copy(known.tower, own))
 
 
@@ -87,7 +89,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         UserError: it is shared out over processes, adapted, or quantised.
     """
     if not isinstance(model, nn.Module):
-        told = f"is a {type(model).__name__}; give the model object that open_clip, timm or transformers built"
+        told = f"is a {type(model).__name__}; give a model object built by open_clip, timm or transformers"
         raise UserError("model", told)
     while inner := next(
         (m for name in WRAPPERS if isinstance(m := vars(model)["_modules"].get(name), nn.Module)), None
@@ -99,7 +101,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
             raise UserError("model", f"{name or type(module).__name__} holds a LoRA adapter; {advice}")
     for name, parameter in model.named_parameters():
         if type(parameter.data).__name__ == "DTensor":
-            raise UserError("model", f"{name} is shared out over processes (FSDP); gather the model first")
+            raise UserError("model", f"{name} is sharded over processes (FSDP); gather the model first")
         if not parameter.is_floating_point():
             raise UserError("model", f"{name} is quantised ({parameter.dtype}); give the model in bf16 or fp32")
         if parameter.is_meta:

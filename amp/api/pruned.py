@@ -18,7 +18,7 @@ from amp.export import compile_blocks
 from amp.models.native import settle
 from amp.pruning import Look, Pruned, check_possible, networks_over, relative_size
 from amp.pruning import prune as prune_tower
-from amp.pruning.report import describe_errors, describe_features, describe_sizes, draw_pruning
+from amp.pruning.report import describe_errors, describe_features, describe_kept, describe_sizes, draw_pruning
 from amp.run.console import say
 from amp.run.identity import versions
 from amp.run.world import alone
@@ -27,18 +27,18 @@ from amp.settings.prune import PruneConfig
 from amp.statistics.kept_moments import KeptMoments
 from amp.towers import Tower, in_order, with_attention, wrap_tower
 
-HOW = "model={'name': ..., 'kwargs': {...}} says what its library's factory was given"
+HOW = "pass model={'name': ..., 'kwargs': {...}} to amp.prune, with the arguments of the library's factory"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a pruning did; prints as a table.
+    """The report of a pruning; prints as a table. `report.widths` is short for `report.record["widths"]`.
 
     Attributes:
-        record: as in `prune.json`: `widths`, `dense_widths`, `params` and `flops` `{dense, pruned}`, `dense_entropy`
-            and `final_entropy` in nats, `probes` of a search, `compensation` (errors of every block's output),
-            `feature_cosine` (of held-out images' features to the dense ones; before a recovery
-            `feature_cosine_before_recovery`), `cost`.
+        record: as in `prune.json`: `widths`, `dense_widths`, `params` and `flops` as `{dense, pruned}`, `dense_entropy`
+            and `final_entropy` in nats, `probes` of a search, `compensation` (the error of every block's MLP output),
+            `feature_cosine` (mean cosine similarity of pruned and dense features on held-out images; if there was a
+            recovery, also `feature_cosine_before_recovery`), `cost`.
     """
 
     record: Mapping[str, Any]
@@ -57,10 +57,10 @@ class Report:
         lines = [describe_sizes(own["params"], own["flops"])]
         if own.get("compensation"):
             lines.append(describe_errors(own["compensation"]))
-        lines.append(f"widths {own['widths']}, of {sorted(set(own['dense_widths']))} neurons")
+        lines.append(describe_kept("hidden neurons", own["widths"], own["dense_widths"]))
         if "heads" in own:
-            lines.append(f"heads {own['heads']}, of {sorted(set(own['dense_heads']))}")
-        lines.append(f"entropy {own['dense_entropy']:.4f} -> {own['final_entropy']:.4f} nats on held-out images")
+            lines.append(describe_kept("attention heads", own["heads"], own["dense_heads"]))
+        lines.append(f"entropy of held-out features: {own['dense_entropy']:.4f} -> {own['final_entropy']:.4f} nats")
         lines.append(describe_features(own))
         return "\n".join(lines)
 
@@ -73,19 +73,19 @@ class Report:
         return "\n".join([*rows, "", *(f"{line}  " for line in rest)])
 
     def plot(self) -> Figure:
-        """Widths per block, and the entropy of every probe where there was a search."""
+        """Draws the width of every block and, after a search, the entropy of every probe."""
         return draw_pruning(self.record)
 
 
 @dataclass(frozen=True, eq=False)
 class PrunedModel:
-    """A pruned model, and what is needed to make one of another size.
+    """A pruned model, with what is needed to make one of another size.
 
     Attributes:
-        model: of the class of the model that was given, on its device, in its precision and its modes; sliced, with
-            parameters of its own, which train.
-        report: what was done.
-        transform: PIL image -> (C, S, S) fp32, the evaluation transform.
+        model: the smaller model, of the same class, device, precision and train or eval mode as the dense one. It
+            shares no parameters with the dense model and can be trained.
+        report: sizes, widths and measurements (`Report`).
+        transform: the evaluation transform, PIL image -> (C, S, S) fp32.
     """
 
     model: nn.Module
@@ -105,24 +105,27 @@ class PrunedModel:
         *,
         compensation: str | None = None,
     ) -> "PrunedModel":
-        """The same model at another size, from the same scores: `pruned.resize(params=0.45)`.
+        """Prunes the same dense model to another size, with the same scores: `pruned.resize(params=0.45)`.
 
-        It is made of the dense model that was given, which must not have changed. A `sequential` refit goes through the
-        images again. Of `amp.prune(..., keep_moments=True)`, `resize(params=0.45, compensation="ridge")` needs none.
+        The dense model that `amp.prune` was given must not have changed. A `sequential` refit reads the images again.
+        After `amp.prune(..., keep_moments=True)`, `resize(params=0.45, compensation="ridge")` reads no images.
 
         Args:
-            params: as of `amp.prune`; one of the four is given.
-            flops: the same.
-            throughput: the same.
-            latency: the same.
-            compensation: another refit than that of this model.
+            params: as for `amp.prune`; give exactly one of the four sizes.
+            flops: as for `amp.prune`.
+            throughput: as for `amp.prune`.
+            latency: as for `amp.prune`.
+            compensation: the refit to use; None: that of this model.
+
+        Returns:
+            a new pruned model; this one does not change.
 
         Raises:
-            UserError: none of them or several, or a size that is out of reach.
+            UserError: no size or several sizes are given, or the size is out of reach.
         """
         sizes = {"params": params, "flops": flops, "throughput": throughput, "latency": latency}
         if sum(size is not None for size in sizes.values()) != 1:
-            raise UserError("resize", "say one of params=0.45, flops=0.45, throughput=2 and latency=0.5")
+            raise UserError("resize", "give exactly one of params=0.45, flops=0.45, throughput=2 and latency=0.5")
         with computing():
             return self._work.sliced(self._work.asked.of_size(sizes, compensation))
 
@@ -184,23 +187,28 @@ def prune(
 ) -> PrunedModel:
     """Prunes the MLPs of a vision transformer (AMP, arXiv 2603.08100), without labels: `amp.prune(model, images, 0.6)`.
 
-    The model that is given stays as it is, and the memory holds both.
+    The given model does not change; while both exist, the memory holds both.
 
     Args:
-        model: of timm, open_clip or transformers, on its device; inside torch.compile or DistributedDataParallel too.
-        images: a folder; a DataLoader, a dataset, or a list of PIL images, files, uint8 arrays (height, width, 3) or
-            tensors (C, S, S) or (B, C, S, S). Labels beside them are left aside. 2,048 are a good number.
-        params: what is to be left of the vision tower's parameters, 0.6 of them for example.
-        flops: the same, of its FLOPs.
-        throughput: how many times as fast it is to be, in images a second, measured here.
-        latency: what is to be left of the seconds that one image takes, measured here.
-        held_out: images that the entropies of the report, and of a search, are measured on; None: a part of `images`.
-        settings: all that the YAML can say, by its groups (`prune={"compensation": "none"}`) or by a key alone
-            (`criterion="entropy"`); docs/settings.md lists them. Of `model`: `{name, kwargs, transform}`, where the
-            object does not say what built it.
+        model: a model object of timm, open_clip or transformers; it may be wrapped in torch.compile or
+            DistributedDataParallel. It is pruned on the device it is on.
+        images: a folder, a DataLoader, a dataset, or a list of PIL images, files, uint8 arrays (height, width, 3) or
+            tensors (C, S, S) or (B, C, S, S). Labels are ignored. About 2,048 images are a good number.
+        params: the share of the vision tower's parameters to keep, for example 0.6.
+        flops: the share of its FLOPs to keep.
+        throughput: the speed-up to reach, in images per second against the dense model, measured on this device.
+        latency: the share of the dense model's time for one image to reach, measured on this device.
+        held_out: images on which the report, and the search if there is one, measure entropies; None: a part of
+            `images`.
+        settings: the settings of the YAML, as a group (`prune={"compensation": "none"}`) or by the key alone
+            (`criterion="entropy"`); docs/settings.md lists them. `model={"name", "kwargs", "transform"}` tells how the
+            model was built, if the object itself does not tell.
+
+    Returns:
+        the pruned model, its report and its transform.
 
     Raises:
-        UserError: a model that cannot be pruned, images that it does not take, a setting that is not allowed.
+        UserError: the model cannot be pruned, it does not take these images, or a setting is not allowed.
     """
     sizes = {"params": params, "flops": flops, "throughput": throughput, "latency": latency}
     asked = Asked.of(images, {**settings, **{key: size for key, size in sizes.items() if size is not None}})
@@ -208,7 +216,7 @@ def prune(
     with computing(), alone(device_of(dense)):
         tower = wrap_tower(working_copy(dense), asked.model)
         if tower.base["model_config"] is None:
-            say(f"note: nothing tells how this {tower.base['name']} was built, so that amp.save cannot write it; {HOW}")
+            say(f"note: it is unknown how this {tower.base['name']} was built, so amp.save cannot write it; {HOW}")
         own = open_images(images, held_out, tower, asked)
         config = own.config
         tower = with_attention(tower, config.attention)
@@ -221,10 +229,11 @@ def prune(
 
 
 def compile(model: Any, **options: Any) -> Any:
-    """Compiles the transformer blocks of a model, or of what `amp.prune` gave, in place, and returns it.
+    """Compiles the transformer blocks of a model, or of the result of `amp.prune`, in place, and returns it.
 
     Args:
-        options: as of `amp.export.compile_blocks`.
+        model: a model of timm, open_clip or transformers, or the result of `amp.prune`.
+        options: the options of `amp.export.compile_blocks`.
     """
     compile_blocks(object_of(model), **options)
     return model

@@ -36,8 +36,10 @@ class Asked:
         own: Any = raw.get("prune") or {}
         sized = any((own.get("target") or {}).get(key) is not None for key in SIZES)
         if not sized and own.get("widths") is None and own.get("allocation") != "search":
-            advice = "say params=0.6 for 60 % of the tower's parameters, flops=0.6, throughput=1.5 or latency=0.6"
-            raise UserError(SOURCE, f"{advice}; or widths=[...]; or allocation='search' for the binary search")
+            advice = (
+                "give a size: params=0.6 for 60 % of the tower's parameters, flops=0.6, throughput=1.5 or latency=0.6"
+            )
+            raise UserError(SOURCE, f"{advice}; or widths=[...], or allocation='search' for the binary search")
         place = {"name": "imagefolder", "root": str(images) if is_path(images) else AT_HAND}
         return cls(merged({"data": place, "output": {"dir": "."}}, raw))
 

@@ -48,9 +48,9 @@ def choose(
         width = max(map(len, names))
         for known in names:
             print(f"  {known:{width}}  {registry.meaning(known)}")
-        print(f"\n`{program} COMMAND --help` lists the options of one.")
+        print(f"\nRun `{program} COMMAND --help` for the options of a command.")
     elif name == "--version":
         print(f"{program} {__version__}")
     else:
-        close = f"; that is {program} {other[name]}" if name in other else nearest(name, names)
+        close = f"; use {program} {other[name]}" if name in other else nearest(name, names)
         raise UserError(program, f"no command {name!r}{close} (known: {', '.join(names)})")

@@ -37,7 +37,7 @@ def score_named(named: Named, options: ScoreOptions) -> None:
 
     with start():
         _score([config], describe_pruning(config))
-        say("next: `amp prune` with the same words, and --params 0.6 for 60 % of the parameters")
+        say("next: run `amp prune` with the same options and a size, such as --params 0.6 for 60 % of the parameters")
 
 
 def prune_named(named: Named, options: PruneOptions) -> None:
@@ -94,7 +94,7 @@ def _batches(config: PruneConfig, counts: Mapping[str, int]) -> dict[str, int]:
     own, total = config.data, sum(counts.values())
     if total < FEWEST:
         raise UserError(
-            "data.root", f"{own.root}: {total} images; it takes {FEWEST} at least, and thousands to do well"
+            "data.root", f"{own.root}: {total} images; at least {FEWEST} are needed, and thousands for good results"
         )
     fits = [size for size in (2**power for power in range(1, 20)) if size <= min(counts.values())]
     batch_size = own.batch_size if own.batch_size <= fits[-1] else fits[-1]
@@ -122,4 +122,4 @@ def find_weights(model: ModelSettings, frame: Frame) -> str | None:
     if tag in tags:
         return tag
     known = f"a tag of {model.name} ({', '.join(tags)}), a file" if tags else "a file"
-    raise UserError("model.pretrained", f"missing; say {known}, or {RANDOM} to try it out")
+    raise UserError("model.pretrained", f"missing; give {known}, or {RANDOM} to try the command without weights")

@@ -1,8 +1,8 @@
 """Converts a pruned/ folder to a published vision checkpoint, and back.
 
-A published checkpoint is the bare state dict of the pruned vision tower in the names of the model's original code, for
-programs that expect those. From a folder, TO is the file to write (.pt, .pth, .bin, or .safetensors). From such a file,
-TO is the folder to write, and --model names the dense model that was pruned.
+A published checkpoint is the state dict of the pruned vision tower alone, under the parameter names of the model's
+original code, for programs that expect these. If FROM is a folder, TO is the file to write (.pt, .pth, .bin, or
+.safetensors). If FROM is such a file, TO is the folder to write, and --model names the dense model that was pruned.
 """
 
 import argparse
@@ -23,32 +23,32 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("source", metavar="FROM", help="a pruned/ or distilled/ folder, or a published checkpoint")
     add("target", metavar="TO", help="the published checkpoint, or the folder, to write")
-    add("--model", metavar="NAME|JSON", help="of a published checkpoint: the dense model that was pruned")
-    add("--model_type", "--frame", choices=FRAMES.names, help="library of it (default: open_clip)")
+    add("--model", metavar="NAME|JSON", help="for a published checkpoint: the dense model that was pruned")
+    add("--model_type", "--frame", choices=FRAMES.names, help="library of --model (default: open_clip)")
     add(
         "--img_size",
         type=at_least(1, MOST_SIDE),
         metavar="PIXELS",
-        help="side of its images (default: the model's own)",
+        help="image size of --model (default: the model's own)",
     )
     add(
         "--text_pretrained",
         metavar="CKPT",
-        help="weights of the dense model, a tag or a file: its text tower goes along",
+        help="weights of the dense model, a tag or a file, from which the text tower is copied",
     )
     args: argparse.Namespace = parser.parse_args()
     if Path(args.target).exists():
-        raise UserError(args.target, "is there already; name another, or delete it")
+        raise UserError(args.target, "already exists; give another name, or delete it")
     own = [f"--{key}" for key in ("model", "model_type", "img_size", "text_pretrained") if getattr(args, key)]
     if Path(args.source).is_dir():
         if own:
-            parser.error(f"{', '.join(own)}: only for a published checkpoint; {args.source} is a folder")
+            parser.error(f"{', '.join(own)}: only allowed with a published checkpoint; {args.source} is a folder")
         if Path(args.target).suffix not in SUFFIXES:
             parser.error(f"TO: {args.target}: expected a file name that ends in {', '.join(SUFFIXES)}")
     elif not Path(args.source).is_file():
         parser.error(f"FROM: {args.source}: no such file or folder")
     elif not args.model:
-        parser.error("--model: missing; which dense model was pruned into this checkpoint?")
+        parser.error("--model: missing; name the dense model that this checkpoint was pruned from")
     return args
 
 
@@ -73,8 +73,8 @@ def main() -> None:
         if any(parameter.is_meta for parameter in tower.model.parameters()):
             raise UserError(
                 "--text_pretrained",
-                f"missing; {args.source} holds the vision tower alone, a folder the whole model: "
-                f"name weights of the dense {args.model}",
+                f"missing; {args.source} holds only the vision tower, and a folder needs the whole model: "
+                f"give weights of the dense {args.model}",
             )
         save_tower(tower, None, describe_published(tower, args.source).provenance, target)
     say(f"wrote {target}")

@@ -1,4 +1,4 @@
-"""Distils a pruned student from its dense teacher; writes log.jsonl, tensorboard/ and distilled/."""
+"""Distils the dense teacher into its pruned student; writes log.jsonl, tensorboard/ and distilled/."""
 
 import argparse
 from pathlib import Path
@@ -18,8 +18,8 @@ from amp.settings.reading.command_line import parse_args
 def read_config() -> DistillConfig | None:
     """The settings that were typed; None where --dry_run asks for no more than what it prints."""
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--dry_run", action="store_true", help="print what a GPU's memory must hold, and end")
-    gpus = "of --dry_run (default: the processes of torchrun, else 8)"
+    options.add_argument("--dry_run", action="store_true", help="print the GPU memory that the run needs, and exit")
+    gpus = "GPUs that --dry_run assumes (default: the processes of torchrun, else 8)"
     options.add_argument("--num_gpus", type=at_least(1, MOST_PROCESSES), help=gpus)
     config = parse_args(DistillConfig, __doc__, more=[options])
     args, _ = options.parse_known_args()

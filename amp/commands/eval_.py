@@ -1,4 +1,4 @@
-"""Measures a dense or a pruned model, by the command that is named."""
+"""Evaluates a dense or a pruned model: accuracy, agreement with the dense model, size and speed."""
 
 from amp.commands import choose
 from amp.registry import EVALUATIONS

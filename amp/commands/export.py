@@ -1,8 +1,9 @@
-"""Writes a model as a file that runs without this project: ONNX, or a program of torch.export.
+"""Exports a model to a file that runs without this project: ONNX, or a program of torch.export.
 
-FROM is a pruned/ or distilled/ folder, or a dense model by its library's name. TO ends in .onnx or .pt2. The batch size
-is free. How images are prepared is written beside it, to TO's name with .preprocess.json. The file is run once and
-compared with the model before it gets its name: its outputs may differ by 1e-4 of the largest (fp16: 1e-2).
+FROM is a pruned/ or distilled/ folder, or the name of a dense model in its library. TO ends in .onnx or .pt2. The file
+takes batches of any size. The preprocessing of images is written to a file beside it, named as TO with
+.preprocess.json. Before the file gets its name, it is run once and compared with the model: the outputs may differ by
+1e-4 of the largest output (fp16: 1e-2).
 """
 
 import argparse
@@ -22,11 +23,11 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("source", metavar="FROM", help="a pruned/ or distilled/ folder, or the name of a dense model")
     add("target", metavar="TO", help="the file to write, .onnx or .pt2")
-    add("--precision", choices=("fp32", "fp16"), default="fp32", help="of its weights (default: fp32)")
+    add("--precision", choices=("fp32", "fp16"), default="fp32", help="precision of the weights (default: fp32)")
     add(
         "--output",
         choices=("embeddings", "logits", "features"),
-        help="what it gives for an image (default: the first of them that the model has)",
+        help="what the file returns for an image (default: the first of these that the model has)",
     )
     found = "library of a dense model (default: found by the name)"
     add("--model_type", "--frame", choices=FRAMES.names, help=found)
@@ -36,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     check_model("FROM", args.source)
     check_weights("--pretrained", args.pretrained)
     if args.target.exists():
-        raise UserError("TO", f"{args.target}: is there already; name another, or delete it")
+        raise UserError("TO", f"{args.target}: already exists; give another name, or delete it")
     return args
 
 
@@ -54,10 +55,10 @@ def main() -> None:
             frame = frame or find_frame(source, "--model_type")
         tower = open_tower(source, frame, args.pretrained, precision="fp32")
     found = export_tower(tower, args.target, args.precision, args.output)
-    say(f"wrote {args.target} ({found['bytes'] / 1e6:.1f} MB, {found['width']} {found['output']} an image)")
+    say(f"wrote {args.target} ({found['bytes'] / 1e6:.1f} MB; {found['output']} of size {found['width']} per image)")
     if found["checked"]:
         difference, scale = found["difference"], found["scale"]
-        say(f"checked against the model: largest difference {difference:.2g}, of outputs up to {scale:.3g}")
+        say(f"checked against the model: largest difference {difference:.2g}, outputs up to {scale:.3g}")
     else:
         say("not checked against the model: onnxruntime is not installed (pip install onnxruntime)")
 

@@ -1,4 +1,4 @@
-"""What can be pruned: the supported families, the most used models, one model, or all of a library."""
+"""Lists what can be pruned: the supported families, the most used models, one model, or all models of a library."""
 
 from collections import Counter
 
@@ -16,7 +16,8 @@ def show_families() -> None:
 
     rows = [(frame, *family) for frame in FRAMES.names for family in library(frame).families]
     print(table(["frame", "family", "MLP layout", "for example"], rows))
-    print("One model: amp models NAME. The most used ones: amp models --zoo. All of a library: --all --frame FRAME.")
+    print("\namp models NAME shows one model, amp models --zoo the most used ones,")
+    print("amp models --all --frame FRAME checks all models of one library.")
 
 
 def show_tower(name: str, frame: Frame | None) -> None:
@@ -32,8 +33,8 @@ def show_tower(name: str, frame: Frame | None) -> None:
     print(f"{name} ({tower.base['frame']}), images of {tower.image_size} px")
     print(table(["blocks", "hidden width", "embedding width", "MLP layout"], rows))
     params, mlps = count_params(tower), count_mlp_params(tower)
-    print(f"tower {human(params)} parameters, {mlps / params:.1%} in these MLPs; FLOPs {human(count_flops(tower))}")
-    print("(2 * MACs of one image, without the attention products)")
+    print(f"vision tower: {human(params)} parameters, {mlps / params:.1%} of them in these MLPs")
+    print(f"FLOPs per image: {human(count_flops(tower))} (2 * MACs, without the attention products)")
 
 
 def show_all(frame: Frame) -> None:
@@ -42,7 +43,7 @@ def show_all(frame: Frame) -> None:
 
     list_names = library(frame).names
     if list_names is None:
-        raise UserError("--all", f"the models of {frame} have no list; name one")
+        raise UserError("--all", f"there is no list of the models of {frame}; name one model")
     names = list_names()
     refused = {}
     for name in progress(names, frame, "model"):
@@ -60,11 +61,11 @@ def main() -> None:
     parser.add_argument(
         "name",
         nargs="?",
-        help="a model, with or without its library before it (timm/NAME), or for hf a folder or hub id",
+        help="a model, with or without its library in front (timm/NAME), or for hf a folder or hub id",
     )
     parser.add_argument("--frame", "--model_type", choices=FRAMES.names, help="library (default: found by the name)")
-    parser.add_argument("--all", action="store_true", help="try every model that the library names")
-    parser.add_argument("--zoo", action="store_true", help="the page of the models that people use most")
+    parser.add_argument("--all", action="store_true", help="check every model of the library")
+    parser.add_argument("--zoo", action="store_true", help="print a page about the most used models")
     args = parser.parse_args()
     if args.zoo:
         from amp.commands._zoo import zoo_page

@@ -1,4 +1,4 @@
-"""Finds each block's width, slices the network; writes prune.json, prune.png and pruned/."""
+"""Prunes a model: finds each block's width, slices the network; writes prune.json, prune.png and pruned/."""
 
 import time
 from pathlib import Path

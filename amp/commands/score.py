@@ -1,4 +1,4 @@
-"""Scores the hidden neurons of every MLP by one criterion; writes scores.safetensors."""
+"""Scores the hidden neurons of every MLP with one criterion; writes scores.safetensors."""
 
 from collections.abc import Callable
 from functools import partial
@@ -77,7 +77,10 @@ def score_model(
             for path in unfinished.values():
                 world().from_main(partial(forget_sums, path))
             if config.score.keep_moments and not world().from_main(partial(_has_moments, run.folder, len(outputs) > 1)):
-                say(f"note: {run.path(MOMENTS)} lacks a block or is of another scoring; delete {SCORES} to make both")
+                say(
+                    f"note: {run.path(MOMENTS)} is incomplete or from another scoring; delete {SCORES} to write "
+                    "both again"
+                )
             return False
         paths = list_images(config.data, "train")
         tower = with_attention(build_tower(config.model, str(world().device)), config.attention)

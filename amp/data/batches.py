@@ -144,8 +144,8 @@ class Batches:
         if len(self.broken) > math.ceil(self.settings.max_broken * seen):
             raise UserError(
                 "data.max_broken",
-                f"{len(self.broken)} broken of {seen} images, the last {last} ({reason}); "
-                f"more than the share of {self.settings.max_broken:g} that is allowed",
+                f"{len(self.broken)} of {seen} images are broken, the last one {last} ({reason}); "
+                f"more than the allowed share of {self.settings.max_broken:g}",
                 rank_local=True,
             )
 
@@ -153,4 +153,7 @@ class Batches:
         """One line with the number of skipped files over all processes, if any."""
         found = set().union(*world().gather_objects(set(self.broken)))
         if found:
-            say(f"{len(found)} of {len(self.paths)} image files were broken and skipped, the next readable ones taken")
+            say(
+                f"skipped {len(found)} of {len(self.paths)} image files, which are broken; used the next readable "
+                "ones instead"
+            )

@@ -22,7 +22,7 @@ from amp.run.console import progress
 
 KEYS = ("pixel_values", "images", "image", "img")
 KINDS = (
-    "a folder, a loader, a dataset, or a list of images: PIL images, files, uint8 arrays (height, width, 3), "
+    "a folder, a DataLoader, a dataset, or a list of images: PIL images, files, uint8 arrays (height, width, 3), "
     "or tensors (C, S, S) or (B, C, S, S)"
 )
 
@@ -105,11 +105,11 @@ def _as_batch(item: Any, transform: Callable[[Any], Tensor], side: int, key: str
     if tuple(batch_BCSS.shape[1:]) != (3, side, side):
         shape = " x ".join(map(str, batch_BCSS.shape[1:]))
         raise UserError(
-            key, f"holds images of {shape}; the model takes 3 x {side} x {side}, as its transform gives them"
+            key, f"holds images of shape {shape}; the model takes 3 x {side} x {side}, which its transform returns"
         )
     if not batch_BCSS.is_floating_point():
         raise UserError(
-            key, f"holds images of {batch_BCSS.dtype}; the model takes floating point, as its transform gives"
+            key, f"holds images of {batch_BCSS.dtype}; the model takes floating point, which its transform returns"
         )
     if not batch_BCSS.isfinite().all():
         raise UserError(key, "holds an image with values that are not finite")
@@ -122,7 +122,7 @@ def _image_of(item: Any, key: str) -> Any:
         name = next((name for name in KEYS if name in item), None)
         if name is None:
             raise UserError(
-                key, f"holds dictionaries of {', '.join(map(str, item))}; expected one of {', '.join(KEYS)}"
+                key, f"holds dictionaries with the keys {', '.join(map(str, item))}; expected one of {', '.join(KEYS)}"
             )
         return item[name]
     if isinstance(item, (tuple, list)) and item:
@@ -170,8 +170,8 @@ class Stream:
                 done += 1
                 yield batch_BCSS
             if done == before:
-                what = f"end after {done} of {self.steps} steps; give a loader that can be gone through again"
-                raise UserError("images", what if done else f"are fewer than one batch of {self.batch_size}")
+                what = f"end after {done} of {self.steps} steps; give a loader that can be iterated again"
+                raise UserError("images", what if done else f"make less than one batch of {self.batch_size}")
 
     def _pass(self, turn: int) -> Iterator[Tensor]:
         waiting: list[Tensor] = []

@@ -48,7 +48,9 @@ def read_batches(
     try:
         batches = iter(loader)
     except OSError as error:
-        raise UserError(key, f"{num_workers} workers cannot be started ({error}); 0 reads without any") from None
+        raise UserError(
+            key, f"cannot start {num_workers} workers ({error}); with 0 the main process reads the images"
+        ) from None
     workers = [child for child in multiprocessing.active_children() if child not in others]
     if workers and _in_main_thread():
         signal.signal(signal.SIGCHLD, handler)  # the loader's own raises in the midst of whatever runs
@@ -139,7 +141,7 @@ def _watched(workers: list[Any], key: str) -> Iterator[None]:
                 raise UserError(
                     key,
                     f"a worker that reads images was killed ({how}), most often because memory ran out; "
-                    "take fewer workers, 0 at the least, or a smaller batch size",
+                    "use fewer workers, down to 0, or a smaller batch size",
                     rank_local=True,
                 ) from None
 

@@ -39,7 +39,7 @@ def read_rgb(source: object) -> Image.Image:
     except BrokenImageError:
         raise
     except UnidentifiedImageError:
-        raise BrokenImageError("no image of a known format") from None
+        raise BrokenImageError("not an image of a known format") from None
     except Exception as error:  # a damaged file fails in any way
         lines = str(error).replace(str(source), "").strip(" :'").splitlines() or [type(error).__name__]
         raise BrokenImageError(printable(lines[0])) from None
@@ -48,7 +48,7 @@ def read_rgb(source: object) -> Image.Image:
 def as_rgb(image: Image.Image) -> Image.Image:
     """An open image as RGB, 8 bits, by the rule above. Raises BrokenImageError for values without such a meaning."""
     if image.format is not None and image.format not in FORMATS:
-        raise BrokenImageError("no image of a known format")
+        raise BrokenImageError("not an image of a known format")
     if image.mode in _SIXTEEN_BITS or image.mode == "I":
         image.load()
         return _rgb((_within(np.asarray(image), 65535).astype(np.uint32) + 128) // 257)
@@ -66,5 +66,5 @@ def _within(values_HW: np.ndarray, high: int) -> np.ndarray:
     low, top = values_HW.min(), values_HW.max()
     if not (low >= 0 and top <= high):  # also where they are no numbers
         kind = "16-bit" if high > 1 else "floating-point"
-        raise BrokenImageError(f"values from {low:g} to {top:g}; allowed in a {kind} image are 0 to {high}")
+        raise BrokenImageError(f"values from {low:g} to {top:g}; a {kind} image holds 0 to {high}")
     return values_HW

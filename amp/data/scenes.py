@@ -104,13 +104,15 @@ def _is_built(root: Path) -> bool:
         marker = json.loads((root / MARKER).read_text())
         found_format, counts = marker["format"], dict(marker["counts"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise UserError(root, f"is not a digit-scenes folder (no {MARKER}); name a new or an empty folder") from None
+        raise UserError(root, f"is not a digit-scenes folder (no {MARKER}); give a new or an empty folder") from None
     if found_format != FORMAT:
-        raise UserError(root, f"digit scenes of format {found_format}, not {FORMAT}; delete it to have it rebuilt")
+        raise UserError(
+            root, f"holds digit scenes of format {found_format} instead of {FORMAT}; delete it to rebuild them"
+        )
     for folder, count in counts.items():
         found = sum(1 for _ in (root / folder).glob("*.png"))
         if found != count:
-            raise UserError(root, f"{folder} holds {found} of {count} images; delete {root} to have it rebuilt")
+            raise UserError(root, f"{folder} holds {found} of {count} images; delete {root} to rebuild it")
     return True
 
 
@@ -125,7 +127,7 @@ def _check_settings(settings: dict[str, int]) -> None:
     }
     for name, (low, high) in limits.items():
         if not low <= settings[name] <= high:
-            raise UserError("digit scenes", f"{name} is {settings[name]}; allowed are {low} to {high}")
+            raise UserError("digit scenes", f"{name} is {settings[name]}; allowed: {low} to {high}")
 
 
 def _write(root: Path, settings: dict[str, int]) -> None:

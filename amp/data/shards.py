@@ -42,7 +42,7 @@ class Member(NamedTuple):
             file.seek(self.offset)
             content = file.read(self.size)
         if len(content) < self.size:
-            raise OSError("the shard ends before the image does")
+            raise OSError("the shard ends inside the image")
         return content
 
 
@@ -55,7 +55,7 @@ def find_shards(root: str) -> list[str]:
     if Path(root).is_dir():
         shards = sorted(str(path) for path in Path(root).glob("*.tar") if not is_litter(path.name))
         if not shards:
-            raise UserError("data.root", f"{root}: holds no .tar shard")
+            raise UserError("data.root", f"{root}: holds no shard (.tar file)")
         return shards
     shards = _expanded(root)
     missing = [shard for shard in shards if not Path(shard).is_file()]
@@ -93,8 +93,8 @@ class Sample(NamedTuple):
             if Path(field).suffix in extensions:
                 raise UserError(
                     key,
-                    f"{member}: is the field {field!r} of a sample without an image; a sample is named by what stands "
-                    "before the first dot: rename it",
+                    f"{member}: is the field {field!r} of a sample without an image; the name of a sample ends at the "
+                    "first dot: rename the file",
                 )
         return None
 
@@ -102,13 +102,13 @@ class Sample(NamedTuple):
 def _expanded(pattern: str) -> list[str]:
     ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
     if math.prod(abs(int(last[:20]) - int(first[:20])) + 1 for first, last in ranges) > MOST_SHARDS:
-        raise UserError("data.root", f"{pattern}: a pattern of more than {MOST_SHARDS} shards")
+        raise UserError("data.root", f"{pattern}: the pattern stands for more than {MOST_SHARDS} shards")
     from webdataset.shardlists import expand_urls
 
     try:
         return list(expand_urls(pattern))
     except ValueError:
-        raise UserError("data.root", f"{pattern}: a brace that is not closed, or a range that is none") from None
+        raise UserError("data.root", f"{pattern}: the pattern has an unclosed brace or an invalid range") from None
 
 
 def list_members(shards: Sequence[str], extensions: Collection[str]) -> list[Member]:
@@ -147,7 +147,7 @@ def _index(shard: str, key: str) -> list[Sample]:
             for info in archive:
                 last = info.name
                 if info.issparse():
-                    raise UserError(key, f"{shard}: {last} is a sparse file; write the shard anew")
+                    raise UserError(key, f"{shard}: {last} is a sparse file; write the shard again without it")
                 if info.islnk() or info.issym():
                     target = info.linkname if info.islnk() else posixpath.join(posixpath.dirname(last), info.linkname)
                     links.append((len(named), last, posixpath.normpath(target)))
@@ -161,8 +161,8 @@ def _index(shard: str, key: str) -> list[Sample]:
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
-        fault = f"cut or damaged at {last} or after it" if last else "no shard that can be read"
-        raise UserError(key, f"{shard}: {fault} ({error}); fetch or write it anew") from None
+        fault = f"truncated or damaged at or after {last}" if last else "not a readable shard"
+        raise UserError(key, f"{shard}: {fault} ({error}); download or write it again") from None
     targets = {posixpath.normpath(name): target for _, name, target in links}
     for place, name, target in links:
         for _ in links:
@@ -170,7 +170,7 @@ def _index(shard: str, key: str) -> list[Sample]:
         if target in members:
             named[place] = members[target]._replace(name=name)
         elif not is_litter(name):
-            raise UserError(key, f"{shard}: {name} links to {target}, which it lacks")
+            raise UserError(key, f"{shard}: {name} links to {target}, which is not in the shard")
     return _group(shard, [member for member in named if member is not None and not is_litter(member.name)])
 
 
@@ -180,10 +180,10 @@ def _check_end(shard: str, end: int) -> None:
         file.seek(end)
         block = file.read(tarfile.BLOCKSIZE)
         if not block:
-            raise ValueError("the shard is cut: it lacks the mark of its end")
+            raise ValueError("the shard is truncated: its end mark is missing")
         while block:
             if block.strip(b"\0"):
-                raise ValueError("what follows is no member of it")
+                raise ValueError("unexpected data after the last member")
             block = file.read(2**20)
 
 

@@ -78,4 +78,4 @@ def _seconds(asked: _Moment, there: _Moment) -> float:
 def in_words(speed: dict[str, float]) -> str:
     """Short enough for a progress bar; it shows the time that is left by itself."""
     images, waiting, memory = (speed[key] for key in ("images_per_second", "data_wait_share", "memory_gb"))
-    return f"{images:.0f} img/s, {waiting:.0%} waiting for data, {memory:.1f} GB of memory"
+    return f"{images:.0f} img/s, {waiting:.0%} waiting for data, {memory:.1f} GB memory"

@@ -1,6 +1,7 @@
-"""Prunes a small CLIP that comes with the package, and measures what is left: `amp demo`, or `make demo`.
+"""Prunes a small CLIP that comes with the package and evaluates it: `amp demo`, or `make demo`.
 
-With --full it also trains that model, prunes it as published and distils it: `amp demo --full`, or `make demo-full`.
+With --full, it also trains that model, prunes it as in the paper, and distils it: `amp demo --full`, or
+`make demo-full`.
 """
 
 import time
@@ -24,16 +25,16 @@ NAMES = {
     "distilled": "pruned as published, distilled",
 }
 SCENES = "pictures of one or two coloured, handwritten digits, with captions such as 'a red three left of a blue seven'"
-QUICK = f"""This demo makes the vision tower of a small CLIP half as large, in about a minute on two CPU cores:
+QUICK = f"""This demo prunes the vision tower of a small CLIP to half its size, in about a minute on two CPU cores:
 1. draw 14,736 digit scenes, {SCENES};
 2. unpack the trained CLIP that comes with this package;
-3. amp prune: rank its hidden neurons on 2,048 scenes without labels, remove the least needed, refit what is left;
-4. amp eval compare: zero-shot top-1 and retrieval, dense and pruned, on digits that no step before has seen."""
+3. amp prune: rank its hidden neurons on 2,048 scenes without labels, remove the least important, refit the others;
+4. amp eval compare: measure zero-shot top-1 and retrieval of the dense and the pruned model on unseen digits."""
 FULL = f"""This demo runs the whole pipeline on a small CLIP, in about five minutes on two CPU cores:
 1. draw 14,736 digit scenes, {SCENES}, and train the CLIP on them;
-2. amp score, amp prune: as the paper does it; random neurons and a refit, at the same size, to compare with;
-3. amp distill: what was pruned as published learns from the dense model, without labels, on two processes;
-4. amp eval zsc: zero-shot top-1 and retrieval of every model, on digits that no step before has seen."""
+2. amp score, amp prune: prune as in the paper; for comparison, prune random neurons and prune with a refit;
+3. amp distill: train the model pruned as in the paper to match the dense one, without labels, in two processes;
+4. amp eval zsc: measure zero-shot top-1 and retrieval of every model on unseen digits."""
 
 
 def show(demo: Demo, rows: dict[str, Row], folder: Path, seconds: float) -> None:
@@ -59,8 +60,8 @@ def show(demo: Demo, rows: dict[str, Row], folder: Path, seconds: float) -> None
         for name, row in rows.items()
     ]
     print("\n" + table(["model", "tower parameters", "FLOPs", "top-1", "recall@1", "seconds"], lines))
-    print("top-1 over 60 classes, recall@1 of images by captions, among the pairs; digits that no training saw.")
-    print(f"{seconds:.0f} s in all, {demo.seconds['evaluation']:.0f} s of them evaluation.")
+    print("top-1: accuracy over 60 classes; recall@1: retrieval of images by their captions; both on unseen digits.")
+    print(f"total time {seconds:.0f} s, of which evaluation {demo.seconds['evaluation']:.0f} s.")
     print(f"wrote {demo.home}/summary.json and summary.png; the models are in {demo.home}/*/")
 
 
@@ -73,20 +74,22 @@ def what_next(demo: Demo, half: Path) -> str:
             f"  python -c 'import amp; model, transform, tokenizer = amp.load_pruned(\"{half / 'pruned'}\")'",
             f"  amp prune {dense} --params 0.4 --output {quote(str(half))}   # another size",
             "  amp prune --model timm/vit_base_patch16_224.augreg_in21k_ft_in1k --images photos --params 0.6",
-            "  amp demo --full   # the whole pipeline: training, pruning as published, distillation; five minutes",
+            "  amp demo --full   # the whole pipeline: training, pruning as in the paper, distillation; five minutes",
         ]
     )
 
 
 def main() -> None:
     parser = Parser(prog="amp demo", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="train the model, and run the whole pipeline")
-    parser.add_argument("--out", type=Path, default=HOME, help="folder of the demo (default: %(default)s)")
-    steps = f"training steps of the dense model, of --full (default: {STEPS})"
+    parser.add_argument(
+        "--full", action="store_true", help="also train the dense model and distil the pruned one (about five minutes)"
+    )
+    parser.add_argument("--out", type=Path, default=HOME, help="output folder (default: %(default)s)")
+    steps = f"with --full: training steps of the dense model (default: {STEPS})"
     parser.add_argument("--steps", type=at_least(1), help=steps)
     args = parser.parse_args()
     if args.steps and not args.full:
-        raise UserError("--steps", f"{args.steps}: goes with --full, which trains the model")
+        raise UserError("--steps", f"{args.steps}: only allowed with --full, which trains the model")
     prepare_output(str(args.out))
     print(FULL if args.full else QUICK, flush=True)
     started = time.monotonic()
@@ -97,7 +100,7 @@ def main() -> None:
         demo.distill()
         rows = demo.evaluate()
         show(demo, rows, args.out / "amp", time.monotonic() - started)
-        print("next: amp prune --help, for a model and images of your own")
+        print("next: amp prune --help tells how to prune your own model on your own images")
     else:
         demo.unpack_dense()
         demo.refit("refitted", half, 0.5)

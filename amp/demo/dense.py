@@ -157,7 +157,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL, help="open_clip model JSON (default: %(default)s)")
     parser.add_argument("--steps", type=at_least(1), default=STEPS, help="training steps (default: %(default)s)")
     parser.add_argument(
-        "--seed", type=at_least(0), default=0, help="of initialisation and order (default: %(default)s)"
+        "--seed",
+        type=at_least(0),
+        default=0,
+        help="seed of the initialisation and the order of images (default: %(default)s)",
     )
     args = parser.parse_args()
     build_scenes(args.scenes)

@@ -52,7 +52,7 @@ class Demo:
         code = subprocess.run(command, check=False, env=environment).returncode
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
         if code:
-            raise UserError("demo", f"{shlex.join(words[:2])} ended with exit code {code}, see above")
+            raise UserError("demo", f"{shlex.join(words[:2])} failed with exit code {code}; its message is above")
 
     def overrides(self, **settings: str | Path) -> list[str]:
         """`--set` for what differs from the configs."""
@@ -88,7 +88,7 @@ class Demo:
         self.run("dense", "amp.demo.dense", *words)
         earlier = [self.home / name for name in RESULTS if (self.home / name).exists()]
         if earlier:
-            print(f"removing what was made of another dense model: {', '.join(map(str, earlier))}", flush=True)
+            print(f"removing the results of another dense model: {', '.join(map(str, earlier))}", flush=True)
         for folder in earlier:
             shutil.rmtree(folder)
         write_json(self.trained, {"steps": steps})

@@ -24,7 +24,7 @@ TABLE, ROWS = "token_embedding.weight", "rows"
 
 def write_shipped(out_file: Path) -> None:
     """Writes the trained model as open_clip loads it. Raises UserError where the package's file is damaged."""
-    header, tensors = read_tensors(FILE, "install the package again")
+    header, tensors = read_tensors(FILE, "reinstall the package")
     used_U, table_UD = tensors.pop(ROWS), tensors[TABLE]
     tensors[TABLE] = torch.zeros(header[ROWS], table_UD.shape[1])
     tensors[TABLE][used_U] = table_UD

@@ -29,5 +29,5 @@ def held_out_images(config: DistillConfig, transform: Transform) -> Batches | No
     try:
         return Batches(list_images(config.data, "val"), transform, config.data, num_samples)
     except UserError as error:
-        say(f"no loss on held-out images: {error}")
+        say(f"the loss on held-out images is not measured: {error}")
         return None

@@ -22,7 +22,7 @@ from amp.run.sealed import parse_json
 from amp.run.world import world
 from amp.settings.distill import DistillConfig
 
-ADVICE = "move it away, and the log begins anew where the run goes on"
+ADVICE = "move it away to start a new log where the run continues"
 
 # What TensorBoard calls what the log holds, in groups; everything else is an accuracy.
 TAGS = {
@@ -117,7 +117,7 @@ class RunKeeper:
 
     def where(self, step: int) -> str:
         """The same command, from the checkpoint of that step."""
-        return f"the same command goes on from {self.checkpoints.path(step)}"
+        return f"run the same command to continue from {self.checkpoints.path(step)}"
 
     def list_batch(self, step: int, files: list[Source]) -> str:
         """The first ones, and a file of all of them; and the checkpoint to go on from."""
@@ -127,7 +127,7 @@ class RunKeeper:
         if world().is_main:
             with atomic(listed) as partial:
                 partial.write_text("\n".join(names) + "\n", encoding="utf-8")
-        told = f"the batch: {', '.join(names[:2])}, ..., all of it in {listed}"
+        told = f"the images of this batch, {', '.join(names[:2])}, ..., are listed in {listed}"
         return f"last good checkpoint: {self.checkpoints.last()}; {told}"
 
     def _open_log(self) -> TextIO:
@@ -169,11 +169,11 @@ class MemoryKeeper:
 
     def where(self, step: int) -> str:
         """Of the student in memory."""
-        return f"the student is as these {step} steps have left it"
+        return f"the student keeps the weights of these {step} steps"
 
     def list_batch(self, step: int, files: list[Source]) -> str:
         """Images in memory have no names."""
-        return "the student is as the steps before it have left it; a smaller base_lr may help"
+        return "the student keeps the weights of the step before; a smaller base_lr may help"
 
 
 def cut_log(path: Path, step: int) -> None:
@@ -194,10 +194,10 @@ def cut_log(path: Path, step: int) -> None:
         if not whole and number > step:
             break  # by a kill; the step is done again
         if not whole:
-            raise UserError(path, f"line {number} is damaged, and steps up to {step} are done; {ADVICE}")
+            raise UserError(path, f"line {number} is damaged, but steps up to {step} are done; {ADVICE}")
         kept.append(line)
     if len(kept) < step:
-        say(f"note: {path} holds {len(kept)} of the {step} steps that are done")
+        say(f"note: {path} holds only {len(kept)} of the {step} finished steps")
     with atomic(path) as partial:
         partial.write_text("".join(kept), encoding="utf-8")
 
@@ -214,4 +214,4 @@ def _read(path: Path) -> list[str]:
 def check_board(path: Path) -> None:
     """Raises UserError where TensorBoard's folder cannot be one."""
     if path.exists() and not path.is_dir():
-        raise UserError(path, "is a file where TensorBoard's folder is written; move it away")
+        raise UserError(path, "is a file, but TensorBoard needs a folder of that name; move it away")

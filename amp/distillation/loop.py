@@ -85,7 +85,7 @@ class Loop:
                     told = speed.read(total - trainer.step)
                     words = in_words(told)
                 write(record, told)
-                bar.set_postfix_str(f"loss {record['loss']:.4g} lr {record['lr']:.2g} {words}")
+                bar.set_postfix_str(f"loss {record['loss']:.4g}, lr {record['lr']:.2g}, {words}")
                 if done or stop or improved or trainer.step % self.output.save_every == 0:
                     self.keeper.save(trainer, self.best, self.last, wait=bool(done or stop))
                 if stop and not done:
@@ -108,7 +108,7 @@ class Loop:
             say(f"loss on held-out images: {found[LOSS]:.4g} before the first step")
         if metric := self.validation.metric:
             teacher, student = metric.measure(self.trainer.measurable_teacher()), found[metric.name]
-            say(f"{metric.name}: {teacher:.4f} of the teacher, {student:.4f} of the student before its first step")
+            say(f"{metric.name}: teacher {teacher:.4f} and student {student:.4f} before the first step")
 
     def _evaluate(self) -> tuple[dict[str, float], bool]:
         """What is measured on held-out images, where it is due, and whether it is the best so far."""

@@ -86,17 +86,17 @@ def describe_plan(config: DistillConfig, num_gpus: int) -> str:
     num_student = sum(p.numel() for p in _student(config).visual.parameters())
     recomputed = str(optim.activation_checkpointing).lower()
     title = [
-        f"{config.teacher.name} -> {config.student.pretrained}, per GPU of {num_gpus}",
+        f"{config.teacher.name} -> {config.student.pretrained}, memory on each of {num_gpus} GPUs",
         f"{optim.precision}, {optim.parallel}, activation_checkpointing {recomputed}, micro-batches: "
-        f"{optim.accumulate} of {config.data.batch_size // num_gpus // optim.accumulate} images",
+        f"{optim.accumulate} x {config.data.batch_size // num_gpus // optim.accumulate} images",
         f"student: {num_student:,} parameters, {_source(config)}",
     ]
     parts = sum(size for name, size in plan.items() if name != "total")
-    notes = {"total": "gradients come as activations go"} if plan["total"] < parts else {}
+    notes = {"total": "at the peak; gradients replace activations"} if plan["total"] < parts else {}
     shards = optim.parallel == "fsdp" and num_gpus > 1
     copied = plan["optimizer"] * (1 + 1 / _num_moments(optim)) / GB
     whose = "each process" if shards else "the first process"
-    host = f"and in the host's memory, of {whose}, the copy of a checkpoint that is being written: {copied:.2f} GB"
+    host = f"and {copied:.2f} GB of host memory of {whose} for the copy of a checkpoint while it is written"
     return "\n".join([describe_memory(title, plan, notes=notes), host])
 
 
@@ -117,7 +117,7 @@ def _widths(config: DistillConfig) -> list[int] | None:
 
 def _source(config: DistillConfig) -> str:
     if _widths(config) is None:
-        return f"{config.student.pretrained} is not there yet: as large as the teacher, so an upper bound"
+        return f"{config.student.pretrained} does not exist yet: assumed as large as the teacher, an upper bound"
     return "as pruned"
 
 

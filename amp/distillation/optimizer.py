@@ -37,14 +37,14 @@ def check_division(optim: OptimSettings, batch_size: int, num_processes: int) ->
     if batch_size % (num_processes * optim.accumulate):
         raise UserError(
             "optim.accumulate",
-            f"{batch_size} images are not divisible into {optim.accumulate} micro-batches on each of "
+            f"a batch of {batch_size} images does not divide into {optim.accumulate} micro-batches on each of "
             f"{num_processes} processes",
         )
     if optim.step_in_backward and num_processes > 1:
         raise UserError(
             "optim.step_in_backward",
-            f"each of {num_processes} processes would step before the gradients are averaged, "
-            "and their weights drift apart; allowed on one process",
+            f"only allowed on one process: each of {num_processes} processes would step before the gradients are "
+            "averaged, and their weights would drift apart",
         )
 
 

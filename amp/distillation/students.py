@@ -41,17 +41,18 @@ def check_architecture(teacher: Tower, student: Tower) -> None:
     """Raises UserError unless the student is the teacher's architecture with MLPs as wide or narrower."""
     if difference := teacher.difference(student.base):
         key, own, theirs = difference
-        names = f"a pruned {student.base['name']!r} of another model than the teacher {teacher.base['name']!r}"
-        raise UserError("student.pretrained", f"{names}: its {key} is {own!r}, the teacher's {theirs!r}")
+        names = f"a pruned {student.base['name']!r}, which does not match the teacher {teacher.base['name']!r}"
+        raise UserError("student.pretrained", f"{names}: its {key} is {own!r}, the teacher's is {theirs!r}")
     theirs, own = (describe_preprocess(replace(tower, notes=())) for tower in (teacher, student))
     if own != theirs:
         raise UserError(
             "student.pretrained",
-            f"was pruned with {own}; the teacher's {theirs}: set teacher.transform, or prune again with the teacher's",
+            f"was pruned with {own}, but the teacher has {theirs}: set teacher.transform, or prune again with the "
+            "teacher's",
         )
     for name, narrow, wide in zip(teacher.blocks, student.widths, teacher.widths, strict=True):
         if narrow > wide:
-            raise UserError("student.pretrained", f"{name}: {narrow} hidden neurons, the teacher has {wide}")
+            raise UserError("student.pretrained", f"{name}: {narrow} hidden neurons, but the teacher has only {wide}")
 
 
 @torch.no_grad()

@@ -117,7 +117,7 @@ class Trainer:
         try:
             outcome = self.gradients(world().take(images_BCHW), target_BTD, asked)
         except torch.OutOfMemoryError:
-            advice = "--dry_run shows of what; then optim.accumulate, activation_checkpointing or parallel: fsdp"
+            advice = "--dry_run shows what takes it; use optim.accumulate, activation_checkpointing or parallel: fsdp"
             raise UserError(
                 "data.batch_size", f"out of memory on {world().device}: {advice}", rank_local=True
             ) from None

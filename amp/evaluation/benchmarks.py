@@ -59,7 +59,7 @@ class Benchmark:
             self._prompts(class_names("--dataset_root", folder_to_test(self.root)))
         if self.dataset == "captions":
             if self.captions is None:
-                raise UserError("--captions", "missing; name the .csv, .tsv or .jsonl file of the captions")
+                raise UserError("--captions", "missing; give the .csv, .tsv or .jsonl file of the captions")
             read_pairs("--captions", self.captions)
 
     def _prompts(self, folders: list[str]) -> tuple[list[str], list[str]]:
@@ -96,13 +96,15 @@ class Benchmark:
             return
         for task in NEEDS:
             if key in NEEDS[task] and task != self.task:
-                raise UserError("--dataset", f"{self.dataset} is for --task {task}, not {self.task}")
+                raise UserError("--dataset", f"{self.dataset} belongs to --task {task}, not {self.task}")
         names = ", ".join(f"{k}NAME" if k.endswith("/") else k for k in known)
         raise UserError("--dataset", f"no {self.dataset!r}{nearest(self.dataset, known)} (known: {names})")
 
     def _check_language(self) -> None:
         if self.dataset in _OWN and self.language != "en":
-            raise UserError("--language", f"{self.language}: the words of {self.dataset} are your own; leave it out")
+            raise UserError(
+                "--language", f"{self.language}: not used with {self.dataset}, whose texts are your own; leave it out"
+            )
         if self.dataset in _ENGLISH_ONLY + _OWN:
             known = ["en"]
         elif self.task == "zeroshot_classification" and self.dataset != "babel_imagenet":
@@ -114,7 +116,9 @@ class Benchmark:
         else:
             return
         if self.language not in known:
-            raise UserError("--language", f"{self.dataset} has no {self.language!r} (known: {', '.join(known)})")
+            raise UserError(
+                "--language", f"{self.dataset} has no language {self.language!r} (known: {', '.join(known)})"
+            )
 
     def _build(self, transform: Callable[[Any], Any]) -> Any:
         try:
@@ -141,7 +145,7 @@ class Benchmark:
             with suppress(*_UNREADABLE, SystemExit):  # what is missing then says more
                 build_dataset(self.dataset, self.root, transform, **known)
             if missing := self.missing():
-                raise UserError("--download", f"clip_benchmark could not fetch it: {missing}")
+                raise UserError("--download", f"clip_benchmark could not download it: {missing}")
         root = Path(self.root)
         if self.dataset.startswith("wds/"):
             from amp.evaluation.readers.shards import Shards

@@ -122,12 +122,12 @@ def find_missing(task: Task, dataset: str, root: Path, language: str) -> str | N
 
 def _find_missing(task: Task, dataset: str, root: Path, language: str) -> str | None:
     if not root.is_dir():
-        return f"{root}: no such folder; {dataset} needs one"
+        return f"{root}: no such folder; {dataset} is read from one"
     needs = find_needs(task, dataset, language)
     for need in needs:
         patterns = need.split("|")
         if not any(True for pattern in patterns for _ in root.glob(pattern)):
-            return f"{root}: {dataset} needs {' or '.join(patterns)} in it; missing"
+            return f"{root}: {' or '.join(patterns)} is missing, which {dataset} needs"
     if dataset in _CLASS_FOLDERS:
         folder, count = _CLASS_FOLDERS[dataset]
         found = {path.name for path in (root / folder).iterdir() if path.is_dir()}
@@ -174,7 +174,7 @@ def _class_names(dataset: str) -> set[str]:
 
 def _name_classes(found: set[str], known: set[str]) -> str:
     missing, foreign = sorted(known - found), sorted(found - known) if known else []
-    words = [f"missing: {some(missing)}" if missing else "", f"not of it: {some(foreign)}" if foreign else ""]
+    words = [f"missing: {some(missing)}" if missing else "", f"unexpected: {some(foreign)}" if foreign else ""]
     return "".join(f"; {word}" for word in words if word)
 
 
@@ -187,7 +187,7 @@ def check_class_folders(*folders: tuple[str, str]) -> None:
     classes = [set(class_names(option, root)) for option, root in folders]
     for (option, root), own, other in zip(folders, classes, reversed(classes), strict=True):
         if missing := sorted(other - own):
-            raise UserError(option, f"{root}: lacks the class {some(missing)} of the other folder")
+            raise UserError(option, f"{root}: has no folder for the class {some(missing)} of the other folder")
 
 
 def _first_missing(folder: Path, names: Iterable[str]) -> str | None:

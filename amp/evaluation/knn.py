@@ -72,9 +72,7 @@ class Featurizer:
         features_BD = self.tower.feature(images_BCHW.to(world().device, self.tower.dtype))
         features_BD = F.normalize(features_BD.float(), dim=-1).cpu()
         if not features_BD.isfinite().all():
-            raise UserError(
-                "--model", f"{self.tower.base['name']}: its features are no numbers (NaN or infinite)", rank_local=True
-            )
+            raise UserError("--model", f"{self.tower.base['name']}: its features are NaN or infinite", rank_local=True)
         return features_BD
 
     def accuracies(self, train: Dataset[Any], val: Dataset[Any], ks: Sequence[int] = KS) -> dict[str, float]:
@@ -86,9 +84,9 @@ class Featurizer:
         """
         count = len(train)  # type: ignore[arg-type]
         if count < ks[0]:
-            raise UserError(self.option.format(split="train"), f"{count} images; the least k is {ks[0]}")
+            raise UserError(self.option.format(split="train"), f"{count} images are too few; the smallest k is {ks[0]}")
         if skipped := [k for k in ks if k > count]:
-            say(f"skipped k = {', '.join(map(str, skipped))}: more than the {count} training images")
+            say(f"skipped k = {', '.join(map(str, skipped))}: there are only {count} training images")
         ks = [k for k in ks if k <= count]
         return accuracies_of(self.features(train, "train"), self.features(val, "val"), ks)
 

@@ -45,7 +45,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[lis
     """
     if not any(_main_metric(record) for record in records):
         rows = [[record["dataset"], *map(percent, record["metrics"].values())] for record in records]
-        return ["recall, %", *(name.replace("_retrieval_recall", " ") for name in records[0]["metrics"])], rows
+        return ["recall (%)", *(name.replace("_retrieval_recall", " ") for name in records[0]["metrics"])], rows
     shares = {_column(record): record["metrics"][_main_metric(record)] for record in records}
     complete = set(DATASETS) <= shares.keys()
     if complete:
@@ -55,7 +55,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[lis
         published = dict(zip((*DATASETS, MEAN), values, strict=True))
         if published.keys() & shares.keys():
             rows.append([f"published: {variant}", *(f"{published[c]:.1f}" if c in published else "-" for c in shares)])
-    return ["top-1, %", *shares], rows
+    return ["top-1 (%)", *shares], rows
 
 
 def _main_metric(record: Mapping[str, Any]) -> str | None:

@@ -103,10 +103,11 @@ def held_out_images(labels_N: np.ndarray, option: str = "--train_root") -> np.nd
     for label in classes:
         chosen[np.flatnonzero(labels_N == label)[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]] = True
     if len(classes) < 2:
-        raise UserError(option, "holds one class; a linear probe tells two or more apart")
+        raise UserError(option, "holds only one class; a linear probe needs at least two")
     if not chosen.any():
         raise UserError(
-            option, f"no class has {HELD_OUT_EVERY} training images, which a linear probe needs to choose C"
+            option,
+            f"no class has {HELD_OUT_EVERY} training images, which a linear probe needs to choose its regularisation",
         )
     return chosen
 
@@ -129,7 +130,7 @@ def probe_accuracies(of_train: list[Tensor], of_val: list[Tensor]) -> tuple[Metr
         train_ND, train_N = of_train
         probe = fit_probe(train_ND, train_N)
         if not probe.converged:
-            say(f"linear probe: not converged in {ITERATIONS} iterations, as CLIP's need not be")
+            say(f"note: the linear probe did not converge in {ITERATIONS} iterations, the limit that CLIP uses")
         told = {"C": probe.C, "accuracy_held_out": probe.accuracy, "converged": probe.converged}
         return probe.metrics(*of_val), told
 

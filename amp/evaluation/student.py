@@ -45,7 +45,7 @@ def check_metric(config: DistillConfig) -> None:
     elif own.metric == "zeroshot":
         benchmark = _benchmark(config)
         if "/" in benchmark.dataset:
-            raise UserError("eval.name", f"{benchmark.dataset} is a stream; name a dataset whose images lie in folders")
+            raise UserError("eval.name", f"{benchmark.dataset} is a stream; give a dataset whose images are in folders")
         with _in_settings_terms():
             benchmark.check()
 
@@ -71,7 +71,7 @@ def _knn(config: DistillConfig, teacher: "Tower", student: "Tower") -> Metric:
     train, val = (open_images(_ROOT, str(_root(config) / split), teacher.transform) for split in ("train", "val"))
     train, val = _spread(train, own.num_train_samples), _spread(val, own.num_samples)
     if len(train) < own.k:
-        raise UserError(_ROOT, f"{_root(config) / 'train'}: {len(train)} images; eval.k is {own.k}")
+        raise UserError(_ROOT, f"{_root(config) / 'train'}: {len(train)} images are fewer than eval.k ({own.k})")
 
     def measure(tower: "Tower") -> float:
         featurizer = Featurizer(tower, own.batch_size, config.data.num_workers, _ROOT, in_step=True)
@@ -97,7 +97,9 @@ def _zeroshot(config: DistillConfig, teacher: "Tower", student: "Tower") -> Metr
         evaluator = Evaluator(tower, own.batch_size, num_workers=config.data.num_workers, option=_ROOT, in_step=True)
         accuracy = evaluator.classify(dataset, classifier_DC)[0].get("acc1")
         if accuracy is None:
-            raise UserError("eval.name", f"{own.name} has several labels an image; name one with single labels")
+            raise UserError(
+                "eval.name", f"{own.name} has several labels per image; give a dataset with one label per image"
+            )
         return accuracy
 
     return Metric("val_acc1", measure)

@@ -39,8 +39,8 @@ def open_classifier(tower: Tower) -> Classifier:
     if found is None:
         raise UserError(
             "--model",
-            f"{tower.base['name']} ends in no classifier, as those of timm with classes and those of transformers for "
-            "image classification do; `amp eval knn` and `amp eval probe` measure any",
+            f"{tower.base['name']} has no classifier (timm models with classes and transformers models for image "
+            "classification have one); use `amp eval knn` or `amp eval probe`",
         )
     return found
 
@@ -59,7 +59,9 @@ def class_order(classifier: Classifier, folders: Sequence[str], labels: str | No
     if labels is not None:
         names = read_lines("--labels", labels)
         if len(names) != classifier.num_classes:
-            raise UserError("--labels", f"{labels}: {len(names)} lines; the model has {classifier.num_classes} classes")
+            raise UserError(
+                "--labels", f"{labels}: {len(names)} lines, but the model has {classifier.num_classes} classes"
+            )
         return _by_names(folders, names, f"{labels} has no line", "--labels"), f"the lines of {labels}"
     own = [_spellings(label) for label in classifier.labels or ()]
     if any(_plain(folder) in of_class for folder in folders for of_class in own):
@@ -69,19 +71,19 @@ def class_order(classifier: Classifier, folders: Sequence[str], labels: str | No
             if len(found) != 1:
                 what = "none of the model's labels" if not found else f"{len(found)} of the model's labels"
                 close = nearest(folder, classifier.labels or ()) if not found else ""
-                told = f"the class folder {printable(folder)} is {what}{close}"
-                raise UserError("--dataset_root", f"{told}; --labels FILE says the class folder of each output")
+                told = f"the class folder {printable(folder)} matches {what}{close}"
+                raise UserError("--dataset_root", f"{told}; list the class folder of each output in --labels FILE")
             order += found
         return order, "the model's own labels"
     if classifier.synsets and all(_SYNSET.fullmatch(folder) for folder in folders):
         told = f"ImageNet's {classifier.num_classes} classes have no"
         return _by_names(folders, classifier.synsets, told, "--dataset_root"), "the ids of ImageNet"
     if len(folders) != classifier.num_classes:
-        named = "whose labels are other names" if classifier.labels else "which does not name them"
+        named = "whose labels differ from the folders' names" if classifier.labels else "which records no labels"
         raise UserError(
             "--dataset_root",
-            f"{len(folders)} class folders, {classifier.num_classes} classes of the model, {named}; "
-            "--labels FILE says the class folder of each, one a line",
+            f"{len(folders)} class folders, but {classifier.num_classes} classes of the model, {named}; "
+            "list the class folder of each class in --labels FILE, one per line",
         )
     others = f" (its own labels, such as {classifier.labels[0]!r}, are other names)" if classifier.labels else ""
     return [*range(len(folders))], f"the sorted folders{others}"
@@ -154,7 +156,7 @@ def measure_top1(run: Evaluation[Top1Options], tower: Tower, look: Look | None =
     options, classifier = run.config, open_classifier(tower)
     images = ClassFolders("--dataset_root", folder_to_test(options.dataset_root), tower.transform)
     order, by = class_order(classifier, images.classes, options.labels)
-    say(f"class folders in the order of the model's {classifier.num_classes} classes by {by}")
+    say(f"class folders matched to the model's {classifier.num_classes} classes by {by}")
     if look:
         look(tower, (images,))
     started = time.monotonic()

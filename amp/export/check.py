@@ -48,7 +48,7 @@ def check_file(
     bound = BOUNDS[precision]
     if not own.isfinite().all():
         way_out = "; its activations may be too large for fp16: use fp32" if precision == "fp16" else ""
-        raise StoppedError(f"{name}: not written: it gives values that are no numbers (NaN or infinite){way_out}")
+        raise StoppedError(f"{name}: not written: its outputs are NaN or infinite{way_out}")
     if not difference <= bound * scale:
         raise StoppedError(
             f"{name}: not written: its outputs differ from the model's by {difference:.2g}, "

@@ -23,20 +23,20 @@ GRAPHS = 8
 
 
 def compile_blocks(model: Model, dynamic: bool | None = None, fullgraph: bool = True, **options: Any) -> Model:
-    """Compiles every transformer block of a vision tower in place, when it first runs; what is outside stays as it is.
+    """Compiles every transformer block of a vision tower in place; each block is compiled when it first runs.
 
     Parameters, names of the state dict, hooks and pickles stay the same; a copy (`copy.deepcopy`) is not compiled.
 
     Args:
         model: a Tower, or a model of timm, open_clip or transformers.
-        dynamic: None: one graph for blocks of all widths, where their MLPs have no hidden norm, whose width is part of
-            its graph. False: a graph for each width, which takes as many times as long to compile.
+        dynamic: None: one graph serves blocks of all widths, unless their MLPs have a hidden norm, which needs a graph
+            for each width. False: one graph for each width, which takes that many times as long to compile.
         fullgraph: whether a block that torch cannot compile as one graph is an error; False: it runs in pieces.
-        options: of torch.compile, as `backend` or `mode`.
+        options: options of torch.compile, such as `backend` or `mode`.
     Returns:
         `model`.
     Raises:
-        UserError: no list of transformer blocks in it.
+        UserError: the model has no list of transformer blocks.
     """
     found = model.blocks if isinstance(model, Tower) else find_blocks(_vision_tower(model))
     blocks: list[Any] = [*found.values()]

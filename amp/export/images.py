@@ -1,4 +1,4 @@
-"""How a picture becomes what a tower reads, as plain data: whoever has PIL and numpy can do it."""
+"""The preprocessing of a tower as plain data, so that programs with only PIL and numpy can apply it."""
 
 from typing import Any
 
@@ -11,21 +11,23 @@ FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
 def describe_images(tower: Tower) -> dict[str, Any]:
-    """The evaluation transform, JSON-able.
+    """Describes the evaluation transform as a dictionary that JSON can hold.
 
-    RGB; resized to `resize` by PIL's filter `interpolation` (`resize_mode` shortest: the shorter side becomes that, the
-    longer one is cut down to whole pixels; longest: the longer side becomes that, the shorter one is rounded; squash:
-    both); the middle square of side `size`, where a shorter side is filled up with `fill`; from 0-255 to 0-1; less
-    `mean`, over `std`.
+    The steps are: convert to RGB; resize to `resize` pixels with PIL's filter `interpolation` (`resize_mode` shortest:
+    the shorter side gets that size and the longer one is rounded down; longest: the longer side gets that size and the
+    shorter one is rounded; squash: both sides get it); crop the central square of side `size`, padding shorter sides
+    with `fill`; divide by 255; subtract `mean` and divide by `std`.
 
     Raises:
-        UserError: the transform is not made of these.
+        UserError: the transform has other steps.
     """
     own = tower.preprocess
     mode, resize, fill = framing(own)
     if mode not in ("shortest", "longest", "squash") or own["interpolation"] not in FILTERS:
         told = f"{mode}, {own['interpolation']}"
-        raise UserError("model.transform", f"images are resized in a way that has no description ({told})")
+        raise UserError(
+            "model.transform", f"the way images are resized ({told}) cannot be described in the .preprocess.json file"
+        )
     return {
         "format": FORMAT,
         "color": "RGB",

@@ -16,9 +16,9 @@ from amp.towers import Tower
 Read = Callable[[Tensor], Tensor]
 
 OUTPUTS = {
-    "embeddings": "what encode_image of a dual encoder gives, not normalised",
-    "logits": "a classifier's, one number a class",
-    "features": "what the method reads: the pooled tokens before any projection or classifier",
+    "embeddings": "image embeddings as encode_image returns them, not normalised",
+    "logits": "logits of the classifier, one per class",
+    "features": "the pooled tokens before any projection or classifier",
 }
 
 
@@ -35,7 +35,7 @@ def reader(tower: Tower, output: str) -> Read:
     """
     readers = _readers(tower)
     if output not in readers:
-        raise UserError("--output", f"{output}: {tower.base['name']} gives {' and '.join(readers)}")
+        raise UserError("--output", f"{output}: {tower.base['name']} has only {' and '.join(readers)}")
     return readers[output]
 
 

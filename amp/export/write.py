@@ -27,24 +27,27 @@ MOST_INSIDE = 1_500_000_000  # bytes
 def export_tower(
     tower: Tower, target: str | Path, precision: Precision = "fp32", output: str | None = None
 ) -> dict[str, Any]:
-    """Writes `target` and, beside it, how images are prepared: out.onnx (or out.pt2) and out.preprocess.json.
+    """Exports a tower to `target` (out.onnx or out.pt2) and describes its preprocessing in out.preprocess.json.
 
-    The file takes images (B, 3, S, S) in fp32, B any number, and gives (B, N) in fp32, whatever `precision` its
-    weights have. ONNX files above 1.5 GB keep their weights in out.onnx.data. What the file gives, how images are
-    prepared and where it comes from also stands inside it: metadata of the ONNX file, extra files of the program.
+    The exported file takes images (B, 3, S, S) in fp32 with any batch size B and returns (B, N) in fp32, whatever the
+    `precision` of its weights. ONNX files above 1.5 GB keep their weights in out.onnx.data. The file also holds a
+    description of its output, its preprocessing and its origin: as metadata in ONNX, as extra files in a program.
 
     Args:
-        tower: dense or pruned, on any device; it is left as it is.
-        target: ends in .onnx or .pt2; what stands there is replaced.
-        output: embeddings, logits or features; None: what the model's users call it for.
+        tower: dense or pruned, on any device; it does not change.
+        target: the file to write, ending in .onnx or .pt2; an existing file is replaced.
+        precision: precision of the weights in the file, fp32 or fp16.
+        output: embeddings, logits or features; None: embeddings of a dual encoder, logits of a classifier, else
+            features.
 
     Returns:
-        {output, precision, difference, scale, width, bytes, checked}: the largest difference between the outputs of
-        file and model, and the largest of these outputs; None for both where nothing here can run the file.
+        {output, precision, difference, scale, width, bytes, checked}: `difference` is the largest difference between
+        the outputs of the file and of the model, `scale` the largest of these outputs; both are None if the file
+        cannot be run here.
 
     Raises:
-        UserError: the model has no such output, or cannot be exported; `target` cannot be written.
-        StoppedError: the written file gives something else than the model; nothing is left of it.
+        UserError: the model has no such output or cannot be exported, or `target` cannot be written.
+        StoppedError: the outputs of the file differ from those of the model; the file is not kept.
     """
     path = check_target(target)
     images = images_file(path)
@@ -85,7 +88,7 @@ def export_tower(
 def _check_images_file(path: Path, described: Mapping[str, Any]) -> None:
     """out.onnx and out.pt2 of one model share it; that of another model is not replaced unseen."""
     if path.exists() and read_json(path, "delete it") != described:
-        raise UserError(path, "is of a model with other images; name another file, or delete it")
+        raise UserError(path, "belongs to a model with other preprocessing; give another file name, or delete it")
 
 
 def _write_torch(traced: ExportedProgram, told: Mapping[str, Any], file: Path) -> None:

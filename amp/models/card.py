@@ -56,21 +56,21 @@ def card(
     ]
     parts = [
         f"---\n{head.to_yaml()}\n---\n\n# {name}, pruned",
-        f"`{name}` of {files.library_name} with fewer hidden neurons in the MLPs of its vision transformer"
-        f"{', and fewer attention heads' if tower.heads else ''}, chosen by "
-        f"[Adaptive MLP Pruning]({PAPER}). The rest of its architecture is the dense model's.",
+        f"This is `{name}` of {files.library_name}, pruned: the MLPs of its vision transformer have fewer hidden "
+        f"neurons{' and the attention has fewer heads' if tower.heads else ''}, selected by "
+        f"[Adaptive MLP Pruning]({PAPER}). The rest of the architecture is that of the dense model.",
         _sizes(tower),
         *(
-            ["## Measured", table(["what", "value"], [[key, str(own)] for key, own in measured.items()])]
+            ["## Measurements", table(["metric", "value"], [[key, str(own)] for key, own in measured.items()])]
             if measured
             else []
         ),
-        "## Load it",
+        "## How to load it",
         "With adaptive-mlp-pruning installed:",
         _python(f'import amp\nmodel, transform, tokenizer = amp.load_pruned("{FOLDER}")'),
         f"With {files.library_name} alone{files.why and '. '}{files.why or ':'}",
         _python(files.loading),
-        "## Where it comes from",
+        "## How it was made",
         " ".join(made) + ("" if command else "."),
         _licence(origin),
     ]
@@ -89,13 +89,14 @@ def _sizes(tower: Tower) -> str:
     after = sizes(tower.counts)
     rows = [
         [word, human(before[key]), human(after[key]), f"{after[key] / before[key] - 1:+.1%}"]
-        for key, word in (("params", "parameters"), ("flops", "FLOPs of an image"))
+        for key, word in (("params", "parameters"), ("flops", "FLOPs per image"))
     ]
     told = table(["vision tower", "dense", "pruned", "change"], rows)
-    neurons = f"Hidden neurons of the {len(tower.widths)} MLPs, first to last"
+    neurons = f"Hidden neurons of the {len(tower.widths)} MLPs, from the first block to the last"
     told += f"\n\n{neurons}: {_list(tower.widths)}; dense: {_list(widths)}."
     if heads:
-        told += f"\n\nAttention heads, first block to last: {_list(tower.num_heads)}; dense: {_list(heads)}."
+        own = _list(tower.num_heads)
+        told += f"\n\nAttention heads, from the first block to the last: {own}; dense: {_list(heads)}."
     return told
 
 
@@ -124,7 +125,7 @@ def _python(code: str) -> str:
 def _licence(origin: Mapping[str, str]) -> str:
     known = origin.get("license")
     own = f", {known}" if known else ", which is not recorded here"
-    return f"The licence of these weights is that of the weights they were pruned from{own}."
+    return f"These weights have the licence of the weights that they were pruned from{own}."
 
 
 def _task(tower: Tower) -> str:

@@ -176,9 +176,7 @@ def read_folder_config(folder: str | Path) -> FolderConfig:
     path = description_of(Path(folder))
     values = read_json(path)
     if not {"format", "base"} & values.keys():
-        raise UserError(
-            path, "describes no folder of this project; a folder of save_pretrained is its library's to load"
-        )
+        raise UserError(path, "does not describe a pruned model; load a folder of save_pretrained with its own library")
     theirs = values.get("library_keys")
     for key in theirs if isinstance(theirs, list) else ():
         if key not in FolderConfig.model_fields:
@@ -192,7 +190,7 @@ def read_folder_config(folder: str | Path) -> FolderConfig:
     if config.format != FORMAT:
         raise UserError(path, f"format {config.format}; this version reads format {FORMAT}")
     if config.kept is not None and list(config.widths) != [len(indices) for indices in config.kept]:
-        raise UserError(path, f"widths: {list(config.widths)} are not the numbers of kept neurons")
+        raise UserError(path, f"widths: {list(config.widths)} do not match the numbers of kept neurons")
     return config
 
 
@@ -245,9 +243,9 @@ def _kept(config: FolderConfig, dense: Tower, folder: str | Path) -> list[Sequen
     """Units to keep of every slot: where neurons are not known, as many as the block is wide."""
     where = f"{description_of(Path(folder))}: " + ("widths" if config.kept is None else "kept")
     if len(config.widths) != len(dense.slots):
-        raise UserError(where, f"{len(config.widths)} blocks, the model has {len(dense.slots)}")
+        raise UserError(where, f"{len(config.widths)} blocks, but the model has {len(dense.slots)}")
     if config.heads is not None and len(config.heads) != len(dense.heads):
-        told = f"{len(config.heads)} blocks, the model has {len(dense.heads)}"
+        told = f"{len(config.heads)} blocks, but the model has {len(dense.heads)}"
         raise UserError(f"{description_of(Path(folder))}: heads", told)
     neurons = [*(map(range, config.widths) if config.kept is None else config.kept)]
     kept: list[Sequence[int]] = in_order(neurons, config.heads or ())

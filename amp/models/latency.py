@@ -84,7 +84,7 @@ def block_seconds(tower: Tower, kind: AlikeBlocks, widths: Sequence[int], batch_
     seconds: dict[int, list[float]] = {width: [] for width in widths}
     with fitting(batch_size):
         runs = _runs(run, device)
-        for place in progress(range(BLOCK_ROUNDS * len(widths)), "timing a block", "width"):
+        for place in progress(range(BLOCK_ROUNDS * len(widths)), "timing blocks", "width"):
             width = widths[place % len(widths)]
             with slot.narrowed(torch.arange(width)):
                 run()

@@ -58,7 +58,7 @@ def write_beside(
     for path in files.copied:
         shutil.copyfile(path, place / path.name)
     if is_edited(before / CARD):
-        say(f"note: {before / CARD} was edited and stays as it is")
+        say(f"note: {before / CARD} was edited by hand and is kept")
         shutil.copyfile(before / CARD, place / CARD)
     else:
         (place / CARD).write_text(card(tower, files, provenance, measured, command), encoding="utf-8")

@@ -49,16 +49,18 @@ def open_tower(
         )
         return open_published(settings, text_pretrained, device) or build_tower(settings, device)
     if folder == name and pretrained not in (None, name):
-        raise UserError("--pretrained", f"{pretrained}: {name} is a pruned model with weights of its own")
+        raise UserError(
+            "--pretrained", f"{pretrained}: not allowed, because {name} is a pruned model with its own weights"
+        )
     tower = load_tower(folder, device, precision)
     if img_size not in (None, tower.image_size):
         raise UserError(
             "--img_size",
-            f"{img_size}: {folder} is of {tower.image_size} px, which is fixed: leave --img_size out; for another size "
+            f"{img_size}: {folder} has the fixed image size {tower.image_size}: leave --img_size out; for another size "
             "score and prune the dense model with model.kwargs: {img_size: ...}",
         )
     if frame not in (None, tower.base["frame"]):
-        raise UserError("--model_type", f"{frame}: {folder} is of {tower.base['frame']}")
+        raise UserError("--model_type", f"{frame}: {folder} is a model of {tower.base['frame']}")
     if folder == pretrained and name is not None and name != pretrained:
         dense = build_tower(ModelSettings(frame=tower.base["frame"], name=name, kwargs=tower.base["kwargs"]), "meta")
         if difference := dense.difference(tower.base):
@@ -72,7 +74,7 @@ def check_no_part(pretrained: str | None) -> None:
     """Raises UserError for a file inside of a folder of ours, which alone does not tell the widths of its blocks."""
     if pretrained is not None and Path(pretrained).is_file() and is_model_folder(str(Path(pretrained).parent)):
         raise UserError(
-            "--pretrained", f"{pretrained}: is a part of a pruned model; give its folder, {Path(pretrained).parent}"
+            "--pretrained", f"{pretrained}: is one file of a pruned model; give the folder, {Path(pretrained).parent}"
         )
 
 

@@ -110,19 +110,21 @@ def read_widths(own: Mapping[str, Tensor], dense: Tower) -> list[int]:
     for slot in dense.slots:
         out = f"{paths[slot.out_projection]}.weight"
         if out not in own or own[out].ndim != 2:
-            raise UserError(f"block {slot.name}", f"missing, no {out}; the model has {len(dense.slots)} blocks")
+            raise UserError(f"block {slot.name}", f"missing (no tensor {out}); the model has {len(dense.slots)} blocks")
         width = own[out].shape[1]
         if width == 0:
-            raise UserError(f"block {slot.name}", "holds no neuron; a pruned block has 1 or more")
+            raise UserError(f"block {slot.name}", "has no neurons; a pruned block has 1 or more")
         if width > slot.hidden_width:
-            raise UserError(f"block {slot.name}", f"{width} wide, more than the dense model's {slot.hidden_width}")
+            raise UserError(
+                f"block {slot.name}", f"has {width} neurons, more than the {slot.hidden_width} of the dense model"
+            )
         for linear in slot.in_projections:
             rows = own.get(f"{paths[linear]}.weight")
             if rows is None or len(rows) != width * (1 + slot.packed):
                 found = "is missing" if rows is None else f"has {len(rows)} rows"
                 raise UserError(
                     f"block {slot.name}",
-                    f"of two models: {paths[linear]}.weight {found}, {out} takes {width} neurons",
+                    f"its tensors do not fit together: {paths[linear]}.weight {found}, but {out} takes {width} neurons",
                 )
         widths.append(width)
     return widths

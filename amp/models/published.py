@@ -95,7 +95,7 @@ def outside_tower(dense: Tower) -> State:
 def write_published(tower: Tower, path: Path) -> None:
     """Writes the vision tower alone, in the names of the model's original code: safetensors, or else torch's format."""
     if tower.heads:
-        text = "the names of a model's original code do not tell which heads are gone; give a folder of whole heads"
+        text = "this format cannot record which attention heads were removed; give a model with all its heads"
         raise UserError(path, text)
     state = {name: tensor.detach().cpu().clone() for name, tensor in to_original(tower).items()}
     with atomic(path) as partial:

@@ -53,7 +53,7 @@ def fitting(batch_size: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        raise UserError("batch_size", f"{batch_size} images do not fit the device's memory") from None
+        raise UserError("batch_size", f"a batch of {batch_size} images does not fit in the device's memory") from None
 
 
 def images_for(tower: Tower, batch_size: int) -> Tensor:

@@ -16,8 +16,8 @@ def warn_of_few(num_batches: int, data: PruneDataSettings) -> None:
     """Before a search: that there are few batches to decide on."""
     if num_batches < FEW_BATCHES and world().is_main:
         warn_here(
-            f"data.num_val_samples: {num_batches} held-out batches of {data.batch_size} images decide the widths; set "
-            f"it, or bring more images, so that there are {FEW_BATCHES * data.batch_size} or more"
+            f"data.num_val_samples: only {num_batches} held-out batches of {data.batch_size} images decide the widths; "
+            f"raise it, or add images, to have {FEW_BATCHES * data.batch_size} held-out images or more"
         )
 
 
@@ -39,13 +39,13 @@ def warn_of_doubt(found: WidthsFound, dense_widths: list[int], num_batches: int,
     if unsure:
         wanted = math.ceil(num_batches * (max(unsure) / threshold) ** 2)
         says.append(
-            f"what {len(unsure)} of {len(errors)} pruned blocks add to the entropy is known to {max(unsure):.2g} nats "
-            f"at worst (standard error over {num_batches} batches), and prune.entropy_increase is {threshold:.3g}; "
-            f"{max(wanted, FEW_BATCHES) * data.batch_size} held-out images would tell"
+            f"for {len(unsure)} of {len(errors)} pruned blocks, the measured increase of entropy is uncertain by up to "
+            f"{max(unsure):.2g} nats (standard error over {num_batches} batches), more than prune.entropy_increase "
+            f"({threshold:.3g}); about {max(wanted, FEW_BATCHES) * data.batch_size} held-out images are needed"
         )
     if shares[block] < NARROW:
-        says.append(f"block {block} keeps {found.widths[block]} of {dense_widths[block]} neurons")
-    warn_here(f"data.num_val_samples: {'; '.join(says)}; do not trust these widths before more images confirm them")
+        says.append(f"block {block} keeps only {found.widths[block]} of {dense_widths[block]} neurons")
+    warn_here(f"data.num_val_samples: {'; '.join(says)}; search again with more images before you trust these widths")
 
 
 def warn_of_grid(widths: Sequence[int], dense_widths: Sequence[int], settings: SearchSettings) -> None:
@@ -53,8 +53,8 @@ def warn_of_grid(widths: Sequence[int], dense_widths: Sequence[int], settings: S
     odd = [width for width, dense in zip(widths, dense_widths, strict=True) if width < dense and width % ALIGNED]
     if odd and settings.width_multiple is None and max(dense_widths) >= FINEST * ALIGNED and world().is_main:
         warn_here(
-            f"prune.width_multiple: widths of the published grid, such as {odd[0]}, are no multiples of {ALIGNED}; "
-            "an H200 ran an MLP of 2724 neurons at 0.36 of the speed that its FLOPs promise, of 2728 at 1.01, an H100 "
-            "a whole pruned ViT-g at 0.73 times the dense speed in place of 1.33 (docs/widths.md); "
-            f"prune.width_multiple: {ALIGNED} keeps to multiples"
+            f"prune.width_multiple: widths of the published grid, such as {odd[0]}, are not multiples of {ALIGNED} and "
+            "run slowly on GPUs: an H200 ran an MLP of 2724 neurons at 0.36 of the speed that its FLOPs promise, one "
+            "of 2728 at 1.01; an H100 ran a pruned ViT-g at 0.73 times the dense speed instead of 1.33 "
+            f"(docs/widths.md); set prune.width_multiple: {ALIGNED}"
         )

@@ -18,6 +18,7 @@ from amp.towers import Tower, build_tower
 from amp.towers.mlps.inputs import input_bytes
 
 STREAMS = 4  # hidden states of a refit of the whole: dense ones before, in and after a block, and the pruned network's
+LABELS = {"narrowed": "narrowed MLPs", "stored": "block inputs", "stored_elsewhere": "inputs elsewhere"}
 GUESSED_IMAGES = 5000  # held-out ones, where the folder is not here yet: COCO's
 
 
@@ -115,18 +116,19 @@ def describe_plan(config: PruneConfig, gpu_gb: float) -> str:
         UserError: the model is unknown.
     """
     tower, own, batch_size = build_tower(config.model, "meta"), config.prune, config.data.batch_size
-    title = [f"search of {config.model.name} in {config.model.precision} on one process, {batch_size} images at a time"]
+    title = [f"search of {config.model.name} in {config.model.precision} on one process, {batch_size} images per batch"]
     num_images = config.data.num_val_samples
     if num_images is None:
         try:
             num_images = len(list_images(config.data, "val"))
         except UserError:
             num_images = GUESSED_IMAGES
-            title.append(f"{config.data.root} is not here: {num_images} held-out images are assumed")
+            title.append(f"{config.data.root} does not exist on this machine: {num_images} held-out images are assumed")
     every, num_batches = inputs_every(own), num_images // batch_size
     plan = plan_search(tower, batch_size, num_batches, own.store, every, *calibration_of(own), gpu_gb=gpu_gb)
     advice = "more processes, or model.precision: bf16"
     if plan["stored"] and own.store == "device":
         advice = "prune.store: auto, host or disk, or a larger prune.store_every"
-    notes = {"stored_elsewhere": "disk" if own.store == "disk" else "host"} if plan["stored_elsewhere"] else None
-    return describe_memory(title, plan, gpu_gb, advice, notes)
+    notes = {LABELS["stored_elsewhere"]: "on disk" if own.store == "disk" else "in the host's memory"}
+    labelled = {LABELS.get(key, key): size for key, size in plan.items()}
+    return describe_memory(title, labelled, gpu_gb, advice, notes if plan["stored_elsewhere"] else None)

@@ -41,7 +41,7 @@ def place_of(run: Run[PruneConfig], thresholds: Sequence[float] = ()) -> Path:
         return own
     if _is_free(run, run.folder, thresholds):
         return run.folder
-    say(f"{run.folder} holds another pruning of these scores; this one goes to {own}")
+    say(f"{run.folder} already holds another pruning with these scores; this one is written to {own}")
     _take_journal_along(run, own, thresholds)
     return own
 
@@ -71,7 +71,7 @@ def place_to_refit(run: Run[PruneConfig]) -> Path:
     if len(places) == 1 and own.widths is None and not own.target.asked:
         return places[0]
     prune = called("main_prune.py", "amp prune")
-    said = f"{run.folder}: holds no pruned/; run {prune} with the same settings first"
+    said = f"{run.folder}: has no folder pruned/; run {prune} with the same settings first"
     for place in places:
         header = read_header(place / "pruned" / "config.json")
         wanted = run.with_frame(recorded_frame(header)).identity
@@ -101,7 +101,7 @@ def _is_free(run: Run[PruneConfig], folder: Path, thresholds: Sequence[float]) -
     """Whether the folder holds no pruning, or this one's; or one that differs in more than what it asks for."""
     record = folder / RECORD
     if record.exists() and not thresholds:
-        header = read_header(record, f"delete {record} to prune anew")
+        header = read_header(record, f"delete {record} to prune again")
         difference = first_difference(header, run.with_frame(recorded_frame(header)).identity)
     else:
         difference = _other_search(run, folder, thresholds)

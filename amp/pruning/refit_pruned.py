@@ -30,7 +30,7 @@ def refit_pruned(run: Run[PruneConfig]) -> None:
     tower = with_heads(tower) if pruned.heads else tower
     if pruned.kept is None or tower.difference(pruned.base):
         name = run.config.model.name
-        raise UserError("--compensate_only", f"{run.path('pruned')}: its kept neurons are not those of {name}")
+        raise UserError("--compensate_only", f"{run.path('pruned')}: was not pruned from {name}")
     # Scores by which what was kept comes first, in its own order.
     chosen = [
         torch.zeros(count).index_fill(0, torch.tensor(indices), 1.0)

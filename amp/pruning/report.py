@@ -44,25 +44,33 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
     if pruned.found:
         warn_of_doubt(pruned.found, pruned.dense_widths, pruned.num_batches, run.config.data)
     if pruned.found and pruned.final_entropy < pruned.dense_entropy:
-        say("note: the entropy fell, which the published search allows; compare the features before you trust it")
-    say(f"hidden neurons kept in each block: {tower.widths}")
+        say(
+            "note: the entropy fell, which the published criterion accepts; compare the features before you use "
+            "this model"
+        )
+    say(describe_kept("hidden neurons", tower.widths, pruned.dense_widths))
     tell = say if pruned.found else detail  # what a search goes by
     tell(f"entropy of held-out features: {pruned.dense_entropy:.4f} dense, {pruned.final_entropy:.4f} pruned (nats)")
     if pruned.heads:
-        say(f"attention heads kept in each block: {pruned.heads}, of {sorted(set(pruned.dense_heads))}")
+        say(describe_kept("attention heads", pruned.heads, pruned.dense_heads))
     say(describe_features(record))
     say(f"wrote {run.folder}/prune.json, prune.png and pruned/ in {cost['seconds']:.0f} s")
+
+
+def describe_kept(what: str, kept: Sequence[int], dense: Sequence[int]) -> str:
+    """One line: how many of these units every block keeps, of how many."""
+    return f"{what} kept in each block: {list(kept)} of {' or '.join(map(str, sorted(set(dense))))}"
 
 
 def describe_errors(errors: Sequence[Mapping[str, float]]) -> str:
     """One line: what compensation did to the MLPs' outputs, all blocks alike."""
     means = [sum(error[key] for error in errors) / len(errors) for key in ("without", "with")]
-    return f"refit: the error of the MLPs' outputs went from {means[0]:.1%} to {means[1]:.1%} of their variance"
+    return f"refit: mean error of the MLP outputs {means[0]:.1%} of their variance before, {means[1]:.1%} after"
 
 
 def describe_features(record: Mapping[str, Any]) -> str:
     """One line: how much of the dense network's features is left."""
-    said = f"features of held-out images: mean cosine {record['feature_cosine']:.4f} to the dense ones (1 is no change)"
+    said = f"mean cosine of pruned and dense features, held-out images: {record['feature_cosine']:.4f} (1: no change)"
     before = record.get("feature_cosine_before_recovery")
     return said if before is None else f"{said}; {before:.4f} before the recovery"
 
@@ -89,7 +97,7 @@ def draw_widths(axes: Axes, record: Mapping[str, Any]) -> None:
     axes.bar(blocks, record["widths"], color=BLUE, label=kept)
     if found:
         axes.plot(blocks, found, "D", color=ORANGE, markeredgecolor="black", label="found by the search")
-    axes.set(xlabel="block, first to last", ylabel="hidden neurons", title="Hidden neurons of each block's MLP")
+    axes.set(xlabel="block (first to last)", ylabel="hidden neurons", title="Hidden neurons of each block's MLP")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(top=(1.35 if found else 1.2) * max(record["dense_widths"]))
     axes.legend(frameon=False, ncols=2, loc="upper left")
@@ -110,9 +118,9 @@ def draw_probes(axes: Axes, record: Mapping[str, Any]) -> None:
         colour = colours(0.92 * block / max(1, len(dense_widths) - 1))
         label = f"block {block}" if few else None
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.2, color=colour, label=label)
-    title = "The search: entropy at each width that was tried"
-    axes.set(xlabel="neurons that the block keeps, of its dense ones", ylabel="entropy of the features (nats)")
-    axes.set_title(title + ("\nbefore all widths were scaled" if record.get("found_widths") else ""))
+    title = "Search: entropy at each width tried"
+    axes.set(xlabel="share of the block's neurons kept", ylabel="entropy of the features (nats)")
+    axes.set_title(title + ("\n(before scaling to the target size)" if record.get("found_widths") else ""))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     if few and blocks:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
@@ -123,10 +131,10 @@ def draw_probes(axes: Axes, record: Mapping[str, Any]) -> None:
 
 def draw_errors(axes: Axes, errors: Sequence[Mapping[str, float]]) -> None:
     """Bars: the error of every refitted output, with and without the refit, as a share of the output's variance."""
-    for offset, key, label, colour in ((-0.2, "without", "cut", ORANGE), (0.2, "with", "cut and refitted", BLUE)):
+    for offset, key, label, colour in ((-0.2, "without", "pruned", ORANGE), (0.2, "with", "pruned and refitted", BLUE)):
         places = [place + offset for place in range(len(errors))]
         axes.bar(places, [error[key] for error in errors], 0.4, color=colour, label=label)
-    axes.set(xlabel="block, first to last", ylabel="mean squared error, share of the variance")
+    axes.set(xlabel="block (first to last)", ylabel="mean squared error / variance of the output")
     axes.set_title("Error of each block's MLP output")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -166,7 +174,7 @@ def describe_change(record: Mapping[str, Any]) -> str:
         for size, name in ((record["params"], "parameters"), (record["flops"], "FLOPs"))
     ]
     left = record.get("feature_cosine")
-    return "; ".join(sizes + ([] if left is None else [f"cosine to the dense features {left:.3f}"]))
+    return "; ".join(sizes + ([] if left is None else [f"cosine with the dense features {left:.3f}"]))
 
 
 SWEEP_HEADERS = ["entropy_increase", "parameters", "share", "FLOPs", "share", "entropy", "above dense"]
@@ -195,8 +203,8 @@ def plot_sweep(record: Mapping[str, Any], path: Path) -> None:
     axes[0].plot(shares, above, marker="o", color=BLUE)
     for share, entropy, point in zip(shares, above, points, strict=True):
         axes[0].annotate(f" {point['entropy_increase']:g}", (share, entropy), fontsize=8, va="bottom")
-    axes[0].set(xlabel="parameters, share of the dense tower's", ylabel="entropy above dense (nats)")
-    axes[0].set_title("Size against entropy, at each entropy_increase")
+    axes[0].set(xlabel="parameters (share of the dense tower)", ylabel="entropy increase over dense (nats)")
+    axes[0].set_title("Size and entropy at each prune.entropy_increase")
     colours = colormaps["viridis"]
     for place, point in enumerate(points):
         colour = colours(0.92 * place / max(1, len(points) - 1))
@@ -217,7 +225,7 @@ def sizes_table(records: Sequence[Mapping[str, Any]]) -> str:
         ]
         for own in records
     ]
-    return table(["parameters", "share", "FLOPs", "share", "cosine to dense", "entropy above dense"], rows)
+    return table(["parameters", "share", "FLOPs", "share", "cosine with dense", "entropy increase"], rows)
 
 
 def _size(size: Mapping[str, int]) -> tuple[str, str]:
@@ -238,7 +246,7 @@ def plot_sizes(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     for share, cosine in zip(shares, cosines, strict=True):
         axes[0].annotate(f"{cosine:.4f}", (share, cosine), (5, -9), textcoords="offset points", fontsize=8)
     axes[0].annotate("dense", (1.0, 1.0), (-6, 3), textcoords="offset points", fontsize=8, ha="right")
-    axes[0].set(xlabel=f"{what}, share of the dense tower's", ylabel="cosine to the dense features, mean over images")
+    axes[0].set(xlabel=f"{what} (share of the dense tower)", ylabel="mean cosine with the dense features")
     axes[0].set_title("Features of held-out images")
     axes[0].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     colours = colormaps["viridis"]

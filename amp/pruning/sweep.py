@@ -48,7 +48,10 @@ def write_sweep(run: Run[PruneConfig], networks: NarrowedNetworks, thresholds: S
     world().from_main(lambda: forget_sums(run.path(CALIBRATION)))
     say(sweep_table(record))
     say(f"wrote {run.folder}/prune_sweep.json, .md and .png in {seconds:.0f} s")
-    say("to write one of them out: the same command with --set prune.entropy_increase=NATS, without --sweep")
+    say(
+        "next: to write one of these networks, repeat the command with --set prune.entropy_increase=NATS, without "
+        "--sweep"
+    )
 
 
 def write_sizes(home: Path, folders: Sequence[Path]) -> None:

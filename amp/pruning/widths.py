@@ -88,7 +88,7 @@ def check_widths(tower: Tower, settings: SearchSettings) -> None:
     """Raises UserError unless `prune.widths`, `prune.blocks` and `prune.width_multiple` fit the tower."""
     multiple, widest = settings.multiple_in(max(tower.widths)), max(tower.widths)
     if multiple > widest:
-        raise UserError("prune.width_multiple", f"{multiple} is more than any block's {widest} neurons")
+        raise UserError("prune.width_multiple", f"{multiple} is more than the {widest} neurons of the widest block")
     for block in settings.blocks or ():
         if block >= len(tower.slots):
             raise UserError("prune.blocks", f"{block}: the tower has blocks 0 to {len(tower.slots) - 1}")
@@ -96,10 +96,10 @@ def check_widths(tower: Tower, settings: SearchSettings) -> None:
         _check_grid(tower, settings)
         return
     if len(settings.widths) != len(tower.slots):
-        raise UserError("prune.widths", f"{len(settings.widths)} widths, the tower has {len(tower.slots)} blocks")
+        raise UserError("prune.widths", f"{len(settings.widths)} widths, but the tower has {len(tower.slots)} blocks")
     for block, (width, slot) in enumerate(zip(settings.widths, tower.slots, strict=True)):
         if width > slot.hidden_width:
-            raise UserError("prune.widths", f"{width} at block {block}, which has {slot.hidden_width} neurons")
+            raise UserError("prune.widths", f"{width} for block {block}, which has only {slot.hidden_width} neurons")
 
 
 def _check_grid(tower: Tower, settings: SearchSettings) -> None:
@@ -108,7 +108,7 @@ def _check_grid(tower: Tower, settings: SearchSettings) -> None:
     grid = {"width_multiple": settings.multiple_in(max(tower.widths)), "min_width": settings.min_width}
     for key, value in grid.items():
         if value > 1 and value >= widest:
-            raise UserError(f"prune.{key}", f"{value}: no block could be narrowed; the widest has {widest} neurons")
+            raise UserError(f"prune.{key}", f"{value}: no block can be narrowed; the widest has {widest} neurons")
 
 
 def prune(
@@ -153,7 +153,7 @@ def _recover(recovery: Recovery, cosine: Callable[[], float]) -> float:
     recovery.run()
     if not cosine() > before:  # Nor where it is no number.
         recovery.undo()
-        say("recovery: its steps brought held-out images no closer to the dense network, and are undone")
+        say("recovery undone: its steps brought the features of held-out images no closer to the dense ones")
     return before
 
 

@@ -44,7 +44,7 @@ class Checkpoints:
             UserError: no checkpoint can be written, since a file stands where their folder belongs.
         """
         if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(self.folder, "is a file; move it away, checkpoints are written to a folder of that name")
+            raise UserError(self.folder, "is a file; move it away: checkpoints are written to a folder of that name")
         return world().broadcast(self._steps() if world().is_main else None)
 
     def _steps(self) -> list[int]:
@@ -131,7 +131,7 @@ class Checkpoints:
         what = self.folder if step is None else self.path(step)
         return StoppedError(
             f"{what} cannot be written ({error.strerror or error}); last good checkpoint: {self.last()}; "
-            "make room, then the same command goes on from there"
+            "free disk space, then run the same command to continue from there"
         )
 
     def _finish(self, step: int, partial: Path, record: Mapping[str, Any], best: int) -> None:
@@ -155,7 +155,7 @@ class Checkpoints:
         return world().from_main(lambda: self._record(step))
 
     def _record(self, step: int) -> dict[str, Any]:
-        advice = f"delete {self.path(step)} to go on from an earlier one"
+        advice = f"delete {self.path(step)} to continue from an earlier one"
         record = read_json(self.path(step) / RECORD, advice)
         check_same(self.path(step), record.pop("header", {}), self.run.identity, self.run.key)
         for name, digest in dict(record.pop("files_sha256", {})).items():
@@ -168,7 +168,7 @@ class Checkpoints:
             load_tensors(tensors, self.path(step))
         except OSError as error:
             raise UserError(
-                self.path(step), f"cannot be read ({error}); delete it to go on from an earlier one"
+                self.path(step), f"cannot be read ({error}); delete it to continue from an earlier one"
             ) from None
 
 

@@ -26,7 +26,7 @@ SPEAK_SECONDS = 3.0
 LINE_SECONDS = 30.0
 SHORTEST_SECONDS = 3.0
 TENTHS = 10
-TERMINATED = "stopped: SIGTERM; the same command goes on from what it has saved"
+TERMINATED = "stopped: SIGTERM; run the same command to continue from what is saved"
 
 
 class _Terminated(BaseException):
@@ -243,10 +243,11 @@ class _Lines:
         parts = [f"{self.n:g} {unit}" if self.total is None else f"{self.n:g} of {self.total:g} {unit}"]
         if self.total:
             parts.append(f"{self.n / self.total:.0%}")
-        parts.append(f"{rate:.3g} a second" if rate >= 1 or not rate else f"{1 / rate:.3g} s each")
-        parts.append(f"{tqdm.format_interval(seconds)} so far")
+        speed = f"{rate:.3g}" if rate < 1000 else f"{rate:.0f}"
+        parts.append(f"{speed} {unit}/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s/{self.unit}")
+        parts.append(f"{tqdm.format_interval(seconds)} elapsed")
         if self.total and rate and self.n < self.total:
-            parts.append(f"{tqdm.format_interval((self.total - self.n) / rate)} to go")
+            parts.append(f"{tqdm.format_interval((self.total - self.n) / rate)} left")
         print(f"{self.description}: {', '.join([*parts, *filter(None, [self._words])])}", file=sys.stderr, flush=True)
         self._told, self._spoke, self._lines = self.n, time.monotonic(), self._lines + 1
 

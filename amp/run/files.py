@@ -118,10 +118,10 @@ def check_outside_models(folder: str | Path) -> None:
     for place in (own, *own.parents):
         described = any((place / name).is_file() for name in DESCRIPTIONS)
         if described and any(file for pattern in WEIGHTS for file in place.glob(pattern)):
-            is_it = "is" if place == own else "lies in"
+            is_it = "is" if place == own else "is inside"
             other = place.parent / f"{place.name}-run"
             raise UserError(
-                "output.dir", f"{folder} {is_it} the folder of a model, {place}; take one outside of it, as {other}"
+                "output.dir", f"{folder} {is_it} the folder of a model, {place}; choose one outside it, such as {other}"
             )
 
 

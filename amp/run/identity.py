@@ -124,7 +124,7 @@ def in_words(key: str, old: object, new: object) -> str:
     """What differs between a record and what is asked for, after "was made ..."."""
     if key.endswith(DIGEST):
         return f"before {CONTENTS.get(key, key.removesuffix(DIGEST))} changed"
-    return f"with {key} = {old!r}, asked for {new!r}"
+    return f"with {key} = {old!r}, but this run has {new!r}"
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -74,7 +74,7 @@ def check_place(option: str, file: str | None) -> None:
     if file is None:
         return
     if Path(file).is_dir():
-        raise UserError(option, f"{file}: is a folder; give the name of a file")
+        raise UserError(option, f"{file}: is a folder; give a file name")
     check_output(str(Path(file).parent), option)
 
 
@@ -138,11 +138,11 @@ def check_model(option: str, name: str | None) -> None:
         check_model_folder(name)
     if path.is_file() and path.suffix != ".json":
         if _described(path.parent):
-            raise UserError(option, f"{name}: is a part of a model; give its folder, {path.parent}")
-        told = "is a file; give a library's name, a model's .json or a folder; weights go behind --pretrained"
+            raise UserError(option, f"{name}: is one file of a model folder; give the folder, {path.parent}")
+        told = "is a file; give a model name, a model's .json or a folder; give weights with --pretrained"
         raise UserError(option, f"{name}: {told}")
     if not path.exists() and (name.count("/") > 1 or name.startswith(("/", "."))):
-        raise UserError(option, f"{name}: no such file or folder; give a library's name, a model's .json or a folder")
+        raise UserError(option, f"{name}: no such file or folder; give a model name, a model's .json or a folder")
 
 
 def check_weights(option: str, weights: str | None) -> None:

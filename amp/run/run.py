@@ -83,7 +83,7 @@ class Run(Generic[Config]):
     def check(self, name: str) -> None:
         """Raises UserError where an artifact, which is there, was made by another run, or cannot be read."""
         told = self.path(_as_told(name))
-        header = read_header(self.path(name), f"delete {told} to make it anew")
+        header = read_header(self.path(name), f"delete {told} to make it again")
         check_same(told, header, self.identity, self.key)
 
     def _check_all(self, first: str, *others: str) -> None:
@@ -92,7 +92,7 @@ class Run(Generic[Config]):
         except UserError as error:
             raise self.missing or error from None
         for name in (first, *others):
-            check_whole(self.path(name), f"delete {self.path(_as_told(name))} to make it anew")
+            check_whole(self.path(name), f"delete {self.path(_as_told(name))} to make it again")
 
     def found(self, name: str) -> dict[str, Any] | None:
         """The JSON record of this run, if it is there; as the main process reads it.
@@ -132,7 +132,9 @@ def _check_apart(run: Run[Any]) -> None:
     images = Path(root).resolve()
     folder = run.folder.resolve()
     if images in (folder, *folder.parents):
-        raise UserError(run.key, f"{run.folder} lies in {root}, whose images are read; choose a folder outside of it")
+        raise UserError(
+            run.key, f"{run.folder} is inside {root}, which holds the input images; choose a folder outside it"
+        )
 
 
 Inputs = Callable[[], Mapping[str, str | None]]

@@ -67,8 +67,8 @@ def read_json(path: Path, advice: str = "") -> dict[str, Any]:
         raise UserError(path, f"expected a JSON object{then}")
     recorded = value.pop(CHECKSUM, None)
     if recorded not in (None, _checksum(value)):
-        accept = f"delete its key {CHECKSUM!r} to have it read as it is"
-        raise UserError(path, f"is damaged, or was edited since it was written (its checksum differs){then}; {accept}")
+        accept = f"to accept it as it is, delete its key {CHECKSUM!r}"
+        raise UserError(path, f"is damaged, or was edited since it was written (checksum mismatch){then}; {accept}")
     return value
 
 
@@ -120,7 +120,7 @@ def _take_line(path: Path, number: int, line: str, take: Callable[[int, Any], No
     try:
         value = parse_json(line)
         if value.pop(CHECKSUM, None) not in (None, _short_checksum(value)):
-            raise ValueError("its checksum differs")
+            raise ValueError("checksum mismatch")
         take(number, value)
     except UserError:
         raise
@@ -170,7 +170,7 @@ def read_tensors(path: Path, advice: str = "") -> tuple[dict[str, Any], dict[str
         header = dict(parse_json((file.metadata() or {})[HEADER]))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if header.pop(CHECKSUM, None) not in (None, _tensor_checksum(header, tensors)):
-        raise UserError(path, f"is damaged (its checksum differs){advice and f'; {advice}'}")
+        raise UserError(path, f"is damaged (checksum mismatch){advice and f'; {advice}'}")
     return header, tensors
 
 
@@ -193,7 +193,7 @@ def check_digest(path: Path, recorded: object, advice: str = "") -> None:
     if not path.exists():
         raise UserError(path, f"no such file{then}")
     if recorded is not None and file_sha256(str(path)) != recorded:
-        raise UserError(path, f"is damaged, or not the file that was written (its sha256 differs){then}")
+        raise UserError(path, f"is damaged or was replaced (sha256 mismatch){then}")
 
 
 @contextmanager
@@ -212,7 +212,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _canonical(value: Any) -> bytes:

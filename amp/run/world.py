@@ -263,7 +263,10 @@ def start(device: str | None = None) -> Iterator[World]:
 def alone(device: torch.device) -> Iterator[World]:
     """The world of a call on a model in memory: this process alone. Raises UserError where it is one of several."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        raise UserError("torch.distributed", "one process works on models in memory; several run main_prune.py")
+        raise UserError(
+            "torch.distributed",
+            "models in memory are pruned by a single process; for several processes use main_prune.py",
+        )
     with _as_started(World(0, 1, device)) as one:
         yield one
 
@@ -275,7 +278,9 @@ def _own_device(kind: str, place: Place) -> torch.device:
         return torch.device("cpu")
     if place.local_rank >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise UserError("--nproc_per_node", f"process {place.local_rank} has no GPU of {count}", rank_local=True)
+        raise UserError(
+            "--nproc_per_node", f"process {place.local_rank} has no GPU: this machine has {count}", rank_local=True
+        )
     torch.cuda.set_device(place.local_rank)
     return torch.device("cuda", place.local_rank)
 

@@ -85,7 +85,7 @@ class Scoring:
         """
         start, images = self.num_done, self.images
         if start:
-            say(f"going on after batch {start} of {len(images)}")
+            say(f"resuming after batch {start} of {len(images)}")
         if self.saved is not None:
             self.saved.restore(scorer)
         remaining = images.epoch(0, start) if isinstance(images, Batches) else images[start:]
@@ -161,7 +161,7 @@ def checked(slots: Sequence[Slot], scores: list[Tensor]) -> list[Tensor]:
         if not torch.isfinite(score_H).all():
             raise UserError(
                 "score.criterion",
-                f"block {slot.name}: a score is not finite, as an activation or a gradient is not; "
+                f"block {slot.name}: a score is not finite, because an activation or a gradient is not; "
                 "try model.precision: fp32",
             )
         if not score_H.any():

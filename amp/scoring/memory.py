@@ -73,5 +73,5 @@ def describe_plan(config: PruneConfig, gpu_gb: float) -> str:
     tower, size, score = build_tower(config.model, "meta"), config.data.batch_size, config.score
     plan = plan_scoring(tower, size, score.criterion, score.micro_batch, gpu_gb)
     parts = f", score.micro_batch {score.micro_batch}" if score.micro_batch else ""
-    title = f"scoring of {config.model.name} in {config.model.precision} on one process, {size} images a batch{parts}"
+    title = f"scoring of {config.model.name} in {config.model.precision} on one process, {size} images per batch{parts}"
     return describe_memory([title], plan, gpu_gb, "score.micro_batch, or model.precision: bf16")

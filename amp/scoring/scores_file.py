@@ -18,7 +18,7 @@ from amp.settings.prune import PruneConfig
 from amp.towers import Tower, in_order, with_attention
 from amp.towers.mlps import slots
 
-FOREIGN = "not a scores file of main_score.py"
+FOREIGN = "not a file of scores that main_score.py wrote"
 
 
 def save_scores(scores: Sequence[Tensor], header: Mapping[str, Any], path: Path) -> None:
@@ -42,7 +42,7 @@ def load_scores(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
         if score_H is None:
             raise UserError(path, f"holds no {name}; {FOREIGN}")
         if score_H.ndim != 1 or score_H.dtype != torch.float32 or not torch.isfinite(score_H).all():
-            raise UserError(path, f"{name}: is no list of finite fp32 numbers; delete the file to score anew")
+            raise UserError(path, f"{name}: is not a list of finite fp32 numbers; delete the file to score again")
     if not names:
         raise UserError(path, f"holds no score.0; {FOREIGN}")
     return [tensors[name] for name in names], header
@@ -69,7 +69,7 @@ def with_scored_heads(
         if attention != "auto":
             raise UserError(path, f"no such file; run {_score()} with the same settings first")
         why = f"{path} is missing; {_score()} with these settings adds it"
-        say(f"all attention heads stay, only neurons are removed: {why}")
+        say(f"note: no attention heads are removed, only neurons: {why}")
         return tower, scores
     own, header = load_scores(path)
     check_scores(header, run.header, path)
@@ -83,7 +83,7 @@ def check_fit(scores: Sequence[Tensor], tower: Tower, path: Path) -> None:
     try:
         slots.check_scores(tower.heads if path.name == HEAD_SCORES else tower.slots, scores)
     except UserError as error:
-        raise UserError(path, f"scores {error.text}; delete it to score anew") from None
+        raise UserError(path, f"scores {error.text}; delete it to score again") from None
 
 
 def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any], path: Path = Path(SCORES)) -> None:
@@ -97,7 +97,7 @@ def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any], path: Pat
     if difference:
         raise UserError(
             path,
-            f"made {in_words(*difference)}; run {_score()} with these settings, into another output.dir",
+            f"made {in_words(*difference)}; run {_score()} with these settings and another output.dir",
         )
 
 

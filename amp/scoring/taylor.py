@@ -107,7 +107,7 @@ class TaylorScorer(MlpHooks):
             first, last = self.num_images + 1, self.num_images + num_images
             raise UserError(
                 "score.criterion",
-                f"it is {told.item()} on a batch of images, this process's {first} to {last}; "
+                f"its value is {told.item()} on a batch (images {first} to {last} of this process); "
                 "try model.precision: fp32",
                 rank_local=True,
             )

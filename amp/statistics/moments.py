@@ -191,7 +191,7 @@ def _check_enough(num_tokens: int, slot: Slot, key: str) -> None:
         raise UserError(
             key,
             f"{num_tokens} tokens for the {slot.hidden_width} neurons of block "
-            f"{slot.name}; more than {slot.hidden_width} are needed: take more images",
+            f"{slot.name}; more than {slot.hidden_width} are needed: use more images",
         )
 
 

@@ -49,7 +49,7 @@ class SavedSums:
     """
 
     def __init__(
-        self, path: Path, header: Mapping[str, Any], every: int, advice: str = "delete it to score anew"
+        self, path: Path, header: Mapping[str, Any], every: int, advice: str = "delete it to score again"
     ) -> None:
         self._path, self._every, self._advice = path, every, advice
         self._header = {**header, "settings": {**header["settings"], "processes": world().size}}
@@ -67,7 +67,7 @@ class SavedSums:
             found = _on_all(self._read_own)
             shapes = {str(place): mine.shape for place, mine in enumerate(scorer.sums)}
             if {name: own.shape for name, own in found.items()} != shapes:
-                what = "holds other sums, as of an older version or of a GPU of another size"
+                what = "holds sums of another version, or of a GPU with another memory size"
                 raise UserError(self._path, f"{what}; {self._advice}")
             for place, mine in enumerate(scorer.sums):
                 mine.copy_(found[str(place)])
@@ -152,16 +152,16 @@ class SavedSums:
             return 0, 0, {}
         about, finished = read_tensors(self._path, self._advice)
         if not {"header", "num_batches", "turn"} <= about.keys():
-            raise UserError(self._path, f"cannot be read (no sums of this version); {self._advice}")
+            raise UserError(self._path, f"cannot be read (it holds no sums of this version); {self._advice}")
         check_same(self._path, about["header"], self._header)
         return about["num_batches"], about["turn"], finished
 
     def _read_own(self) -> dict[str, Tensor]:
-        path, advice = self._own_path(self._turn), f"delete {self._path} to start anew"
+        path, advice = self._own_path(self._turn), f"delete {self._path} to start again"
         about, sums = read_tensors(path, advice)
         check_same(path, about["header"], self._header)
         if about["num_batches"] != self.num_batches:
-            raise UserError(path, f"is not of the {self.num_batches} batches of {self._path.name}; {advice}")
+            raise UserError(path, f"does not hold the {self.num_batches} batches of {self._path.name}; {advice}")
         return sums
 
 

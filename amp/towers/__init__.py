@@ -102,7 +102,10 @@ def wrap_tower(model: nn.Module, asked: GivenModelSettings | None = None) -> Tow
             if tower is not None:
                 return check_readout(tower)
     whose = f"{type(model).__module__}.{type(model).__name__}"
-    raise UserError("model", f"{whose} is no model of open_clip, timm or transformers; give one that a library built")
+    raise UserError(
+        "model",
+        f"{whose} is not a model of open_clip, timm or transformers; give a model object that one of them built",
+    )
 
 
 def _tell_loading(settings: ModelSettings, own: Library) -> None:

@@ -155,15 +155,15 @@ def building(settings: ModelSettings, weights: str | None, library: str) -> Iter
 def _blamed(error: Exception, settings: ModelSettings, weights: str | None, library: str) -> tuple[str, str]:
     """The setting that an error of a library's factory is about, and what is wrong with it."""
     if weights and (isinstance(error, LocalEntryNotFoundError) or "download" in str(error)):
-        return "model.pretrained", f"{weights}: could not be downloaded; without internet, give a file"
+        return "model.pretrained", f"{weights}: could not be downloaded; if this machine is offline, give a file"
     if weights and isinstance(error, (SafetensorError, EOFError, OSError)):
         return "model.pretrained", f"{weights}: cannot be read"
     if weights and isinstance(error, (AttributeError, KeyError, StopIteration, ValueError)):
-        return "model.pretrained", f"{weights}: holds no named tensors"
+        return "model.pretrained", f"{weights}: does not hold named tensors"
     if weights and not isinstance(error, TypeError):
         return "model.pretrained", f"{weights}: not the weights of {settings.name}"
     if settings.kwargs:
-        return "model.kwargs", f"{settings.kwargs}: {library} refuses them"
+        return "model.kwargs", f"{settings.kwargs}: {library} does not accept them"
     return "model.name", f"{settings.name}: {library} cannot build it"
 
 
@@ -177,7 +177,7 @@ def refuse_loading(kwargs: Mapping[str, Any], loading: frozenset[str]) -> None:
     """Raises UserError when factory arguments would read files of their own choice, or run code in them."""
     refused = sorted(loading & kwargs.keys())
     if refused:
-        raise UserError("model.kwargs", f"{', '.join(refused)}: not allowed; weights come from model.pretrained alone")
+        raise UserError("model.kwargs", f"{', '.join(refused)}: not allowed; give weights with model.pretrained")
 
 
 def check_weights(settings: ModelSettings, known_tags: list[str]) -> None:
@@ -186,6 +186,6 @@ def check_weights(settings: ModelSettings, known_tags: list[str]) -> None:
     if weights and weights not in known_tags and not Path(weights).is_file():
         raise UserError(
             "model.pretrained",
-            f"{weights!r} is no file that exists, nor a tag of {settings.name}"
+            f"{weights!r} is neither an existing file nor a tag of {settings.name}"
             f"{nearest(weights, known_tags)} (tags: {', '.join(known_tags) or 'none'})",
         )

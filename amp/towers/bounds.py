@@ -59,17 +59,17 @@ def check_clip(key: str, where: str, config: Mapping[str, Any]) -> None:
     vision = CLIPVisionCfg(**config["vision_cfg"])
     native = vision.timm_model_name is None and isinstance(vision.layers, int)
     if native and vision.width % vision.head_width:
-        asked = f"vision_cfg.width: {vision.width} is no multiple of vision_cfg.head_width: {vision.head_width}"
+        asked = f"vision_cfg.width: {vision.width} is not a multiple of vision_cfg.head_width: {vision.head_width}"
         raise UserError(key, f"{where}{asked}")
     size = config.get("embed_dim")
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise UserError(key, f"{where}embed_dim: {size!r}; expected a whole number from 1")
+        raise UserError(key, f"{where}embed_dim: {size!r}; expected a whole number, 1 or more")
 
 
 def _check_keys(key: str, where: str, part: str, values: Iterable[str], known: Iterable[str]) -> None:
     for name in values:
         if name not in known:
-            raise UserError(key, f"{where}{part}{name}: no setting of open_clip{nearest(name, known)}")
+            raise UserError(key, f"{where}{part}{name}: not a setting of open_clip{nearest(name, known)}")
 
 
 def _check_value(key: str, name: str, value: Any, field: dataclasses.Field[Any]) -> None:
@@ -90,9 +90,9 @@ def _check_value(key: str, name: str, value: Any, field: dataclasses.Field[Any])
         if "mlp_ratio" in name:
             smallest = 1e-3
         if any(number < smallest for number in numbers):
-            raise UserError(key, f"{name}: {value!r}; at least {smallest:g}")
+            raise UserError(key, f"{name}: {value!r}; expected at least {smallest:g}")
     elif "dict" in declared:
         if not isinstance(value, Mapping):
             raise UserError(key, f"{name}: {value!r}; expected an object {{...}}")
     elif not isinstance(value, str):
-        raise UserError(key, f"{name}: {value!r}; expected a word")
+        raise UserError(key, f"{name}: {value!r}; expected a string")

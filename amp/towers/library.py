@@ -147,7 +147,7 @@ def _fewer_heads(slot: HeadSlot, attention: str) -> list[str]:
 
 def or_heads(tower: Tower) -> str:
     """What a sentence says of the numbers of heads, after the widths."""
-    return " or their numbers of heads" if tower.heads else ""
+    return " or the numbers of heads" if tower.heads else ""
 
 
 def path_of_blocks(tower: Tower) -> str:

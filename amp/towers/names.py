@@ -29,9 +29,9 @@ def default_frame(name: str, key: str = "model.name", option: str = "--frame") -
         for frame in (frame for frame in FRAMES.names if library(frame).folders and knows(frame, name)):
             kind = f"a folder of {library(frame).known_as}"
             if not known:
-                raise UserError(key, f"{name} is {kind}: say {option} {frame}")
+                raise UserError(key, f"{name} is {kind}: use {option} {frame}")
             both = f"{name!r} is a model of {library(DEFAULT).known_as}, and {kind}"
-            raise UserError(key, f"{both}: say {option} {DEFAULT} or {option} {frame}")
+            raise UserError(key, f"{both}: use {option} {DEFAULT} or {option} {frame}")
     if known:
         return DEFAULT
     others = [frame for frame in FRAMES.names if frame != DEFAULT and knows(frame, name)]
@@ -39,10 +39,12 @@ def default_frame(name: str, key: str = "model.name", option: str = "--frame") -
         who = " and ".join(library(frame).known_as for frame in others)
         say = " or ".join(f"{option} {frame}" for frame in others)
         knowing = "know it" if len(others) > 1 else "knows it"
-        raise UserError(key, f"{name!r} is no name of open_clip, the default frame; {who} {knowing}: say {say}")
+        raise UserError(
+            key, f"{name!r} is not a model of open_clip, the default library, but {who} {knowing}: use {say}"
+        )
     if name.count("/") == 1 and not Path(name).exists():
         say = " or ".join(f"{option} {frame}" for frame in FRAMES.names if library(frame).folders)
-        raise UserError(key, f"{name!r} is no name of open_clip, nor a file; if it is a hub id, say {say}")
+        raise UserError(key, f"{name!r} is neither a model of open_clip nor a file; if it is a hub id, use {say}")
     return DEFAULT
 
 
@@ -65,7 +67,7 @@ def find_frame(name: str, option: str = "--frame") -> Frame:
     if name.count("/") == 1:
         return default_frame(name, option=option)
     names = {own for frame in FRAMES.names if (listed := library(frame).names) for own in listed()}
-    told = f"no library knows {name!r}, and it is no folder that is there{nearest(name.partition('.')[0], names)}"
+    told = f"no library knows {name!r}, and it is not an existing folder{nearest(name.partition('.')[0], names)}"
     raise UserError("model.name", told)
 
 

@@ -79,8 +79,8 @@ def agreed(name: str, by_tag: Mapping[str, Mapping[str, Any]], taken: Mapping[st
     if not others:
         return ()
     return (
-        f"the tags of {name} do not agree on their images: {_listed(others)} would say otherwise; "
-        "model.transform sets what these weights were trained with",
+        f"note: the tags of {name} use different preprocessing ({_listed(others)} differ from the one used here); "
+        "set model.transform to that of your weights",
     )
 
 

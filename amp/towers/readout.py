@@ -89,7 +89,7 @@ def check_readout(tower: Tower) -> Tower:
         raise UserError(key, f"{name}: does not take square RGB images of {side} px ({reason})") from None
     if feature_1D.ndim != 2:
         shape = ", ".join(map(str, feature_1D.shape[1:]))
-        raise UserError(key, f"{name}: gives ({shape}) an image; its tokens must be pooled to one vector")
+        raise UserError(key, f"{name}: returns the shape ({shape}) per image; its tokens must be pooled to one vector")
     weights_1D = torch.linspace(1, 2, feature_1D.shape[1], dtype=feature_1D.dtype)
     (gradient_1TD,) = torch.autograd.grad((feature_1D * weights_1D).sum(), tokens_1TD)
     read = (gradient_1TD[0, : tower.num_prefix_tokens] != 0).any(1)

@@ -55,7 +55,7 @@ def read_state(path: str | Path, order: Sequence[str] = WRAPPED) -> State:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(path, "holds no state dict of named tensors")
+        raise UserError(path, "does not hold a state dict of named tensors")
     return state
 
 
@@ -76,10 +76,10 @@ def why_refused(error: pickle.UnpicklingError) -> str:
     """What a pickle holds that is not loaded, and the way out."""
     text = str(error)
     if "Unsupported" not in text and "GLOBAL" not in text:
-        return "no weights file"
+        return "not a file of weights"
     return (
-        "holds more than tensors; refused, since loading it could run code. "
-        "Of a whole model that was pickled (torch.save(model)), save its state_dict()"
+        "refused: it holds more than tensors, and loading it could run code. "
+        "If it is a whole pickled model (torch.save(model)), save its state_dict() instead"
     )
 
 
@@ -95,7 +95,7 @@ def averaged_note(path: str, order: Sequence[str] = WRAPPED) -> tuple[str, ...]:
     others = [key for key in (*AVERAGED, *WRAPPED) if key in keys and key != taken]
     if taken is None or not any(key in AVERAGED for key in (taken, *others)):
         return ()
-    return (f"weights: {taken!r} of {path}, not {' or '.join(map(repr, others))} beside it",) if others else ()
+    return (f"weights: using {taken!r} of {path} instead of {' or '.join(map(repr, others))}",) if others else ()
 
 
 @contextmanager
@@ -172,7 +172,7 @@ def check_complete(model: nn.Module, source: str) -> None:
     """Raises UserError when a parameter got no tensor from the weights file `source`."""
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:
-        raise UserError("model.pretrained", f"{source}: {len(missing)} tensors are missing, {missing[0]} first")
+        raise UserError("model.pretrained", f"{source}: {len(missing)} tensors are missing, the first is {missing[0]}")
 
 
 @torch.no_grad()

@@ -161,7 +161,7 @@ class Trial:
                 try:
                     trainer.train_step(images[batch], targets[batch])
                 except NotFiniteError as failure:  # One row's end is not that of the comparison.
-                    warn_here(f"seed {self.seed}: {failure}; this distillation ends there")
+                    warn_here(f"seed {self.seed}: {failure}; this distillation stops here")
                     return [*curve, (trainer.step, top1(student))]
                 if trainer.step % own.measure_every == 0 or trainer.step == trainer.total_steps:
                     curve.append((trainer.step, top1(student)))

@@ -57,7 +57,7 @@ def train_dense(config: CompareConfig) -> None:
     say(f"training the dense model {weights}")
     words = ["--scenes", config.data.root, "--out", weights, "--model", config.model.name]
     if subprocess.run([sys.executable, "-m", "amp.demo.dense", *words], check=False).returncode:
-        raise UserError("model.pretrained", f"{weights}: is missing, and its training failed, see above")
+        raise UserError("model.pretrained", f"{weights}: missing, and its training failed; the message is above")
 
 
 def open_cells(run: Run[CompareConfig]) -> Cells:

@@ -142,7 +142,7 @@ def _open_own(dense: Tower, test: CompareTestSettings) -> InMemoryQuality:
     if test.neighbours is not None:
         others = ClassFolders("test.neighbours", test.neighbours, dense.transform)
         if others.classes != images.classes:
-            raise UserError("test.neighbours", f"{test.neighbours}: holds other class folders than {test.root}")
+            raise UserError("test.neighbours", f"{test.neighbours}: its class folders differ from those of {test.root}")
         pairs = _read(others)
         others_NCHW = torch.stack([image for image, _ in pairs]).to(world().device, dense.dtype)
         return InMemoryQuality(

@@ -45,13 +45,24 @@ def read_options(description: str) -> tuple[PruneConfig, Plan]:
     add = parser.add_argument
     add("--config_file", default=CONFIG, metavar="YAML", help="settings of main_prune.py (default: %(default)s)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, repeatable")
-    add("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES), help="which ones (default: all)")
+    add("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES), help="searches to measure (default: all)")
     add(
         "--thresholds", nargs="+", type=number_from(0), metavar="NATS", help="entropy increases (default: the config's)"
     )
-    add("--num_seeds", type=at_least(1), default=1, help="orders of the images, from the config's seed on (default: 1)")
-    add("--fresh", type=at_least(0), default=0, metavar="N", help="entropy at equal size on N images more (default: 0)")
-    add("--json", metavar="FILE", help="write the numbers here (default: nowhere)")
+    add(
+        "--num_seeds",
+        type=at_least(1),
+        default=1,
+        help="orders of the images, by seeds from that of the config on (default: 1)",
+    )
+    add(
+        "--fresh",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="also measure the entropy at equal size on N further images (default: 0)",
+    )
+    add("--json", metavar="FILE", help="file to write the numbers to (default: none)")
     args = parser.parse_args()
     if args.json:
         check_writable("--json", args.json)

@@ -60,7 +60,7 @@ def ratio(seconds: Mapping[str, list[float]], parts: Sequence[str]) -> float:
 def describe_times(seconds: Mapping[str, list[float]], parts: Sequence[str]) -> str:
     """The medians as a table, and the ratio."""
     lines = [f"  {name:<30} {1e3 * statistics.median(of_name):10.2f} ms" for name, of_name in seconds.items()]
-    return "\n".join([*lines, f"a step takes {ratio(seconds, parts):.3f} of its parts alone"])
+    return "\n".join([*lines, f"a step takes {ratio(seconds, parts):.3f} of the time of its parts alone"])
 
 
 def _wait() -> None:

@@ -81,11 +81,11 @@ def test_a_loader_is_gone_through_again_and_bf16_stays(vit: nn.Module, images: T
 
 
 NOT_ALLOWED: list[tuple[dict[str, Any], str]] = [
-    ({"steps": 0}, "amp.distill: steps: 0 is not allowed; 1 or more"),
-    ({"epochs": 3}, "amp.distill: epochs: leave it out; steps and warmup_steps say how long it takes"),
+    ({"steps": 0}, "amp.distill: steps: 0 is not allowed; give a whole number, 1 or more"),
+    ({"epochs": 3}, "amp.distill: epochs: not used here; steps and warmup_steps set the length"),
     ({"base_ler": 1}, "base_ler: no argument of this name; did you mean 'base_lr'?"),
     ({"output": {"dir": "x"}}, "amp.distill: output: no argument of this name"),
-    ({"activation_checkpointing": True}, "use the model's own, model.set_grad_checkpointing()"),
+    ({"activation_checkpointing": True}, "here call model.set_grad_checkpointing()"),
 ]
 
 
@@ -99,10 +99,10 @@ def test_settings_that_are_not_allowed_are_told(vit: nn.Module, images: Tensor) 
 @pytest.mark.slow
 def test_models_that_do_not_belong_together_are_refused(vit: nn.Module, images: Tensor) -> None:
     pruned = prune(vit, images)
-    assert "student: VisionTransformer is not what amp.prune" in refusal(lambda: amp.distill(vit, vit, images))
+    assert "student: VisionTransformer is not a result of amp.prune" in refusal(lambda: amp.distill(vit, vit, images))
     before = weights_of(pruned.model)
     other = timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 4})
-    told = "teacher: is another model than the student: its head.bias is [4], the student's [5]"
+    told = "teacher: does not match the student: its head.bias is [4], the student's is [5]"
     assert told in refusal(lambda: amp.distill(pruned, other, images))
     assert equal(before, weights_of(pruned.model))
     assert "teacher: is the student itself" in refusal(lambda: amp.distill(pruned, pruned.model, images))

@@ -61,11 +61,11 @@ def test_images_may_come_in_any_way(vit: nn.Module, tmp_path: Path) -> None:
 def bad_images() -> Iterator[tuple[Any, str]]:
     yield 3, "images: int is not allowed; give a folder"
     yield [], "images: holds no image"
-    yield [torch.zeros(3, 30, 30)], "images: holds images of 3 x 30 x 30; the model takes 3 x 32 x 32"
+    yield [torch.zeros(3, 30, 30)], "images: holds images of shape 3 x 30 x 30; the model takes 3 x 32 x 32"
     yield [torch.zeros(3, 32, 32, dtype=torch.uint8)], "images: holds images of torch.uint8"
     yield np.zeros((4, 32, 32)), "images: holds a float64 array; give a folder"
     yield [torch.full((3, 32, 32), torch.nan)], "images: holds an image with values that are not finite"
-    yield [{"x": 1}], "images: holds dictionaries of x; expected one of pixel_values"
+    yield [{"x": 1}], "images: holds dictionaries with the keys x; expected one of pixel_values"
     yield ["nowhere.png"], "images: nowhere.png: broken image"
     yield "nowhere", "data.root: nowhere: no such folder"
     yield [torch.zeros(3, 32, 32)], "is more than the"

@@ -33,10 +33,10 @@ def model(original: Any) -> Any:
 @pytest.mark.parametrize(
     ("folder", "words"),
     [
-        ("theirs", "theirs holds files that are not of a pruned model; name another folder"),
-        ("notes.txt", "notes.txt is a file; name another folder"),
-        (" ", "' ' is no folder"),
-        (None, "None is no folder"),
+        ("theirs", "theirs holds files other than a pruned model; give another folder"),
+        ("notes.txt", "notes.txt is a file; give another path"),
+        (" ", "' ' is not a folder"),
+        (None, "None is not a folder"),
     ],
 )
 def test_what_is_there_stays(folder: Any, words: str, model: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -71,8 +71,8 @@ def _own_head(model: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_own_head, "was changed after it was pruned: head.0.weight is [5, 32]"),
-        (lambda model: pickle.loads(pickle.dumps(model)), "is not what amp.prune or amp.load_pruned gave"),
+        (_own_head, "was changed after pruning: head.0.weight has the shape [5, 32]"),
+        (lambda model: pickle.loads(pickle.dumps(model)), "is not a result of amp.prune or amp.load_pruned"),
     ],
 )
 def test_what_could_not_be_loaded_is_not_written(
@@ -103,4 +103,6 @@ def test_that_nothing_tells_how_it_was_built_is_said_at_once(
 
 def test_a_device_that_is_not_there_is_told(model: Any, tmp_path: Path) -> None:
     amp.save(model, tmp_path / "folder")
-    assert "device: 'foo' is not to be had here" in refusal(lambda: amp.load_pruned(tmp_path / "folder", "foo"))
+    assert "device: 'foo' is not available on this machine" in refusal(
+        lambda: amp.load_pruned(tmp_path / "folder", "foo")
+    )

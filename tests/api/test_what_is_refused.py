@@ -41,12 +41,12 @@ def quantised(model: Any) -> Any:
         (adapted, "blocks.0.mlp.fc1 holds a LoRA adapter; merge it first: model = model.merge_and_unload()"),
         (quantised, "blocks.0.mlp.fc1.weight is quantised (torch.int8); give the model in bf16 or fp32"),
         (lambda model: model.to("meta"), "holds no weights (it is on the meta device); load them first"),
-        (lambda model: None, "model: is a NoneType; give the model object that open_clip, timm or transformers built"),
+        (lambda model: None, "model: is a NoneType; give a model object built by open_clip, timm or transformers"),
         (
             lambda model: nn.Linear(2, 2),
-            "torch.nn.modules.linear.Linear is no model of open_clip, timm or transformers",
+            "torch.nn.modules.linear.Linear is not a model of open_clip, timm or transformers",
         ),
-        (lambda model: timm.create_model("resnet18"), "is no vision transformer of timm"),
+        (lambda model: timm.create_model("resnet18"), "is not a plain vision transformer of timm"),
     ],
 )
 def test_a_model_that_cannot_be_pruned_is_refused_with_the_way_out(
@@ -58,7 +58,7 @@ def test_a_model_that_cannot_be_pruned_is_refused_with_the_way_out(
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({}, "amp.prune: say params=0.6 for 60 % of the tower's parameters"),
+        ({}, "amp.prune: give a size: params=0.6 for 60 % of the tower's parameters"),
         (
             {"params": 60.0},
             "prune.target.params: 60 is not a share: it must be greater than 0 and less than 1; for 60 % write 0.6",
@@ -68,8 +68,8 @@ def test_a_model_that_cannot_be_pruned_is_refused_with_the_way_out(
         ({"params": 0.5, "criterion": "entropi"}, 'score.criterion: "entropi" is not allowed'),
         ({"params": 0.5, "prune": 3}, "amp.prune: prune: is a group of settings"),
         ({"params": 0.5, "prune": {"target": {"params": 0.4}}}, "prune.target.params: is given twice"),
-        ({"widths": [1, 2]}, "prune.widths: 2 widths, the tower has 3 blocks"),
-        ({"params": 0.01}, "prune.target.params: 0.01: out of reach; the smallest network of these settings has 0."),
+        ({"widths": [1, 2]}, "prune.widths: 2 widths, but the tower has 3 blocks"),
+        ({"params": 0.01}, "prune.target.params: 0.01: out of reach; the smallest network with these settings has 0."),
     ],
 )
 def test_settings_that_are_not_allowed_are_told_before_anything_is_scored(

@@ -143,7 +143,7 @@ def test_a_sweep_after_a_pruning_has_a_folder_of_its_own(place: Path) -> None:
     for _ in range(2):
         ended = run_in(place, *PRUNE, "--sweep", "0.05", "0.2")
         assert ended.code == 0, ended.err
-        assert "this one goes to out/sweep-0.05-0.2" in ended.out
+        assert "this one is written to out/sweep-0.05-0.2" in ended.out
     assert (inputs(place), results(place)) == before
 
 

@@ -117,7 +117,7 @@ def test_the_shipped_model_is_what_was_trained_to_the_bit(tmp_path: Path) -> Non
 def test_demo_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     for words, message in (
         (["--full", "--steps", "0"], "--steps"),
-        (["--steps", "3"], "--steps: 3: goes with --full"),
+        (["--steps", "3"], "--steps: 3: only allowed with --full"),
         (["--out", "README.md/x"], "output.dir"),
     ):
         monkeypatch.setattr("sys.argv", ["amp demo", *words])

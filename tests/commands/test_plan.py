@@ -31,33 +31,33 @@ PAPER = "configs/prune_entropy/open_clip_g_coco_entropy.yaml"
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ([], "find the least width of each block that adds 0.02 nats of entropy at most (search: exact)"),
-        (["prune.target.params=0.6"], "remove neurons, down to 0.6 of the tower's parameters (search allocation)"),
+        ([], "find the smallest width of each block that adds at most 0.02 nats of entropy (search: exact)"),
+        (["prune.target.params=0.6"], "remove neurons to reach 0.6 times the dense parameters (allocation: search)"),
         (
             ["prune.target.flops=0.5", "prune.allocation=global", "prune.compensation=ridge"],
-            "remove neurons, down to 0.5 of the tower's FLOPs (global allocation; ridge refit)",
+            "remove neurons to reach 0.5 times the dense FLOPs (allocation: global; refit: ridge)",
         ),
-        (["prune.widths=[8]"], "prune to the widths that the settings give"),
+        (["prune.widths=[8]"], "prune to the widths in prune.widths"),
     ],
 )
 def test_a_pruning_says_how_widths_are_found(changes: list[str], says: str) -> None:
     config = load_config(PruneConfig, PAPER, ["prune.entropy_increase=0.02", *changes])
     lines = describe_slicing(config).splitlines()
-    assert lines[1] == f"- take the scores of {config.output.dir}/scores.safetensors (entropy);"
+    assert lines[1] == f"- use the scores in {config.output.dir}/scores.safetensors (criterion: entropy);"
     assert lines[2] == f"- {says};"
 
 
 def test_images_that_are_not_counted_are_all() -> None:
     config = load_config(PruneConfig, PAPER, ["data.num_samples=null", "data.num_val_samples=null"])
     assert "rank the neurons on all images, in batches of " in describe_scoring(config)
-    assert "measure on all held-out images" in describe_slicing(config)
+    assert "measure the result on all held-out images" in describe_slicing(config)
 
 
 def test_a_distillation_says_who_learns_from_whom() -> None:
     config = load_config(DistillConfig, "configs/distill/distill_open_clip_g.yaml")
     said = describe_distillation(config)
     assert said.startswith(f"{config.student.pretrained} learns from {config.teacher.name}")
-    assert f"images of {config.data.root}, on CPU (" in said.splitlines()[0]
+    assert f"images from {config.data.root}, on CPU (" in said.splitlines()[0]
 
 
 OF_MODEL = {"model": "a_model", "model_type": "timm", "pretrained": "a_tag"}
@@ -69,19 +69,19 @@ ROOTS = {"train_root": "photos/train", "val_root": "photos/val"}
     [
         (
             KnnOptions(**OF_MODEL, **ROOTS),
-            "class folders of photos/train and photos/val",
-            "nearest training images vote",
+            "class folders in photos/train and photos/val",
+            "nearest training images",
         ),
-        (ProbeOptions(**OF_MODEL, **ROOTS), "class folders of photos/train and photos/val", "logistic regression"),
-        (Top1Options(**OF_MODEL, dataset_root="photos"), "class folders of photos", "the model's own classifier"),
-        (ZeroshotOptions(**OF_MODEL, dataset="cars", dataset_root="d"), "cars of d", "by the texts nearest to it"),
+        (ProbeOptions(**OF_MODEL, **ROOTS), "class folders in photos/train and photos/val", "logistic regression"),
+        (Top1Options(**OF_MODEL, dataset_root="photos"), "class folders in photos", "the model's own classifier"),
+        (ZeroshotOptions(**OF_MODEL, dataset="cars", dataset_root="d"), "cars in d", "text embedding is nearest"),
         (EfficiencyOptions(**OF_MODEL), "a_model (timm; a_tag)", "count parameters and FLOPs"),
         (
             SpeedOptions(**OF_MODEL, dataset="cars", dataset_root="d"),
-            "cars of d",
-            "by clip_benchmark and by this project",
+            "cars in d",
+            "clip_benchmark and this project in turn",
         ),
-        (CompareOptions(folder="p", images="photos"), "p beside the dense model that", "needs no labels"),
+        (CompareOptions(folder="p", images="photos"), "p and the dense model that", "needs no labels"),
     ],
 )
 def test_an_evaluation_says_what_it_measures_on_what_and_what_comes_next(options: Any, title: str, says: str) -> None:
@@ -98,7 +98,7 @@ def test_how_long_it_takes_counts_what_is_read(capsys: pytest.CaptureFixture[str
     tower.visual.eval()
     images = [(torch.zeros(3, 224, 224), 0)] * 3
     time_teller(2, 0)(tower, (images, images))
-    assert capsys.readouterr().out == "6 images; judging by one batch, it will take about 10 seconds\n"
+    assert capsys.readouterr().out == "6 images; estimated time, from one batch: about 10 seconds\n"
     time_teller(2, 0)(tower, (ChainDataset([]),))
     assert capsys.readouterr().out == "", "a stream has no length"
 

@@ -55,8 +55,8 @@ def test_one_command_scores_prunes_and_says_what_is_next(golden_images: Path, tm
     code, said, err = call("main_prune.py", *words, "--params", "0.7")
     assert code == 0, err
     for part in (
-        "rank the neurons on 64 images, in batches of 64 (reconstruction)",
-        "it will take about",
+        "rank the neurons on 64 images, in batches of 64 (criterion: reconstruction)",
+        "estimated time, from one batch: about",
         f"--model {tmp_path}/out/pruned",
     ):
         assert part in said
@@ -73,7 +73,7 @@ def test_one_command_scores_prunes_and_says_what_is_next(golden_images: Path, tm
 
     code, said, err = call("main_prune.py", *words, "--sweep", "params", "0.5", "0.6")
     assert code == 0, err
-    assert "down to 0.6 and 0.5 of the tower's parameters" in said
+    assert "to reach 0.6 and 0.5 times the dense parameters" in said
     assert f"already done: {tmp_path}/out/scores.safetensors" in said
     assert call("main_prune.py", *words, "--sweep", "params", "0.6", "--params", "0.6")[0] == 2
     for size in ("0.6", "0.5"):
@@ -87,7 +87,7 @@ def test_a_run_among_its_own_images_is_refused(inside: str, photos: str, call: C
     code, _, err = call("main_prune.py", *TINY, "--images", photos, "--output", output, "--params", "0.7")
     assert code == 2
     assert err.splitlines()[-1].endswith(
-        f"{output} lies in {photos}, whose images are read; choose a folder outside of it"
+        f"{output} is inside {photos}, which holds the input images; choose a folder outside it"
     )
     assert sorted(Path(photos).rglob("*")) == before
 
@@ -124,7 +124,7 @@ def test_the_library_is_a_prefix_or_found_by_the_name(tmp_path: Path) -> None:
         assert find_frame(name) == frame
     assert "did you mean 'vit_tiny_patch16_224'" in refusal(lambda: find_frame("vit_tiny_patch16_225"))
     assert "no library 'tim'; did you mean 'timm'?" in refusal(lambda: find_frame("tim/vit_tiny_patch16_224"))
-    assert "say --frame dinov2 or --frame timm" in refusal(lambda: find_frame("vit_small_patch14_dinov2"))
+    assert "use --frame dinov2 or --frame timm" in refusal(lambda: find_frame("vit_small_patch14_dinov2"))
     _, options = parse_score("", ["--model", "hf/google/vit", "--images", "photos"])
     assert options.named
     model = options.named.config().model
@@ -141,7 +141,7 @@ def test_weights_are_those_that_are_named_and_never_random_unasked() -> None:
     assert of("ViT-B-32", "open_clip", "random") is None
     assert of("google/vit", "hf") is None
     assert "a tag of ViT-B-32 (openai, " in refusal(lambda: of("ViT-B-32", "open_clip"))
-    assert "missing; say a file, or random" in refusal(lambda: of("EVA-CLIP-8B", "eva_clip"))
+    assert "missing; give a file, or random" in refusal(lambda: of("EVA-CLIP-8B", "eva_clip"))
     said = refusal(lambda: of("vit_bse_patch16_224", "timm"))
     assert said.startswith("model.name: timm knows no 'vit_bse_patch16_224'; did you mean 'vit_base_patch16_224'")
 
@@ -157,8 +157,8 @@ BAD = {
         "--model: cannot be used with --config_file; use --set model.n",
     ),
     "no folder": ([*TINY, "--images", "nowhere", "--params", "0.5"], "--images: nowhere: no such folder"),
-    "few images": ([*TINY, "--images", "{few}", "--params", "0.5"], "--images: {few}: 7 images; it takes 8 at least"),
-    "no weights": ([*TINY[:2], "--images", "{photos}", "--params", "0.5"], "--weights: missing; say a file"),
+    "few images": ([*TINY, "--images", "{few}", "--params", "0.5"], "--images: {few}: 7 images; at least 8 are needed"),
+    "no weights": ([*TINY[:2], "--images", "{photos}", "--params", "0.5"], "--weights: missing; give a file"),
     "wrong weights": (["--model", "ViT-B-32", *TINY[2:], "--images", "{photos}", "--params", "0.5"], "--weights: "),
     "out of reach": ([*TINY, "--images", "{photos}", "--params", "0.01"], "--params: 0.01: out of reach"),
     "sweep": ([*TINY, "--images", "{photos}", "--sweep", "params", "0.9", "0.01"], "--params: 0.01: out of reach"),

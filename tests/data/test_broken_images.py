@@ -65,7 +65,7 @@ def test_a_broken_image_is_named_once_and_stood_in_for(
     assert list(batches.broken) == [str(paths[2])]
     batches.say_broken()
     out, err = capsys.readouterr()
-    assert out.startswith("1 of 23 image files were broken and skipped")
+    assert out.startswith("skipped 1 of 23 image files")
     assert len(out.splitlines()) == 1
     assert err == ""
 
@@ -114,7 +114,7 @@ def test_every_broken_file_is_counted_whoever_read_it(
     list(batches)
     batches.say_broken()
     out, err = capsys.readouterr()
-    assert out.startswith("4 of 23 image files were broken")
+    assert out.startswith("skipped 4 of 23 image files")
     lines = err.splitlines()
     assert len(lines) == 4
     assert all(any(f"skipped broken image {paths[index]}" in line for line in lines) for index in (3, 4, 5, 12))
@@ -205,8 +205,8 @@ def test_more_than_a_share_of_broken_images_ends_the_run(root: Path, num_workers
     with pytest.raises(UserError) as caught:
         list(Batches(paths, read_number, own))
     assert caught.value.rank_local
-    assert str(caught.value).startswith(f"data.max_broken: 4 broken of 23 images, the last {paths[9]} (")
-    assert "more than the share of 0.1 that is allowed" in str(caught.value)
+    assert str(caught.value).startswith(f"data.max_broken: 4 of 23 images are broken, the last one {paths[9]} (")
+    assert "more than the allowed share of 0.1" in str(caught.value)
 
 
 def test_a_process_counts_against_its_own_share(root: Path) -> None:
@@ -214,5 +214,5 @@ def test_a_process_counts_against_its_own_share(root: Path) -> None:
     paths = list_images(own, "train")
     for index in (0, 1, 4):
         spoil(paths[index], "text")
-    with among(world(0, 2)), pytest.raises(UserError, match=r"data.max_broken: 3 broken of 11 images"):
+    with among(world(0, 2)), pytest.raises(UserError, match=r"data.max_broken: 3 of 11 images are broken"):
         list(Batches(paths, read_number, own))

@@ -82,10 +82,10 @@ def test_floats_from_0_to_1_are_the_range() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (np.float32([[0, 200]]), "values from 0 to 200; allowed in a floating-point image are 0 to 1"),
+        (np.float32([[0, 200]]), "values from 0 to 200; a floating-point image holds 0 to 1"),
         (np.float32([[-1, 0]]), "values from -1 to 0;"),
         (np.float32([[0, np.nan]]), "values from nan to nan;"),
-        (np.int32([[0, 65536]]), "values from 0 to 65536; allowed in a 16-bit image are 0 to 65535"),
+        (np.int32([[0, 65536]]), "values from 0 to 65536; a 16-bit image holds 0 to 65535"),
         (np.int32([[-1, 0]]), "values from -1 to 0;"),
     ],
 )
@@ -103,7 +103,7 @@ def test_values_without_a_meaning_are_a_broken_image(tmp_path: Path, values: np.
 def test_what_starts_a_program_is_no_image(tmp_path: Path) -> None:
     """Pillow gives PostScript to ghostscript, whatever the file is called."""
     (tmp_path / "a.png").write_bytes(saved(Image.new("RGB", (8, 6)), "EPS").getvalue())
-    with pytest.raises(BrokenImageError, match="no image of a known format"):
+    with pytest.raises(BrokenImageError, match="not an image of a known format"):
         read_rgb(tmp_path / "a.png")
     assert {".eps", ".pdf"}.isdisjoint(EXTENSIONS)
     assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"} <= EXTENSIONS
@@ -115,4 +115,4 @@ def test_a_name_with_a_line_break_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "0\n.png").write_bytes(b"no image")
     own = settings(tmp_path, strict=True, batch_size=2, shuffle=False)
     message = refusal(lambda: list(Batches(list_images(own, "train"), read_number, own)))
-    assert message == f"data.strict: {tmp_path}/0\\n.png: broken image (no image of a known format)"
+    assert message == f"data.strict: {tmp_path}/0\\n.png: broken image (not an image of a known format)"

@@ -201,7 +201,7 @@ def test_damaged_and_foreign_builds_are_refused(tmp_path: Path, monkeypatch: pyt
     build_scenes(tmp_path / "scenes", **TINY)
     with monkeypatch.context() as patched:
         patched.setattr(scenes, "FORMAT", scenes.FORMAT + 1)
-        with pytest.raises(UserError, match="format 1, not 2"):
+        with pytest.raises(UserError, match="format 1 instead of 2"):
             build_scenes(tmp_path / "scenes")
     (tmp_path / "scenes/train/two/00003.png").unlink()
     with pytest.raises(UserError, match="train/two holds 5 of 6 images"):
@@ -210,7 +210,7 @@ def test_damaged_and_foreign_builds_are_refused(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(("name", "value"), [("num_train", 1), ("num_test", 59), ("num_pairs", 7201), ("seed", -1)])
 def test_counts_out_of_range_are_refused(name: str, value: int, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{name} is {value}; allowed are "):
+    with pytest.raises(UserError, match=f"{name} is {value}; allowed: "):
         build_scenes(tmp_path / "scenes", **{name: value})
     assert list(tmp_path.iterdir()) == []
 

@@ -84,7 +84,7 @@ def test_a_damaged_shard_is_refused(tmp_path: Path, damage: Callable[[bytearray,
         third = archive.getmember("c.png").offset
     path.write_bytes(damage(bytearray(path.read_bytes()), third))
     message = refusal(lambda: members(path))
-    assert message.startswith(f"data.root: {path}: cut or damaged at {last} or after it (")
+    assert message.startswith(f"data.root: {path}: truncated or damaged at or after {last} (")
 
 
 def test_one_block_of_zeros_ends_a_shard(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_links_are_the_images_they_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["elsewhere.png", "a.png"])
 def test_a_link_to_nothing_is_refused(tmp_path: Path, target: str) -> None:
     path = write(tmp_path / "0.tar", link("a.png", target, tarfile.LNKTYPE), "c.png")
-    assert refusal(lambda: members(path)) == f"data.root: {path}: a.png links to {target}, which it lacks"
+    assert refusal(lambda: members(path)) == f"data.root: {path}: a.png links to {target}, which is not in the shard"
 
 
 def test_a_sample_has_one_image(tmp_path: Path) -> None:

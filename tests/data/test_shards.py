@@ -79,9 +79,11 @@ def test_mistakes_are_named(shards: Path, tmp_path: Path) -> None:
     missing = refusal(lambda: find_shards(f"{shards}/train/{{000..099}}.tar"))
     assert missing.startswith(f"data.root: {shards}/train/020.tar: no such shard")
     (tmp_path / "empty").mkdir()
-    assert "holds no .tar shard" in refusal(lambda: find_shards(str(tmp_path / "empty")))
+    assert "holds no shard (.tar file)" in refusal(lambda: find_shards(str(tmp_path / "empty")))
     (tmp_path / "empty" / "0.tar").write_bytes(b"<html>404</html>" * 99)
-    assert f"{tmp_path}/empty/0.tar: no shard" in refusal(lambda: list_members([f"{tmp_path}/empty/0.tar"], {".png"}))
+    assert f"{tmp_path}/empty/0.tar: not a readable shard" in refusal(
+        lambda: list_members([f"{tmp_path}/empty/0.tar"], {".png"})
+    )
 
 
 def test_a_broken_member_is_stood_in_for(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +97,7 @@ def test_a_broken_member_is_stood_in_for(shards: Path, capsys: pytest.CaptureFix
     assert f"skipped broken image {shard}/003.png" in capsys.readouterr().err
     shard.write_bytes(content[: offset + 10])
     cut_short = refusal(lambda: list_images(settings(shards, name="webdataset"), "train"))
-    assert cut_short.startswith(f"data.root: {shard}: cut or damaged at 003.png or after it (")
+    assert cut_short.startswith(f"data.root: {shard}: truncated or damaged at or after 003.png (")
 
 
 def test_distillation_from_shards(
@@ -116,10 +118,10 @@ def test_distillation_from_shards(
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("t-{000..", "a brace that is not closed"),
-        ("t-{0..9", "a brace that is not closed"),
-        ("t-{0..1000000000000}.tar", "a pattern of more than 1000000 shards"),
-        ("{0..9999}-{0..9999}.tar", "a pattern of more than 1000000 shards"),
+        ("t-{000..", "the pattern has an unclosed brace"),
+        ("t-{0..9", "the pattern has an unclosed brace"),
+        ("t-{0..1000000000000}.tar", "the pattern stands for more than 1000000 shards"),
+        ("{0..9999}-{0..9999}.tar", "the pattern stands for more than 1000000 shards"),
     ],
 )
 def test_a_pattern_that_cannot_be_is_refused(pattern: str, words: str) -> None:

@@ -70,9 +70,9 @@ def test_dry_run_needs_no_student_and_writes_nothing(
 ) -> None:
     words: list[Any] = ["--config_file", distill_yaml, "--dry_run"]
     code, out, _ = call("distill.py", *words)
-    assert (code, "as pruned" in out, "per GPU of 8" in out) == (0, True, True)
+    assert (code, "as pruned" in out, "on each of 8 GPUs" in out) == (0, True, True)
     code, out, _ = call("distill.py", *words, "--num_gpus", "2", "--set", "student.pretrained=not/there/pruned")
-    assert (code, "so an upper bound" in out, "per GPU of 2" in out) == (0, True, True)
+    assert (code, "an upper bound" in out, "on each of 2 GPUs" in out) == (0, True, True)
     for name in ("teacher weights", "gradients", "optimizer", "activations", "total"):
         assert name in out
     assert not (tmp_path / "out").exists()

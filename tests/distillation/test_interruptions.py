@@ -53,7 +53,9 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
             ended, _, err = _run(call, distill_yaml)
         assert ended == code
         (line,) = (line for line in err.splitlines() if line.startswith("stopped"))
-        assert f"after step 6 of 20; the same command goes on from {tmp_path}/out/checkpoints/step_0000006" in line
+        assert (
+            f"after step 6 of 20; run the same command to continue from {tmp_path}/out/checkpoints/step_0000006" in line
+        )
         assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
         assert _run(call, distill_yaml)[0] == 0
         _same_files(tmp_path)

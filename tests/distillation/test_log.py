@@ -29,7 +29,7 @@ def test_no_log_and_one_that_begins_later_go_on(tmp_path: Path, capsys: pytest.C
     path = written(tmp_path, range(4, 9))
     cut_log(path, 6)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [4, 5]
-    assert "holds 2 of the 6 steps" in capsys.readouterr().out
+    assert "holds only 2 of the 6 finished steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_golden_distillation(
     assert (tmp_path / "out" / "distilled" / "model.safetensors").stat().st_mtime_ns == before
     code, _, err = call("distill.py", "--config_file", distill_yaml, "--set", "optim.epochs=6")
     assert code == 2
-    assert "optim.epochs = 5, asked for 6" in err
+    assert "optim.epochs = 5, but this run has 6" in err
     _check_what_is_done(distill_yaml, tmp_path, call)
 
 
@@ -134,7 +134,7 @@ def test_checkpoint_of_other_settings_is_refused(
     assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == ["step_0000002"]
     code, _, err = call("distill.py", *words, "--set", "optim.base_lr=0.01")
     assert code == 2
-    assert "step_0000002 was made with optim.base_lr = 0.02, asked for 0.01" in err
+    assert "step_0000002 was made with optim.base_lr = 0.02, but this run has 0.01" in err
 
 
 def _first(remaining: Callable[[Loop], Any], count: int) -> Callable[[Loop], Any]:
@@ -211,7 +211,7 @@ def test_without_held_out_images_the_run_says_so_and_goes_on(
     shutil.copytree(Path(load_config(DistillConfig, distill_yaml).data.root, "train"), tmp_path / "images" / "train")
     code, out, _ = call("distill.py", "--config_file", distill_yaml, "--set", f"data.root={tmp_path}/images")
     assert code == 0
-    assert f"no loss on held-out images: data.root: {tmp_path}/images: has no folder 'val'" in out
+    assert f"the loss on held-out images is not measured: data.root: {tmp_path}/images: has no folder 'val'" in out
     assert not any("val_loss" in step for step in _log(tmp_path / "out"))
 
 
@@ -223,7 +223,10 @@ def test_without_held_out_images_the_run_says_so_and_goes_on(
         ("optim.base_lr=20", "optim.base_lr: 20 is not allowed"),
         ("optim.epochs=0", "optim.epochs: 0 is not allowed"),
         ("optim.epochs=1", "warmup_epochs 1 must be less than epochs 1"),
-        ("optim.accumulate=3", "optim.accumulate: 16 images are not divisible into 3 micro-batches on each of 1 proc"),
+        (
+            "optim.accumulate=3",
+            "optim.accumulate: a batch of 16 images does not divide into 3 micro-batches on each of 1 proc",
+        ),
         ("data.batch_size=65", "data.batch_size: 65 is more than the 64 images"),
     ],
 )

@@ -54,7 +54,10 @@ def test_pure_bf16_moves_where_plain_bf16_rounds_to_nothing() -> None:
 def test_a_step_in_backward_is_refused_where_it_is_wrong(distill_yaml: Path, word: str, reason: str) -> None:
     words = ["optim.precision=pure_bf16", "optim.step_in_backward=true"]
     config = load_config(DistillConfig, distill_yaml, words)
-    with pytest.raises(UserError, match=r"optim.step_in_backward: each of 2 processes would step before .* averaged"):
+    with pytest.raises(
+        UserError,
+        match=r"optim.step_in_backward: only allowed on one process: each of 2 processes would step before .* averaged",
+    ):
         check_division(config.optim, 16, 2)
     with pytest.raises(UserError, match=f"step_in_backward .*{reason}"):
         load_config(DistillConfig, distill_yaml, [*words, word])

@@ -71,7 +71,11 @@ def test_however_the_work_is_divided_the_losses_are_those_of_one_process(
     assert "resuming after step 10 of 16" in done.stdout
     # One process was asked to stop; all of them end after the same step, which is in the checkpoint.
     assert {tuple(stopped) for _, _, stopped in told["interrupted"]} == {
-        (143, f"SIGTERM after step 4 of 16; the same command goes on from {home}/interrupted/checkpoints/step_0000004")
+        (
+            143,
+            "SIGTERM after step 4 of 16; run the same command to continue from "
+            f"{home}/interrupted/checkpoints/step_0000004",
+        )
     }
     assert _losses(home / "interrupted") == pytest.approx(one[:4], rel=1e-5)
 

@@ -125,7 +125,7 @@ def test_it_is_measured_on_the_way_and_the_best_checkpoint_stays(
     assert list(seen) == [7, 15, 19] == list(_seen(tmp_path / "out", "val_loss"))
     assert seen[19] == _accuracy(metric, tmp_path / "out" / "distilled", scenes)
     before = _accuracy(metric, tmp_path / "student", scenes)
-    assert f"{before:.4f} of the student before its first step" in out
+    assert f"student {before:.4f} before the first step" in out
     first = max(seen, key=lambda step: seen[step]) + 1
     names = {path.name for path in (tmp_path / "out" / "checkpoints").iterdir()}
     assert names == {f"step_{first:07d}", "step_0000020"}
@@ -149,7 +149,7 @@ def test_resumed_equals_uninterrupted(
         patched.setattr(Trainer, "train_step", killed)
         assert _run(call, clip_yaml, *settings)[0] == 130
     code, out, _ = _run(call, clip_yaml, *settings)
-    assert (code, "resuming after step 12 of 20" in out, "before its first step" in out) == (0, True, False)
+    assert (code, "resuming after step 12 of 20" in out, "before the first step" in out) == (0, True, False)
     for file in ("log.jsonl", "distilled/model.safetensors", "distilled/config.json"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
     last = [read_json(tmp_path / name / "checkpoints/step_0000020/state.json") for name in ("out", "whole")]
@@ -230,7 +230,7 @@ def test_what_an_embedding_takes_outside_the_tower(distill_yaml: Path, tmp_path:
         (["eval.metric=zeroshot", "eval.name=digit_scene"], "eval.name: no 'digit_scene'; did you mean 'digit_scenes'"),
         (["eval.metric=zeroshot", "eval.name=imagenet-r", "eval.root=docs"], "eval.root: docs: 0 class folders"),
         (["eval.metric=zeroshot", "eval.name=wds/cars"], "eval.name: wds/cars is a stream"),
-        (["eval.metric=zeroshot", "eval.name=mscoco_captions"], "eval.name: mscoco_captions is for"),
+        (["eval.metric=zeroshot", "eval.name=mscoco_captions"], "eval.name: mscoco_captions belongs to"),
     ],
 )
 def test_what_is_missing_is_named_before_anything_starts(distill_yaml: Path, more: list[str], message: str) -> None:
@@ -260,7 +260,7 @@ def test_a_teacher_without_text_is_refused_and_so_are_too_few_images(
     message = refusal(lambda: build_metric(config, silent, tower))
     assert f"eval.metric: zeroshot: {GOLDEN}/tiny-clip.json has no text tower" in message
     config = load_config(DistillConfig, distill_yaml, [*words("knn"), "eval.k=91", "eval.num_train_samples=99"])
-    with pytest.raises(UserError, match=r"eval.root: .*/train: 90 images; eval.k is 91"):
+    with pytest.raises(UserError, match=r"eval.root: .*/train: 90 images are fewer than eval.k \(91\)"):
         build_metric(config, tower, tower)
 
 

@@ -63,10 +63,12 @@ def test_wider_student_and_another_library_are_refused(distill_yaml: Path) -> No
     config, _, student = _pair(distill_yaml)
     narrow = build_tower(config.teacher.as_model("fp32"))
     narrow.slots[3].keep(torch.arange(2))
-    with pytest.raises(UserError, match=r"student.pretrained: transformer.resblocks.3: \d+ hidden neurons, .* has 2$"):
+    with pytest.raises(
+        UserError, match=r"student.pretrained: transformer.resblocks.3: \d+ hidden neurons, .* has only 2$"
+    ):
         check_architecture(narrow, student)
     other = replace(student, base={**student.base, "frame": "timm"})
-    with pytest.raises(UserError, match="its frame is 'open_clip', the teacher's 'timm'"):
+    with pytest.raises(UserError, match="its frame is 'open_clip', the teacher's is 'timm'"):
         check_architecture(other, student)
 
 

@@ -18,7 +18,7 @@ from amp.evaluation.benchmarks import Benchmark
     ("task", "dataset", "present", "said"),
     [
         ("classification", "imagenet1k", ["val/"], "meta.bin or ILSVRC2012_devkit_t12.tar.gz"),
-        ("classification", "imagenet1k", ["meta.bin"], "imagenet1k needs val"),
+        ("classification", "imagenet1k", ["meta.bin"], "val is missing, which imagenet1k needs"),
         ("classification", "imagenetv2", [], "ImageNetV2-matched-frequency"),
         (
             "classification",
@@ -34,7 +34,7 @@ from amp.evaluation.benchmarks import Benchmark
         ("retrieval", "flickr30k", [], "flickr30k_test_karpathy.txt"),
         ("retrieval", "xtd10", [], "xtd10-en.json"),
         ("classification", "imagenet1kk", [], "did you mean 'imagenet1k'"),
-        ("retrieval", "imagenet1k", [], "is for --task zeroshot_classification"),
+        ("retrieval", "imagenet1k", [], "belongs to --task zeroshot_classification"),
     ],
 )
 def test_what_is_missing_is_named_before_anything_is_made(
@@ -49,7 +49,7 @@ def test_what_is_missing_is_named_before_anything_is_made(
     with pytest.raises(UserError, match=re.escape(said)):
         Benchmark(f"zeroshot_{task}", dataset, str(tmp_path)).build(None)
     assert sorted(tmp_path.rglob("*")) == before
-    with pytest.raises(UserError, match=r"no such folder|did you mean|is for"):
+    with pytest.raises(UserError, match=r"no such folder|did you mean|belongs to"):
         Benchmark(f"zeroshot_{task}", dataset, str(tmp_path / "none")).check()
 
 
@@ -67,7 +67,7 @@ def test_imagenetv2_is_sorted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "dataset", "language", "said"),
     [
-        ("classification", "imagenet1k", "fr", "no 'fr' (known: ar, cn, en, it, jp)"),
+        ("classification", "imagenet1k", "fr", "no language 'fr' (known: ar, cn, en, it, jp)"),
         ("classification", "digit_scenes", "it", "known: en"),
         ("retrieval", "mscoco_captions", "de", "known: en"),
     ],
@@ -110,4 +110,4 @@ def test_class_folders_that_are_missing_are_named(tmp_path: Path, dataset: str, 
     assert said in missing()
     for name in [*gone, "extra"]:
         (tmp_path / folder / name).mkdir()
-    assert f"{count + 1} class folders; {dataset} has {count}; not of it: extra (get it: " in missing()
+    assert f"{count + 1} class folders; {dataset} has {count}; unexpected: extra (get it: " in missing()

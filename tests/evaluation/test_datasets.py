@@ -89,7 +89,7 @@ def test_the_six_of_the_paper_in_one_call(tmp_path: Path, parent: Path, model: A
         assert load_file(tmp_path / f"clf_{dataset}.safetensors")["classifier"].shape == (32, columns)
     (table,) = (tmp_path / "results").glob("*.csv")
     headers, row = read_csv(table)
-    assert headers == ["top-1, %", *DATASETS, MEAN]
+    assert headers == ["top-1 (%)", *DATASETS, MEAN]
     assert row[1:-1] == [f"{100 * read(file)['metrics']['acc1']:.2f}" for file in files]
     assert table.with_suffix(".md").read_text() in out
 
@@ -133,7 +133,7 @@ def test_a_broken_archive_is_one_line(tmp_path: Path, parent: Path, model: Any, 
     words = ["--dataset", "wds/animals", "--dataset_root", tmp_path / "animals", "--output", tmp_path / "result.json"]
     for workers in (0, 1):
         code, _, err = call(SCRIPT, *model, *words, "--num_workers", workers)
-        assert (code, "1.tar/0009.png: cannot be read (no image" in err.splitlines()[-1]) == (2, True)
+        assert (code, "1.tar/0009.png: cannot be read (not an image" in err.splitlines()[-1]) == (2, True)
 
 
 def test_retrieval_of_both_has_a_row_each(tmp_path: Path, parent: Path, model: Any, call: Any) -> None:
@@ -143,7 +143,7 @@ def test_retrieval_of_both_has_a_row_each(tmp_path: Path, parent: Path, model: A
     assert code == 0
     headers, *rows = read_csv(tables[1])
     metrics = [f"{side} @{k}" for k in (1, 5, 10) for side in ("image", "text")]
-    assert headers == ["recall, %", *metrics]
+    assert headers == ["recall (%)", *metrics]
     for dataset, row in zip(RETRIEVAL, rows, strict=True):
         found = read(tmp_path / f"{dataset}.json")["metrics"].values()
         assert row == [dataset, *(f"{100 * value:.2f}" for value in found)]
@@ -227,7 +227,7 @@ def test_only_download_calls_the_network(
     (tmp_path / "result.json").unlink()
     monkeypatch.setattr("clip_benchmark.datasets.builder.call", lambda command, shell: None)
     code, _, err = call(SCRIPT, *words, "--download")
-    assert (code, "--download: clip_benchmark could not fetch it: " in err.splitlines()[-1]) == (2, True)
+    assert (code, "--download: clip_benchmark could not download it: " in err.splitlines()[-1]) == (2, True)
 
 
 def test_a_tower_without_text_takes_a_saved_classifier(tmp_path: Path, parent: Path, call: Any) -> None:
@@ -241,6 +241,6 @@ def test_a_tower_without_text_takes_a_saved_classifier(tmp_path: Path, parent: P
         torch.manual_seed(0)
         save_classifier(tmp_path / f"{width}.safetensors", torch.randn(width, 200), header)
     code, _, err = call(SCRIPT, *words, "--load_clfs", tmp_path / "65.safetensors")
-    assert (code, "embeddings 65 wide; those of test_vit's images are 64" in err) == (2, True)
+    assert (code, "embeddings of width 65, but the image embeddings of test_vit have width 64" in err) == (2, True)
     assert call(SCRIPT, *words, "--load_clfs", tmp_path / "64.safetensors")[0] == 0
     assert read(tmp_path / "result.json")["num_images"] == 200

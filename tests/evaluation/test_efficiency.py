@@ -74,7 +74,7 @@ def test_a_folder_beside_its_dense_one(
     assert dense["flops"] - pruned["flops"] == 2 * tokens * dropped * 2 * width
     theory = record["speedup"]["theoretical"]
     assert theory == dense["flops"] / pruned["flops"]
-    assert f"speed-up in theory: {theory:.2f}" in out
+    assert f"theoretical speed-up: {theory:.2f}" in out
     assert compiled == [[256] * 5, WIDTHS] * 2
     names = [(cell["precision"], cell["mode"], cell["tower"]) for cell in record["cells"]]
     assert names == [*product(("fp32", "bf16"), ("eager", "compiled"), ("dense", "pruned"))]
@@ -136,7 +136,7 @@ def test_a_folder_on_meta_has_the_speedup_of_theory(call: Any, folder: Path) -> 
     code, out, _ = call(SCRIPT, "--model", folder, "--meta")
     assert (code, "images/s" in out, "measured" in out) == (0, False, False)
     pruned_flops = 8755200 - 2 * 17 * (5 * 256 - sum(WIDTHS)) * 2 * 64
-    assert f"speed-up in theory: {8755200 / pruned_flops:.2f}" in out
+    assert f"theoretical speed-up: {8755200 / pruned_flops:.2f}" in out
 
 
 def test_the_paper_tower_on_meta(call: Any, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_the_paper_tower_on_meta(call: Any, tmp_path: Path) -> None:
     assert code == 0
     assert _cells(out, "input") == ["224²"]
     assert _cells(out, "parameters") == ["1.01B"]
-    assert _cells(out, "MLP share") == ["68.4%"]
+    assert _cells(out, "share of parameters in MLPs") == ["68.4%"]
     assert _cells(out, "FLOPs without") == ["0.519T"]
     assert _cells(out, "FLOPs with attention") == ["0.534T"]
     record = json.loads((tmp_path / "g.json").read_text())
@@ -157,7 +157,7 @@ def test_the_paper_tower_on_meta(call: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([*TINY, "--meta", "--pretrained", "nowhere"], "--pretrained: 'nowhere' is no file"),
+        ([*TINY, "--meta", "--pretrained", "nowhere"], "--pretrained: 'nowhere' is neither an existing file"),
         (["--model", "ViT-g-41", "--meta"], "did you mean"),
         (["--model", "configs", "--meta"], "configs: holds no config.json"),
     ],
@@ -198,8 +198,10 @@ def test_another_image_size(call: Any, folder: Path) -> None:
     dinov2 = ["--model", "vit_small_patch14_dinov2", "--model_type", "dinov2", "--meta"]
     large, small = (call(SCRIPT, *dinov2, *words)[1] for words in ([], ["--img_size", 224]))
     assert (_cells(large, "input"), _cells(small, "input")) == (["518²"], ["224²"])
-    assert _cells(small, "MLP share") != _cells(large, "MLP share")  # fewer positions
+    assert _cells(small, "share of parameters in MLPs") != _cells(
+        large, "share of parameters in MLPs"
+    )  # fewer positions
     code, _, err = call(SCRIPT, "--model", folder, "--img_size", 64)
-    assert (code, f"error: --img_size: 64: {folder} is of 32 px" in err) == (2, True)
+    assert (code, f"error: --img_size: 64: {folder} has the fixed image size 32" in err) == (2, True)
     code, _, err = call(SCRIPT, *TINY, "--img_size", 32, "--meta")
     assert code == 0, err

@@ -136,7 +136,7 @@ def test_duplicated_images_are_all_known(tmp_path: Path, pictures: Path, call: A
             shutil.copy(path, folder / f"{path.stem}_{copy}.png")
     roots = ["--train_root", tmp_path / "train", "--val_root", pictures / "val"]
     code, out, _ = call(SCRIPT, *MODEL, *roots, "--output", tmp_path / "result.json")
-    assert (code, "skipped k = 200: more than the 180 training images" in out) == (0, True)
+    assert (code, "skipped k = 200: there are only 180 training images" in out) == (0, True)
     record = json.loads((tmp_path / "result.json").read_text())
     assert list(record["metrics"]) == ["knn10", "knn20", "knn100"]
     assert record["metrics"]["knn10"] == 1.0
@@ -148,13 +148,13 @@ def test_the_second_run_does_nothing(tmp_path: Path, pictures: Path, call: Any) 
     code, out, _ = call(SCRIPT, *words)
     assert (code, "already done" in out) == (0, False)
     _, _, _, _, counted, skipped, *rest = out.splitlines(keepends=True)
-    assert counted.startswith("45 images; judging by one batch, it will take about ")
-    assert skipped == "skipped k = 100, 200: more than the 27 training images\n"
+    assert counted.startswith("45 images; estimated time, from one batch: about ")
+    assert skipped == "skipped k = 100, 200: there are only 27 training images\n"
     before = (tmp_path / "result.json").stat().st_mtime_ns
     assert call(SCRIPT, *words)[:2] == (0, f"already done: {tmp_path}/result.json\n" + "".join(rest))
     assert (tmp_path / "result.json").stat().st_mtime_ns == before
     code, _, err = call(SCRIPT, *words, "--batch_size", 7)
-    assert (code, len(err.splitlines()), "batch_size = 256, asked for 7" in err) == (2, 1, True)
+    assert (code, len(err.splitlines()), "batch_size = 256, but this run has 7" in err) == (2, 1, True)
 
 
 def test_a_pruned_folder_can_be_measured(
@@ -186,11 +186,11 @@ def test_mistakes_in_the_folders_are_one_line(tmp_path: Path, pictures: Path, ca
     assert "val/cat/0.png: cannot be read" in said()
     for path in (root / "val" / "cat").iterdir():
         path.unlink()
-    assert said().endswith("/val: no image in the class folder cat")
+    assert said().endswith("/val: the class folder cat holds no image")
     (root / "val" / "cat").rmdir()
-    assert said() == f"error: --val_root: {root}/val: lacks the class cat of the other folder"
+    assert said() == f"error: --val_root: {root}/val: has no folder for the class cat of the other folder"
     shutil.move(root / "train" / "dog", root / "val" / "cat")
-    assert said() == f"error: --train_root: {root}/train: lacks the class dog of the other folder"
+    assert said() == f"error: --train_root: {root}/train: has no folder for the class dog of the other folder"
     shutil.rmtree(root / "val")
     assert said() == f"error: --val_root: {root}/val: no such folder"
     (root / "val").mkdir()
@@ -203,7 +203,7 @@ def test_too_few_training_images(tmp_path: Path, pictures: Path, call: Any) -> N
         write_image(tmp_path / name / "0.png", 0, 0)
     roots = ["--train_root", tmp_path, "--val_root", pictures / "val"]
     code, _, err = call(SCRIPT, *MODEL, *roots, "--output", tmp_path / "result.json")
-    assert (code, err) == (2, "error: --train_root: 3 images; the least k is 10\n")
+    assert (code, err) == (2, "error: --train_root: 3 images are too few; the smallest k is 10\n")
 
 
 @pytest.mark.slow
@@ -213,4 +213,4 @@ def test_another_image_size_is_another_measurement(tmp_path: Path, pictures: Pat
     assert call(SCRIPT, *words, "--img_size", 28)[0] == 0
     assert json.loads((tmp_path / "result.json").read_text())["settings"]["img_size"] == 28
     code, _, err = call(SCRIPT, *words, "--img_size", 42)
-    assert (code, "result.json was made with img_size = 28, asked for 42" in err) == (2, True)
+    assert (code, "result.json was made with img_size = 28, but this run has 42" in err) == (2, True)

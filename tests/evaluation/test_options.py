@@ -55,19 +55,19 @@ PAPER = ["--model", "ViT-g-14", "--dataset", "paper", "--dataset_root", "nowhere
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--output", "a.json"], "--output: a.json: one file for several datasets; write {dataset} into it"),
+        (["--output", "a.json"], "--output: a.json: one file for several datasets; put {dataset} into its name"),
         (["--save_clf", "a.safetensors"], "--save_clf: a.safetensors: one file for several datasets"),
         (["--load_clfs", "clfs"], "--load_clfs: clfs/imagenet1k.safetensors: no such file"),
         (["--table", "a.txt"], "--table: a.txt: expected a file that ends in .md or .csv"),
         (["--text_batch_size", "0"], "--text_batch_size: 0 is less than 1"),
-        (["--task", "zeroshot_retrieval"], "imagenet1k is for --task zeroshot_classification"),
+        (["--task", "zeroshot_retrieval"], "imagenet1k belongs to --task zeroshot_classification"),
         (["--task", "zeroshot_retrieval", "--save_clf", "a"], "zeroshot_retrieval has no text classifier"),
         (["--classnames", "README.md"], "--classnames: only for --dataset imagefolder"),
         (["--dataset", "imagefolder"], "--dataset_root: nowhere: no such folder"),
-        (["--dataset", "imagefolder", "--dataset_root", "amp", "--language", "it"], "--language: it: the words of"),
+        (["--dataset", "imagefolder", "--dataset_root", "amp", "--language", "it"], "--language: it: not used with"),
         (
             ["--task", "zeroshot_retrieval", "--dataset", "captions", "--dataset_root", "amp"],
-            "--captions: missing; name",
+            "--captions: missing; give",
         ),
         ([], "nowhere/imagenet1k: no such folder"),
     ],
@@ -95,7 +95,11 @@ def test_mistakes_of_zero_shot_answer_at_once(at_once: Any, words: list[Any], sa
         (EFFICIENCY, [*TINY, "--img_size", 0], "--img_size: 0 is less than 1"),
         (EFFICIENCY, [*TINY, "--json", "tests"], "--json: tests: is a folder"),
         (EFFICIENCY, [*TINY, "--json", "README.md/a.json"], "--json: README.md: "),
-        (SPEED, [*TINY, "--dataset", "wds/x", "--dataset_root", "x"], "--dataset: wds/x is a stream; name one whose"),
+        (
+            SPEED,
+            [*TINY, "--dataset", "wds/x", "--dataset_root", "x"],
+            "--dataset: wds/x is a stream; give a dataset whose",
+        ),
     ],
 )
 def test_mistakes_in_the_options_answer_at_once(at_once: Any, script: str, words: list[Any], said: str) -> None:

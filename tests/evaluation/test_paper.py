@@ -12,7 +12,7 @@ def record(dataset: str, acc1: float, **more: Any) -> dict[str, Any]:
 
 def test_the_table_stands_beside_the_published_numbers() -> None:
     headers, rows = summarise([record(dataset, 0.7) for dataset in DATASETS])
-    assert headers == ["top-1, %", *DATASETS, MEAN]
+    assert headers == ["top-1 (%)", *DATASETS, MEAN]
     assert rows == [
         ["m", *["70.00"] * 7],
         ["published: dense", "78.5", "60.8", "90.2", "71.7", "67.5", "69.2", "73.0"],
@@ -21,7 +21,7 @@ def test_the_table_stands_beside_the_published_numbers() -> None:
     ]
     several = record("voc2007_multilabel", 0.0, metrics={"mean_average_precision": 0.25})
     headers, rows = summarise([record("objectnet", 0.5), several])
-    assert headers == ["top-1, %", "objectnet", "voc2007_multilabel (mAP)"]
+    assert headers == ["top-1 (%)", "objectnet", "voc2007_multilabel (mAP)"]
     assert rows[0] == ["m", "50.00", "25.00"]
     assert rows[1] == ["published: dense", "69.2", "-"]
     assert len(summarise([record("mnist", 0.5)])[1]) == len(summarise([record("objectnet", 1, base="x")])[1]) == 1

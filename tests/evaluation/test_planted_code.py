@@ -110,7 +110,7 @@ def test_the_targets_of_a_shard_are_refused(tmp_path: Path, ran: Path, payload: 
 def test_images_of_a_shard_are_no_pickles(tmp_path: Path, ran: Path, payload: bytes) -> None:
     root = fake_benchmarks.build("wds/animals", tmp_path)
     plant(root, {"png": payload})
-    assert "test/0.tar/0000.png: cannot be read (no image of a known format)" in refusal(lambda: read(root))
+    assert "test/0.tar/0000.png: cannot be read (not an image of a known format)" in refusal(lambda: read(root))
     assert not ran.exists()
 
 

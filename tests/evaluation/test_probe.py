@@ -61,7 +61,7 @@ def test_the_regularisation_is_the_best_on_training_images_held_out() -> None:
 def test_too_few_images() -> None:
     features_ND, labels_N = clouds(9, 0.1)
     assert "no class has 4 training images" in refusal(lambda: fit_probe(features_ND, labels_N))
-    assert "holds one class" in refusal(lambda: fit_probe(features_ND, labels_N * 0))
+    assert "holds only one class" in refusal(lambda: fit_probe(features_ND, labels_N * 0))
 
 
 def test_other_processes_are_told(tmp_path: Path) -> None:
@@ -94,21 +94,24 @@ def test_one_folder_of_classes_is_divided_aloud(tmp_path: Path, pictures: Path, 
     words = [*MODEL, "--dataset_root", pictures, "--output", tmp_path / "r.json"]
     code, out, err = call(f"eval/eval_{name}.py", *words)
     assert code == 0, err
-    said = "has no train/: one image in 4 of each class is held out to test on, 4 of 16 images"
+    said = "has no train/: testing on 4 of 16 images, one in 4 of each class, not used for training"
     assert f"{pictures} {said}" in out
     record = json.loads((tmp_path / "r.json").read_text())
     assert (record["num_images"], record["num_train_images"], record["settings"]["held_out"]) == (4, 12, 4)
     assert record["metrics"]["acc1" if name == "probe" else "knn10"] == 1.0
     assert "already done" in call(f"eval/eval_{name}.py", *words)[1]
     code, _, err = call(f"eval/eval_{name}.py", *words, "--held_out", 2)
-    assert (code, "held_out = 4, asked for 2" in err) == (2, True)
+    assert (code, "held_out = 4, but this run has 2" in err) == (2, True)
 
 
 def test_mistakes_are_one_line(tmp_path: Path, pictures: Path, call: Any) -> None:
     for words, said in (
         (["--dataset_root", tmp_path / "none"], "--train_root: "),
         (["--dataset_root", pictures, "--held_out", 9], "--held_out: 9: no class of "),
-        (["--train_root", pictures, "--val_root", pictures, "--held_out", 3], "--held_out: for one folder"),
+        (
+            ["--train_root", pictures, "--val_root", pictures, "--held_out", 3],
+            "--held_out: not allowed with --train_root",
+        ),
         (["--dataset_root", pictures / "dark"], "holds no class folder"),
     ):
         code, _, err = call(SCRIPT, *MODEL, *words, "--output", tmp_path / "r.json")

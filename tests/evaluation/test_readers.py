@@ -50,9 +50,9 @@ def test_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
     root = fake_benchmarks.build("wds/animals", tmp_path)
     (root / "classnames.txt").write_text("cat\ndog\nhog\nfox\n")
     message = refusal(lambda: build(root, "wds/animals", "classification"))
-    assert message.endswith("test/0.tar/0004.cls: label 4; of the 4 of classnames.txt, 0 to 3 are allowed")
+    assert message.endswith("test/0.tar/0004.cls: label 4; classnames.txt has 4 classes, so 0 to 3 are allowed")
     (root / "classnames.txt").unlink()
-    assert "needs classnames.txt" in refusal(lambda: build(root, "wds/animals", "classification"))
+    assert "classnames.txt is missing" in refusal(lambda: build(root, "wds/animals", "classification"))
 
 
 def coco(root: Path, images: list[Any], annotations: list[Any]) -> Path:
@@ -77,10 +77,10 @@ def test_every_caption_is_its_image_s_own(tmp_path: Path) -> None:
     ("images", "captions", "said"),
     [
         ([1, 2], {"1": "one", "2": "two"}, "a.jpg has no caption"),
-        ([1, "2"], {1: "one", "2": "two"}, "allowed is one kind of both"),
-        ([1, 1], {1: "one"}, "image id 1; allowed are numbers or texts, each once"),
-        ([1, None], {1: "one"}, "image id None;"),
-        ([1, 2], {1: "one", 2: None}, "b.jpg is None, no text"),
+        ([1, "2"], {1: "one", "2": "two"}, "must be all numbers or all texts"),
+        ([1, 1], {1: "one"}, "image id 1 is repeated, or is neither a number nor a text"),
+        ([1, None], {1: "one"}, "image id None is"),
+        ([1, 2], {1: "one", 2: None}, "b.jpg is None, not a text"),
     ],
 )
 def test_annotations_of_other_types_are_refused(tmp_path: Path, images: Any, captions: Any, said: str) -> None:
@@ -111,7 +111,7 @@ def test_features_and_classifiers_that_are_no_numbers_are_refused(tmp_path: Path
     header = {"num_classes": "3", "dataset": "x", "language": "en", "frame": "f", "model": "m", "classes_sha256": "0"}
     save_classifier(tmp_path / "c.safetensors", torch.full((2, 3), torch.nan), header)
     message = refusal(lambda: load_classifiers([str(tmp_path / "c.safetensors")], header, 2))
-    assert message.startswith(f"--load_clfs: {tmp_path}/c.safetensors: holds values that are no numbers")
+    assert message.startswith(f"--load_clfs: {tmp_path}/c.safetensors: holds values that are NaN or infinite")
     featurizer = Featurizer(tower, num_workers=0)
     images = [(torch.full((3, 32, 32), torch.nan), 0)]
-    assert "its features are no numbers" in refusal(lambda: featurizer.features(images, "train"))  # type: ignore
+    assert "its features are NaN or infinite" in refusal(lambda: featurizer.features(images, "train"))  # type: ignore

@@ -37,7 +37,7 @@ def test_a_result_holds_what_decided_it(tmp_path: Path) -> None:
     assert written["settings"] == {**options.decisive(), "model_sha256": None, "more": 1}
     for own, more, said in (
         ({**digests, "pretrained_sha256": "def"}, 1, "before the weights changed"),
-        (digests, 2, "with more = 1, asked for 2"),
+        (digests, 2, "with more = 1, but this run has 2"),
     ):
         other = open_evaluation(options, ("data", "knn"), own, more=more)
         message = refusal(lambda other=other: other.found(other.name))
@@ -72,5 +72,5 @@ def test_a_file_inside_of_a_folder_is_no_model(folder: Path) -> None:
     options = KnnOptions(
         model=str(GOLDEN / "tiny-clip.json"), pretrained=f"{folder}/model.safetensors", train_root="a", val_root="b"
     )
-    said = f"--pretrained: {folder}/model.safetensors: is a part of a pruned model; give its folder, {folder}"
+    said = f"--pretrained: {folder}/model.safetensors: is one file of a pruned model; give the folder, {folder}"
     assert refusal(lambda: open_model(options, "fp32", "cpu")) == said

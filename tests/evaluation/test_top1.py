@@ -64,7 +64,7 @@ def test_top1_is_that_of_a_computation_by_hand(tmp_path: Path, hf: Path, picture
     words = ["--model", hf, "--model_type", "hf", "--dataset_root", pictures, "--num_workers", 0]
     code, out, err = call(SCRIPT, *words, "--batch_size", 4, "--output", tmp_path / "r.json")
     assert code == 0, err
-    assert "in the order of the model's 6 classes by the model's own labels" in out
+    assert "matched to the model's 6 classes by the model's own labels" in out
     metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
     with torch.no_grad():
         assert (metrics["acc1"], metrics["acc5"]) == _by_hand(build_tower(settings(hf)), pictures, [4, 1, 2])
@@ -108,18 +108,23 @@ def test_which_output_is_which_folder(tmp_path: Path) -> None:
             named,
             ["acorn", "tensh"],
             None,
-            "the class folder tensh is none of the model's labels; did you mean 'tench'?",
+            "the class folder tensh matches none of the model's labels; did you mean 'tench'?",
         ),
-        (_classifier(["a, b", "b", "c"]), ["b"], None, "the class folder b is 2 of the model's labels; --labels FILE"),
+        (
+            _classifier(["a, b", "b", "c"]),
+            ["b"],
+            None,
+            "the class folder b matches 2 of the model's labels; list the class folder",
+        ),
         (imagenet, ["n99999999"], None, "ImageNet's 3 classes have no n99999999"),
         (
             _classifier(),
             ["a", "b"],
             None,
-            "2 class folders, 3 classes of the model, which does not name them; --labels",
+            "2 class folders, but 3 classes of the model, which records no labels; list",
         ),
         (_classifier(), ["a", "d"], str(file), f"--labels: {file} has no line d"),
-        (_classifier(count=4), ["a"], str(file), f"--labels: {file}: 3 lines; the model has 4 classes"),
+        (_classifier(count=4), ["a"], str(file), f"--labels: {file}: 3 lines, but the model has 4 classes"),
     ):
         assert said in refusal(lambda own=own, folders=folders, labels=labels: class_order(own, folders, labels))
 
@@ -132,6 +137,6 @@ def test_imagenet_has_the_ids_of_a_thousand_classes() -> None:
 
 
 def test_a_model_without_a_classifier(tmp_path: Path, meta: Tower, pictures: Path) -> None:
-    assert "ends in no classifier" in refusal(lambda: open_classifier(meta))
+    assert "has no classifier" in refusal(lambda: open_classifier(meta))
     headless = ModelSettings(frame="timm", name="vit_tiny_patch16_224", kwargs={"num_classes": 0})
-    assert "ends in no classifier" in refusal(lambda: open_classifier(build_tower(headless, "meta")))
+    assert "has no classifier" in refusal(lambda: open_classifier(build_tower(headless, "meta")))

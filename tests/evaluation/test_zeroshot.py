@@ -214,11 +214,11 @@ def test_the_second_run_does_nothing(tmp_path: Path, model: Any, faces: str, cal
     before = (tmp_path / "result.json").stat().st_mtime_ns
     code, again, _ = call(SCRIPT, *words)
     opening, rest = out.split("fer2013, zeroshot_classification: ")
-    assert "it will take about" in opening
+    assert "estimated time, from one batch: about" in opening
     assert (code, again) == (0, f"already done: {tmp_path}/result.json\nfer2013, zeroshot_classification: {rest}")
     assert (tmp_path / "result.json").stat().st_mtime_ns == before
     code, _, err = call(SCRIPT, *words, "--batch_size", 7)
-    assert (code, len(err.splitlines()), "batch_size = 256, asked for 7" in err) == (2, 1, True)
+    assert (code, len(err.splitlines()), "batch_size = 256, but this run has 7" in err) == (2, 1, True)
 
 
 def test_a_saved_classifier_replaces_the_texts(tmp_path: Path, model: Any, faces: str, call: Any) -> None:
@@ -244,7 +244,7 @@ def test_a_classifier_of_something_else_is_refused(tmp_path: Path, clip: Tower) 
     for other, width, said in (
         (header | {"model": "ViT-B-32"}, 32, "made for open_clip tiny on fer2013"),
         (header | {"dataset": "mnist", "classes_sha256": "of mnist"}, 32, "not for open_clip tiny on mnist"),
-        (header, 64, "embeddings 32 wide; those of tiny's images are 64"),
+        (header, 64, "embeddings of width 32, but the image embeddings of tiny have width 64"),
     ):
         with pytest.raises(UserError, match=said):
             load_classifiers([str(path)], other, width)
@@ -264,7 +264,7 @@ def test_a_classifier_file_runs_no_code(tmp_path: Path, clip: Tower) -> None:
     files[0].write_bytes(pickle.dumps(Malicious(target)))
     torch.save(Malicious(target), files[1])
     files[2].write_bytes(bytes(range(256)) * 4)
-    for file, said in zip(files, ("refused", "refused", "no text classifier", "No such file"), strict=True):
+    for file, said in zip(files, ("refused", "refused", "not a text classifier", "No such file"), strict=True):
         with pytest.raises(UserError, match=said):
             load_classifiers([str(file)], header, 32)
     assert not target.exists()

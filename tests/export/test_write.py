@@ -155,7 +155,7 @@ def test_a_file_that_gives_something_else_is_not_left(
     before = (out / PT2).read_bytes()
     with torch.no_grad():
         tower.model.head.bias.fill_(1e6)
-    with pytest.raises(StoppedError, match=r"no numbers.*use fp32"):
+    with pytest.raises(StoppedError, match=r"NaN or infinite.*use fp32"):
         export_tower(tower, out / PT2, "fp16")
     monkeypatch.setitem(check.BOUNDS, "fp32", -1.0)
     with pytest.raises(StoppedError, match="differ from the model's"):
@@ -206,7 +206,7 @@ def test_the_command(folder: Path, tower: Tower, tmp_path: Path, call: Callable[
         (["{folder}", "{tmp}/model.tflite"], ".onnx or .pt2"),
         (["{folder}", "{tmp}"], ".onnx or .pt2"),
         (["{folder}", "{folder}/config.json/model.pt2"], "TO"),
-        (["{folder}", "{tmp}/there.pt2"], "is there already"),
+        (["{folder}", "{tmp}/there.pt2"], "already exists"),
         (["{folder}", "{tmp}/model.pt2", "--output", "logits"], "embeddings and features"),
         (["{folder}", "{tmp}/model.pt2", "--precision", "int8"], "int8"),
         (["{tmp}/nothing", "{tmp}/model.pt2"], "nothing"),

@@ -25,7 +25,7 @@ def test_it_tells_sizes_measurements_and_the_command(tower: Tower, kept: list[li
     measured, command = {"top-1 on digits": "97.1 %"}, "python main_prune.py --config_file a.yaml"
     save_tower(tower, kept, PROVENANCE, tmp_path / "a", measured=measured, command=command)
     text = (tmp_path / "a" / "README.md").read_text()
-    assert "first to last: 8, 256, 31, 1, 100; dense: 256 in each." in text
+    assert "from the first block to the last: 8, 256, 31, 1, 100; dense: 256 in each." in text
     assert "| top-1 on digits | 97.1 % |" in text
     assert f"\n    {command}\n" in text
     assert str(tmp_path) not in text
@@ -48,7 +48,7 @@ def test_an_edited_card_stays(
     edited = card.read_text()
     save_tower(tower, kept, {}, tmp_path / "a", command="a third")
     assert card.read_text() == edited
-    assert capsys.readouterr().out == f"note: {card} was edited and stays as it is\n"
+    assert capsys.readouterr().out == f"note: {card} was edited by hand and is kept\n"
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,4 @@ def test_nothing_stale_is_left_for_the_library(tmp_path: Path) -> None:
     assert is_there(folder / "config.json")
     (folder / "amp.json").unlink()
     assert not is_there(folder / "config.json"), "what is left is transformers' own"
-    assert "describes no folder of this project" in refusal(lambda: load_tower(folder))
+    assert "does not describe a pruned model" in refusal(lambda: load_tower(folder))

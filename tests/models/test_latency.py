@@ -32,4 +32,7 @@ def test_a_batch_that_does_not_fit_is_told(tower: Tower, monkeypatch: pytest.Mon
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(latency, "seconds_of", full)
-    assert refusal(lambda: tower_seconds(tower, 64)) == "batch_size: 64 images do not fit the device's memory"
+    assert (
+        refusal(lambda: tower_seconds(tower, 64))
+        == "batch_size: a batch of 64 images does not fit in the device's memory"
+    )

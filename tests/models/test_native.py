@@ -29,7 +29,7 @@ from amp.towers.frames.eva_clip import REGISTERED
 pytestmark = pytest.mark.slow
 
 IMAGE = Image.effect_noise((50, 40), 64).convert("RGB")
-CODE, OWN, LINES = "modeling_pruned.py", "", "the dense model is resized"
+CODE, OWN, LINES = "modeling_pruned.py", "", "resizes the dense model"
 # Class, config, the one width of all blocks, and how that is said: with code, in the library's own words, or in lines.
 HF = [
     ("CLIPModel", DUAL, 24, OWN),
@@ -198,7 +198,7 @@ def test_save_pretrained_writes_what_reads_back(name: str, read: dict[str, Read]
                 assert type(one.config).__name__ == kind.config_class.__name__
                 assert isinstance(one.config, kind.config_class)
                 said = refusal(partial(one.save_pretrained, tmp_path / own.folder.name))
-                assert "cannot say widths that differ by block; amp.save(model, folder) writes them" in said
+                assert "cannot record widths that differ between blocks; use amp.save(model, folder)" in said
             assert not (tmp_path / own.folder.name / "config.json").exists()
         else:
             model.save_pretrained(tmp_path / own.folder.name)

@@ -184,7 +184,7 @@ output: {{dir: {tmp_path}/out}}
         words = ["--model", settings.name, "--model_type", settings.frame, "--pretrained", tmp_path / "published.pth"]
         words += ["--dataset_root", golden_images, "--num_workers", 0, "--output", tmp_path / "knn.json"]
         code, out, err = call("eval/eval_knn.py", *words)
-        assert (code, "64 to vote" in out) == (0, True), err
+        assert (code, "64 training images" in out) == (0, True), err
 
 
 @pytest.mark.parametrize("model", ["open_clip"], indirect=True)
@@ -215,16 +215,16 @@ def test_zero_shot_with_the_text_tower_of_the_dense_model(
 DAMAGES: dict[str, tuple[Callable[[State], State], str]] = {
     "wider": (
         lambda s: _resized(s, 2, 300),
-        "block transformer.resblocks.2: 300 wide, more than the dense model's 256",
+        "block transformer.resblocks.2: has 300 neurons, more than the 256 of the dense model",
     ),
-    "empty": (lambda s: _resized(s, 2, 0), "block transformer.resblocks.2: holds no neuron"),
+    "empty": (lambda s: _resized(s, 2, 0), "block transformer.resblocks.2: has no neuron"),
     "missing": (
         lambda s: {name: tensor for name, tensor in s.items() if ".1." not in name},
         "block transformer.resblocks.1: missing",
     ),
     "mixed": (
         lambda s: s | {"transformer.resblocks.3.mlp.c_fc.weight": s["transformer.resblocks.3.mlp.c_fc.weight"][:9]},
-        "block transformer.resblocks.3: of two models",
+        "block transformer.resblocks.3: its tensors do not fit together",
     ),
     "more": (lambda s: s | {"transformer.resblocks.5.ln_1.bias": torch.ones(64)}, "not the vision tower of"),
     "less": (lambda s: {name: tensor for name, tensor in s.items() if name != "proj"}, "not the vision tower of"),
@@ -261,8 +261,8 @@ def test_mistakes_of_the_converter(model: Model, tmp_path: Path, call: Callable[
     mistakes = {
         "FROM": [tmp_path / "gone", new],
         "--model: missing": [tmp_path / "published.pt", new],
-        "is there already": [tmp_path / "pruned", tmp_path / "published.pt"],
-        "only for a published": [tmp_path / "pruned", new, "--model", "x"],
+        "already exists": [tmp_path / "pruned", tmp_path / "published.pt"],
+        "only allowed with a published": [tmp_path / "pruned", new, "--model", "x"],
         "expected a file name": [tmp_path / "pruned", new],
         "--text_pretrained: missing": [tmp_path / "published.pt", new, "--model", settings.name],
         "not a pruned vision tower": [settings.pretrained, new, "--model", settings.name],

@@ -30,15 +30,16 @@ def test_a_standard_error_above_the_threshold_says_how_many_images_would_tell(
 ) -> None:
     says = warned(capsys, [700, 14], [0.004, 0.04], 2)
     assert says.startswith(
-        "warning: data.num_val_samples: what 1 of 2 pruned blocks add to the entropy is known to 0.04"
+        "warning: data.num_val_samples: for 1 of 2 pruned blocks, the measured increase of entropy is uncertain "
+        "by up to 0.04"
     )
-    assert "prune.entropy_increase is 0.01; 1024 held-out images would tell" in says
-    assert "block 1 keeps 14 of 768 neurons" in says
+    assert "prune.entropy_increase (0.01); about 1024 held-out images are needed" in says
+    assert "block 1 keeps only 14 of 768 neurons" in says
     assert "keeps" not in warned(capsys, [700, 400], [0.004, 0.04], 2)
 
 
 def test_a_collapse_is_told_where_few_batches_decided(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "block 0 keeps 14 of 768 neurons" in warned(capsys, [14, 700], [None, 0.001], 2)
+    assert "block 0 keeps only 14 of 768 neurons" in warned(capsys, [14, 700], [None, 0.001], 2)
     assert not warned(capsys, [14, 700], [0.001, 0.001], 8)
     assert not warned(capsys, [100, 700], [0.001, 0.001], 2)
 
@@ -46,8 +47,8 @@ def test_a_collapse_is_told_where_few_batches_decided(capsys: pytest.CaptureFixt
 def test_few_batches_are_told_before_the_search(capsys: pytest.CaptureFixture[str]) -> None:
     warn_of_few(2, DATA)
     says = capsys.readouterr().err
-    assert says.startswith("warning: data.num_val_samples: 2 held-out batches of 32 images decide the widths; ")
-    assert "256 or more" in says
+    assert says.startswith("warning: data.num_val_samples: only 2 held-out batches of 32 images decide the widths; ")
+    assert "256 held-out images or more" in says
     warn_of_few(8, DATA)
     assert not capsys.readouterr().err
 
@@ -57,12 +58,12 @@ def test_few_batches_are_told_before_the_search(capsys: pytest.CaptureFixture[st
     [
         (
             {"width_multiple": 1000},
-            "prune.width_multiple: 1000 is more than any block's 256 neurons",
+            "prune.width_multiple: 1000 is more than the 256 neurons of the widest block",
         ),
-        ({"min_width": 256}, "prune.min_width: 256: no block could be narrowed"),
+        ({"min_width": 256}, "prune.min_width: 256: no block can be narrowed"),
         (
             {"width_multiple": 256, "allocation": "uniform", "target": {"params": 0.5}},
-            "prune.width_multiple: 256: no block could be narrowed; the widest has 256 neurons",
+            "prune.width_multiple: 256: no block can be narrowed; the widest has 256 neurons",
         ),
     ],
 )
@@ -76,7 +77,7 @@ def test_a_search_on_two_batches_warns_and_records_its_standard_errors(
 ) -> None:
     code, _, err = call("main_prune.py", "--config_file", prune_yaml, "--set", "prune.search_steps=2")
     assert code == 0
-    assert "warning: data.num_val_samples: 2 held-out batches of 32 images decide" in err
+    assert "warning: data.num_val_samples: only 2 held-out batches of 32 images decide" in err
     record = json.loads((scored / "prune.json").read_text())
     assert len(record["standard_errors"]) == sum(width < 256 for width in record["widths"]) > 0
     assert min(record["standard_errors"]) > 0

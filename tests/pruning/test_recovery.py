@@ -37,7 +37,7 @@ def sliced(tower: Tower) -> None:
 
 
 def test_images_that_are_no_whole_batch_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    for asked, said in ((20, "prune.recover_images: 20; 16 are taken, whole batches of 8"), (16, "")):
+    for asked, said in ((20, "prune.recover_images: 20; only 16 are used (full batches of 8)"), (16, "")):
         Recovery(build(), images(4), SearchSettings(recover_steps=1, recover_images=asked))
         out = capsys.readouterr().out
         assert (said in out) == bool(out or not said)

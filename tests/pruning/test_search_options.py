@@ -94,15 +94,15 @@ def test_a_size_out_of_reach_is_refused(tower: Tower, scores: list[Tensor], tmp_
     """Before anything is measured where no network is that small; else what was measured stays, and is told."""
     settings = SearchSettings(target=TargetSettings(params=0.2))
     says = refusal(lambda: prune(networks_of(tower, scores, ScriptedEntropy(tower, pytest.fail)), settings, share))
-    smallest = "the smallest network of these settings has 0.344 of the dense parameters"
+    smallest = "the smallest network with these settings has 0.344 of the dense parameters"
     assert says == f"prune.target.params: 0.2: out of reach; {smallest}"
     path = tmp_path / "journal.jsonl"
     networks = NarrowedNetworks(tower, scores, Slope(tower), Journal(path, {"settings": {"prune": {}}}, [0.01]))
     settings = settings.model_copy(update={"width_multiple": 1})
     cliff = RelativeSize((lambda width: np.where(np.asarray(width) > 1, 0, 0.16),) * 5)
     says = refusal(lambda: prune(networks, settings, cliff))
-    assert says.startswith("prune.target.params: 0.2: out of reach; the closest network of these settings has 1 ")
-    assert says.endswith(f"; {path} keeps what was measured for it")
+    assert says.startswith("prune.target.params: 0.2: out of reach; the closest network with these settings has 1 ")
+    assert says.endswith(f"; the measurements are kept in {path}")
     assert len(path.read_text().splitlines()) > 10
     assert tower.widths == [256] * 5
 
@@ -162,7 +162,7 @@ def test_blocks_that_are_not_there_are_refused(tower: Tower) -> None:
     says = refusal(lambda: check_widths(tower, SearchSettings(blocks=(4, 5))))
     assert says == "prune.blocks: 5: the tower has blocks 0 to 4"
     says = refusal(lambda: check_widths(tower, SearchSettings(width_multiple=1000)))
-    assert says == "prune.width_multiple: 1000 is more than any block's 256 neurons"
+    assert says == "prune.width_multiple: 1000 is more than the 256 neurons of the widest block"
 
 
 def test_a_fall_counts_too_if_asked(tower: Tower, scores: list[Tensor]) -> None:

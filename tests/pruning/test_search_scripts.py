@@ -56,7 +56,7 @@ def test_an_interrupted_search_goes_on_and_ends_in_the_same_bytes(
     before = journal.read_bytes()
     code, console, _ = call("main_prune.py", *whole, "--set", "prune.two_sided=true")
     assert (code, journal.read_bytes()) == (0, before)
-    assert f"another pruning of these scores; this one goes to {out}/increase-" in console
+    assert f"another pruning with these scores; this one is written to {out}/increase-" in console
     assert call("main_prune.py", *whole)[0] == 0
     resumed = without_times(out), (out / "pruned" / "model.safetensors").read_bytes()
     for name in ("prune.json", "prune_journal.jsonl"):

@@ -70,9 +70,9 @@ def test_settings_choose_between_search_and_widths(
 @pytest.mark.parametrize(
     ("widths", "says"),
     [
-        ([64, 64, 64, 64], "prune.widths: 4 widths, the tower has 5 blocks"),
-        ([64, 64, 64, 64, 64, 64], "prune.widths: 6 widths, the tower has 5 blocks"),
-        ([64, 64, 257, 64, 64], "prune.widths: 257 at block 2, which has 256 neurons"),
+        ([64, 64, 64, 64], "prune.widths: 4 widths, but the tower has 5 blocks"),
+        ([64, 64, 64, 64, 64, 64], "prune.widths: 6 widths, but the tower has 5 blocks"),
+        ([64, 64, 257, 64, 64], "prune.widths: 257 for block 2, which has only 256 neurons"),
     ],
 )
 def test_widths_that_do_not_fit_are_refused_before_anything_is_sliced(

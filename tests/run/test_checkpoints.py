@@ -77,7 +77,7 @@ def test_a_checkpoint_is_of_its_moment_however_long_its_writing_takes(
 def test_what_ends_a_write_is_told_once_by_the_next_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = _checkpoints(tmp_path)
     _save(own, 3, {"a": torch.zeros(2)})
-    message = r"step_0000006 cannot be written \(No space left on device\); last good checkpoint: .*step_0000003; make"
+    message = r"step_0000006 cannot be written \(No space left on device\); last good checkpoint: .*step_0000003; free"
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -129,4 +129,4 @@ def test_a_checkpoint_of_another_run_is_refused_and_an_old_one_without_digests_i
     other = Checkpoints(Run(None, tmp_path, {"settings": settings, "student_sha256": "b"}), 2)
     assert "step_0000006 was made before the student changed" in refusal(lambda: other.record(6))
     other = Checkpoints(Run(None, tmp_path, {"settings": {"optim": {"epochs": 4}}}), 2)
-    assert "step_0000003 was made with optim.epochs = 3, asked for 4" in refusal(lambda: other.record(3))
+    assert "step_0000003 was made with optim.epochs = 3, but this run has 4" in refusal(lambda: other.record(3))

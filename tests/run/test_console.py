@@ -44,33 +44,36 @@ def _raising(error: BaseException) -> Callable[[], None]:
             OSError(errno.ENOSPC, "No space left on device", "out/prune.json"),
             1,
             "stopped: out/prune.json cannot be written (No space left on device); "
-            "make room, then the same command goes on",
+            "free disk space, then run the same command to continue",
         ),
         (
             OSError(errno.EDQUOT, "Disk quota exceeded"),
             1,
-            "stopped: a file cannot be written (Disk quota exceeded); make room, then the same command goes on",
+            "stopped: a file cannot be written (Disk quota exceeded); free disk space, then run the same command to "
+            "continue",
         ),
         (
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
             1,
-            "stopped: a file cannot be written (No space left on device); make room, then the same command goes on",
+            "stopped: a file cannot be written (No space left on device); free disk space, then run the same "
+            "command to continue",
         ),
         (
             OSError(errno.EMFILE, "Too many open files", "a.png"),
             1,
-            "stopped: a.png cannot be opened (Too many open files); raise `ulimit -n`, then the same command goes on",
+            "stopped: a.png cannot be opened (Too many open files); raise `ulimit -n`, then run the same command to "
+            "continue",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "a.yaml"), 2, "error: a.yaml: permission denied"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "prune.png"), 2, "error: prune.png: is a directory"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "error: a/b: not a directory"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a"), 2, "error: a: no such file or directory"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "aaa"), 2, "error: aaa: file name too long"),
-        (MemoryError(), 1, "stopped: out of memory (MemoryError); a smaller batch needs less"),
+        (MemoryError(), 1, "stopped: out of memory (MemoryError); use a smaller batch"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
             1,
-            "stopped: out of memory (CUDA out of memory. Tried to allocate 2 GiB); a smaller batch needs less",
+            "stopped: out of memory (CUDA out of memory. Tried to allocate 2 GiB); use a smaller batch",
         ),
     ],
 )
@@ -101,7 +104,7 @@ def test_a_stop_from_outside_unwinds_and_is_one_line(capsys: pytest.CaptureFixtu
 
     before = signal.getsignal(signal.SIGTERM)
     code, line = _end(main, capsys)
-    assert (code, line) == (143, "stopped: SIGTERM; the same command goes on from what it has saved\n")
+    assert (code, line) == (143, "stopped: SIGTERM; run the same command to continue from what is saved\n")
     assert undone == ["undone"]
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -125,8 +128,8 @@ def test_progress_in_a_file_is_a_line_a_tenth(clock: list[float], capsys: pytest
         clock[0] += 0.125
     lines = _lines(capsys)
     assert len(lines) == 10
-    assert lines[2] == "score: 300 of 1000 batches, 30%, 8 a second, 00:37 so far, 01:27 to go"
-    assert lines[-1] == "score: 1000 of 1000 batches, 100%, 8 a second, 02:05 so far"
+    assert lines[2] == "score: 300 of 1000 batches, 30%, 8 batches/s, 00:37 elapsed, 01:27 left"
+    assert lines[-1] == "score: 1000 of 1000 batches, 100%, 8 batches/s, 02:05 elapsed"
 
 
 def test_progress_that_is_slow_speaks_every_half_minute(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +140,7 @@ def test_progress_that_is_slow_speaks_every_half_minute(clock: list[float], caps
             bar.update()
     lines = _lines(capsys)
     assert len(lines) == 4
-    assert lines[0] == "distil: 403 of 1000 steps, 40%, 10 s each, 00:30 so far, 1:39:30 to go, loss 1"
+    assert lines[0] == "distil: 403 of 1000 steps, 40%, 10 s/step, 00:30 elapsed, 1:39:30 left, loss 1"
 
 
 def test_short_loops_and_loops_within_loops_do_not_flood(

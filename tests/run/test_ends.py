@@ -53,7 +53,7 @@ def test_the_others_of_a_scoring_say_which_ended(
     err = _ended(number, launcher, place, call, rank, how, *words)
     lines = [line for line in err.splitlines() if line.startswith("stopped: process")]
     for line in lines:
-        assert "the same command goes on from what is saved" in line
+        assert "run the same command to continue from what is saved" in line
     if launcher:  # It ends the others too, which may be before they know.
         assert lines or "stopped: SIGTERM" in err or rank == 0
     else:
@@ -93,7 +93,9 @@ def test_a_process_that_comes_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("MASTER_PORT", "1")
     place = Place(1, 2, 1, 2, "127.0.0.1", 1)
     message = refusal(lambda: join(place, torch.device("cpu")))
-    assert message.startswith("MASTER_ADDR, MASTER_PORT: process 1 has not met the others of WORLD_SIZE 2")
+    assert message.startswith(
+        "MASTER_ADDR, MASTER_PORT: process 1 could not connect to the other processes (WORLD_SIZE 2)"
+    )
 
 
 def test_a_process_of_several_ends_whole_whatever_thread_is_left(tmp_path: Path) -> None:

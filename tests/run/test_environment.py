@@ -33,8 +33,11 @@ def test_a_place_is_read_or_derived(environment: dict[str, str], place: Place | 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"RANK": "5"}, "RANK: '5' is no number from 0 to 1 of WORLD_SIZE 2"),
-        *(({"RANK": text}, f"RANK: {text.strip()!r} is no number") for text in ("", "foo", "-1", "1.0", "²", "9" * 50)),
+        ({"RANK": "5"}, "RANK: '5' is not a number from 0 to 1 of WORLD_SIZE 2"),
+        *(
+            ({"RANK": text}, f"RANK: {text.strip()!r} is not a number")
+            for text in ("", "foo", "-1", "1.0", "²", "9" * 50)
+        ),
         *(({"WORLD_SIZE": text}, "WORLD_SIZE:") for text in ("", "0", "two", "-2", "1000000000000")),
         *(({"MASTER_PORT": text}, "MASTER_PORT:") for text in ("", "0", "http", "65536")),
         *(({"MASTER_ADDR": text}, "MASTER_ADDR:") for text in ("", " ", "a\nb")),

@@ -171,10 +171,10 @@ def test_a_run_in_the_folder_of_a_model_is_refused(tmp_path: Path, files: tuple[
         (model / name).touch()
     (tmp_path / "link").symlink_to(model)
     check_outside_models(tmp_path)
-    for folder, where in ((model, "is"), (model / "a" / "b", "lies in"), (tmp_path / "link" / "a", "lies in")):
+    for folder, where in ((model, "is"), (model / "a" / "b", "is inside"), (tmp_path / "link" / "a", "is inside")):
         if refused:
             says = refusal(lambda folder=folder: check_outside_models(folder))
-            way_out = f"{where} the folder of a model, {model}; take one outside of it, as {model}-run"
+            way_out = f"{where} the folder of a model, {model}; choose one outside it, such as {model}-run"
             assert says == f"output.dir: {folder} {way_out}"
         else:
             check_outside_models(folder)

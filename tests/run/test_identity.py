@@ -83,7 +83,7 @@ def test_every_kind_of_artifact_holds_the_header(tmp_path: Path) -> None:
         told = name.partition("/")[0]
         assert message.startswith(f"output.dir: {tmp_path} holds another run: {told} was made with ")
         assert message.endswith(f"or delete {tmp_path / told}")
-        assert "was made with a = 1, asked for 2" in message
+        assert "was made with a = 1, but this run has 2" in message
     assert not run.done("record.json", "gone.json")
 
 

@@ -27,7 +27,7 @@ def test_a_path_that_is_no_model_is_told_with_what_is_meant(run: Path) -> None:
         ),
         ("out/run/prund", "--model: out/run/prund: no such file or folder"),
         ("./model", "--model: ./model: no such file or folder"),
-        ("out/run/pruned/model.safetensors", "is a part of a model; give its folder, out/run/pruned"),
+        ("out/run/pruned/model.safetensors", "is one file of a model folder; give the folder, out/run/pruned"),
     ):
         with pytest.raises(UserError) as caught:
             check_model("--model", name)

@@ -50,7 +50,7 @@ def test_a_criterion_that_is_not_finite_is_refused(loss: float) -> None:
     toy = Toy(0, 1, 2)
     with TaylorScorer(toy.slots) as scorer:
         scorer.step(toy(toy_input()).square().sum(), 4)
-        told = r"it is (nan|inf) on a batch of images, this process's 5 to 8;"
+        told = r"its value is (nan|inf) on a batch \(images 5 to 8 of this process\);"
         with pytest.raises(UserError, match=told):
             scorer.step(toy(toy_input()).square().sum() * loss, 4)
 

@@ -76,7 +76,7 @@ def test_interrupted_after_any_batch_it_ends_in_the_same_bytes(
             stop_after(patch, last)
             assert call("main_score.py", *words)[0] == 130
     code, console, _ = call("main_score.py", *words)
-    assert (code, "going on after batch 12 of 16" in console) == (0, True)
+    assert (code, "resuming after batch 12 of 16" in console) == (0, True)
     whole, resumed = tmp_path / "whole", tmp_path / "out"
     assert [path.name for path in resumed.iterdir()] == ["scores.safetensors"]
     assert (resumed / "scores.safetensors").read_bytes() == (whole / "scores.safetensors").read_bytes()
@@ -120,7 +120,7 @@ def test_other_settings_are_refused_by_name(
     before = path.read_bytes()
     code, _, err = call("main_score.py", *words, "--set", "score.inverse_temperature=20.0")
     assert code == 2
-    assert "scores_unfinished.safetensors was made with score.inverse_temperature = 15.0, asked for 20.0" in err
+    assert "scores_unfinished.safetensors was made with score.inverse_temperature = 15.0, but this run has 20.0" in err
     assert path.read_bytes() == before
     assert call("main_score.py", *words, "--set", "score.save_every=7")[0] == 0
 
@@ -170,10 +170,10 @@ def test_two_processes_equal_one_and_go_on_when_one_of_them_is_killed(
     scores = [tmp_path / name / "scores.safetensors" for name in ("whole", "out")]
     assert [path.exists() for path in scores] == [True, False], killed.stderr
     code, _, err = call(*words)
-    assert (code, "was made with processes = 2, asked for 1" in err) == (2, True)
+    assert (code, "was made with processes = 2, but this run has 1" in err) == (2, True)
     resumed = launch(2, *words)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on after batch " in resumed.stdout + resumed.stderr
+    assert "resuming after batch " in resumed.stdout + resumed.stderr
     assert scores[0].read_bytes() == scores[1].read_bytes()
     score_many(str(golden_images), tmp_path / "one")
     for criterion in ("cross_entropy", "labels", "kl", "reconstruction", "variance"):
@@ -187,7 +187,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"no tensors")
     says = refusal(lambda: SavedSums(path, {"settings": {}}, 1))
     assert says.startswith(f"{path}: cannot be read")
-    assert says.endswith("delete it to score anew")
+    assert says.endswith("delete it to score again")
 
 
 def test_where_nothing_can_be_written_it_stops_with_one_line(tower: Tower, tmp_path: Path) -> None:

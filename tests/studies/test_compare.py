@@ -87,7 +87,7 @@ def test_a_comparison_its_table_and_a_row_added_to_it(words: list[str], tmp_path
 
     code, _, err = run(call, [*words, "score.inverse_temperature=20.0"], ROWS)
     assert code == 2
-    assert "score.inverse_temperature = 15.0, asked for 20.0" in err
+    assert "score.inverse_temperature = 15.0, but this run has 20.0" in err
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_comparison_its_table_and_a_row_added_to_it(words: list[str], tmp_path
         ("rows={a: {widths: [1]}}", "rows.a: widths and target: not allowed here, compare.sizes sets"),
         ("rows={a: {allocation: global, two_sided: true}}", "rows.a: two_sided: allocation: global does not search"),
         ("compare.sizes=[0.1]", "prune.target.params: 0.1: out of reach"),
-        ("data.name=imagenet1k", "test: missing; of data.name: imagenet1k"),
+        ("data.name=imagenet1k", "test: missing; with data.name: imagenet1k"),
         ("peers={a: {method: osscarr}}", "peers.a.method: no 'osscarr'; did you mean 'osscar'"),
         ("peers={a: {methods: osscar}}", "peers.a.methods: unknown key; did you mean 'method'"),
         ("model={frame: timm, name: vit_tiny_patch16_224, kwargs: {img_size: 32}}", "has no text encoder"),

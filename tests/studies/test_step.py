@@ -10,7 +10,7 @@ from studies.step import DISTILLATION, describe_times, ratio
 def test_ratio_is_taken_within_each_round() -> None:
     seconds = {"step": [6.6, 12.0, 1.1], **{name: [2.0, 4.0, 1 / 3] for name in DISTILLATION}}
     assert ratio(seconds, DISTILLATION) == pytest.approx(1.1)
-    assert "a step takes 1.100 of its parts alone" in describe_times(seconds, DISTILLATION)
+    assert "a step takes 1.100 of the time of its parts alone" in describe_times(seconds, DISTILLATION)
 
 
 @pytest.mark.slow

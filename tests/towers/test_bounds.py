@@ -12,15 +12,15 @@ from amp.settings.model import ModelSettings
 from amp.towers import build_tower
 
 ODD: list[tuple[str, Any, str]] = [
-    ("vision_cfg.width", 0, "vision_cfg.width: 0; at least 1"),
-    ("vision_cfg.layers", 0, "vision_cfg.layers: 0; at least 1"),
+    ("vision_cfg.width", 0, "vision_cfg.width: 0; expected at least 1"),
+    ("vision_cfg.layers", 0, "vision_cfg.layers: 0; expected at least 1"),
     ("vision_cfg.layers", 10**12, "vision_cfg.layers: 1000000000000 is not allowed: from 0 to 512"),
     ("vision_cfg.layers", True, "vision_cfg.layers: True; expected a number"),
-    ("vision_cfg.head_width", 48, "vision_cfg.width: 64 is no multiple of vision_cfg.head_width: 48"),
-    ("vision_cfg.widht", 64, "vision_cfg.widht: no setting of open_clip; did you mean 'width'?"),
-    ("vision_cfg.mlp_ratio", float("nan"), "NaN is no number of JSON"),
+    ("vision_cfg.head_width", 48, "vision_cfg.width: 64 is not a multiple of vision_cfg.head_width: 48"),
+    ("vision_cfg.widht", 64, "vision_cfg.widht: not a setting of open_clip; did you mean 'width'?"),
+    ("vision_cfg.mlp_ratio", float("nan"), "NaN is not a JSON number"),
     ("vision_cfg.mlp_ratio", 1e9, "mlp_ratio: 1000000000.0 is not allowed: from -1024 to 1024"),
-    ("vision_cfg.mlp_ratio", 1e-9, "vision_cfg.mlp_ratio: 1e-09; at least 0.001"),
+    ("vision_cfg.mlp_ratio", 1e-9, "vision_cfg.mlp_ratio: 1e-09; expected at least 0.001"),
     ("vision_cfg.image_size", 10**5, "vision_cfg.image_size: 100000 is not allowed: from 1 to 8192"),
     ("vision_cfg.patch_size", 64, "does not take square RGB images of 32 px"),
     ("vision_cfg.timm_model_name", "hf-hub:a/b", "'hf-hub:a/b' would be fetched from elsewhere; not allowed"),
@@ -30,12 +30,12 @@ ODD: list[tuple[str, Any, str]] = [
     ("vision_cfg", [], "vision_cfg: []; expected an object {...}"),
     ("text_cfg", None, "text_cfg: null; expected an object {...}"),
     ("text_cfg.heads", 7, "embed_dim must be divisible by num_heads"),
-    ("text_cfg.context_length", -3, "text_cfg.context_length: -3; at least 1"),
+    ("text_cfg.context_length", -3, "text_cfg.context_length: -3; expected at least 1"),
     ("text_cfg.vocab_size", 10**12, "text_cfg.vocab_size: 1000000000000 is not allowed: from -100000000 to 100000000"),
-    ("text_cfg.hf_tokenizer_name", 5, "text_cfg.hf_tokenizer_name: 5; expected a word"),
-    ("embed_dim", 0, "embed_dim: 0; expected a whole number from 1"),
+    ("text_cfg.hf_tokenizer_name", 5, "text_cfg.hf_tokenizer_name: 5; expected a string"),
+    ("embed_dim", 0, "embed_dim: 0; expected a whole number, 1 or more"),
     ("quick_gelu", "yes", "quick_gelu: 'yes'; expected true or false"),
-    ("layers", 3, "layers: no setting of open_clip"),
+    ("layers", 3, "layers: not a setting of open_clip"),
 ]
 
 

@@ -12,17 +12,17 @@ from helpers.hf_models import VISION, write
 from amp.towers.names import default_frame
 
 NAMES = {
-    "vit_giant_patch14_dinov2": "dinov2 (Meta's files) and timm know it: say --frame dinov2 or --frame timm",
-    "vit_base_patch16_224.augreg_in21k": "timm knows it: say --frame timm",
-    "EVA-CLIP-8B": "eva_clip knows it: say --frame eva_clip",
-    "facebook/dinov2-base": "if it is a hub id, say --frame hf",
+    "vit_giant_patch14_dinov2": "dinov2 (Meta's files) and timm know it: use --frame dinov2 or --frame timm",
+    "vit_base_patch16_224.augreg_in21k": "timm knows it: use --frame timm",
+    "EVA-CLIP-8B": "eva_clip knows it: use --frame eva_clip",
+    "facebook/dinov2-base": "if it is a hub id, use --frame hf",
 }
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_of_another_library_says_which(name: str) -> None:
     message = refusal(lambda: default_frame(name))
-    assert message.startswith(f"model.name: {name!r} is no name of open_clip, ")
+    assert message.startswith((f"model.name: {name!r} is not a model of open_clip", f"model.name: {name!r} is neither"))
     assert message.endswith(NAMES[name])
 
 
@@ -69,9 +69,9 @@ def test_every_script_names_its_option(
     key, option = SCRIPTS[script]
     source = Path(script).resolve()
     refused = {
-        "towers": f"towers is a folder of transformers: say {option} hf",
+        "towers": f"towers is a folder of transformers: use {option} hf",
         "ViT-B-32": "'ViT-B-32' is a model of open_clip, and a folder of transformers: "
-        f"say {option} open_clip or {option} hf",
+        f"use {option} open_clip or {option} hf",
     }
     if "towers" in script:
         del refused["towers"]  # It finds the library.

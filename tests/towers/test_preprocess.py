@@ -53,7 +53,7 @@ def test_images_of_open_clip_are_the_tags(name: str, some_file: str) -> None:
         assert not tower.notes
     by_file = build_tower(ModelSettings(frame="open_clip", name=name, pretrained=some_file), "meta")
     if name == "ViT-L-14":
-        assert "laion2b_s32b_b82k would say otherwise" in by_file.notes[0]
+        assert "laion2b_s32b_b82k differ from the one used here" in by_file.notes[0]
         assert torch.equal(by_file.transform(IMAGE), _of_open_clip(name, "openai", 224))
     else:
         assert torch.equal(by_file.transform(IMAGE), _of_open_clip(name, tags[0], by_file.image_size))
@@ -79,7 +79,7 @@ def test_images_of_timm_are_the_tags(name: str, some_file: str) -> None:
 
 def test_tags_of_timm_that_do_not_agree_are_told(some_file: str) -> None:
     model = ModelSettings(frame="dinov2", name="vit_large_patch16_dinov3", pretrained=some_file, kwargs=SMALL)
-    assert "sat493m would say otherwise; model.transform" in build_tower(model, "meta").notes[0]
+    assert "sat493m differ from the one used here); set model.transform" in build_tower(model, "meta").notes[0]
     said = TransformSettings(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     assert not build_tower(model.model_copy(update={"transform": said}), "meta").notes
 

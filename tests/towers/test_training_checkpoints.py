@@ -34,7 +34,7 @@ def test_open_clip_takes_the_last_step_and_says_so(
     torch.save({"epoch": 3, "state_dict": last, key: averaged}, path)
     dense = build_tower(golden_model.model_copy(update={"pretrained": str(path)}))
     assert torch.equal(dense.visual.get_parameter("proj"), last["visual.proj"])
-    assert dense.notes == (f"weights: 'state_dict' of {path}, not {key!r} beside it",)
+    assert dense.notes == (f"weights: using 'state_dict' of {path} instead of {key!r}",)
     bare = tmp_path / "vision.pt"
     visual = [{k.removeprefix("visual."): v for k, v in s.items() if k.startswith("visual.")} for s in (last, averaged)]
     torch.save({"state_dict": visual[0], key: visual[1]}, bare)
@@ -49,7 +49,7 @@ def test_timm_takes_the_averaged_weights_dense_and_published(tmp_path: Path) -> 
     model = ModelSettings(frame="timm", name=NAME, kwargs=TINY, pretrained=str(path))
     dense = build_tower(model)
     assert torch.equal(dense.visual.get_parameter("cls_token"), averaged["cls_token"])
-    assert dense.notes[0] == f"weights: 'state_dict_ema' of {path}, not 'state_dict' beside it"
+    assert dense.notes[0] == f"weights: using 'state_dict_ema' of {path} instead of 'state_dict'"
     published = load_published(path, dense.base, None)
     assert torch.equal(published.visual.get_parameter("cls_token"), averaged["cls_token"])
 
@@ -81,5 +81,5 @@ def test_a_pickled_model_is_told_the_way_out(golden_model: ModelSettings, tower:
         refusal(lambda: build_tower(golden_model.model_copy(update={"pretrained": path}))),
         refusal(lambda: open_tower(golden_model.name, "open_clip", path)),
     ):
-        assert message.startswith(f"model.pretrained: {path}: holds more than tensors; refused")
-        assert message.endswith("Of a whole model that was pickled (torch.save(model)), save its state_dict()")
+        assert message.startswith(f"model.pretrained: {path}: refused: it holds more than tensors")
+        assert message.endswith("If it is a whole pickled model (torch.save(model)), save its state_dict() instead")

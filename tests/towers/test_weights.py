@@ -73,7 +73,7 @@ def test_a_missing_tensor_is_named() -> None:
         block = Block()
     block.load_state_dict(state, strict=False)
     assert refusal(lambda: check_complete(block, "a.pt")) == (
-        "model.pretrained: a.pt: 1 tensors are missing, scale first"
+        "model.pretrained: a.pt: 1 tensors are missing, the first is scale"
     )
     fill_randomly(block)
     check_complete(block, "a.pt")

@@ -9,14 +9,14 @@ from amp.settings.data import DataSettings
 def after_pruning(folder: Path, images: DataSettings) -> str:
     """What to type after a pruning."""
     efficiency = f"  amp eval efficiency --model {quote(str(folder / 'pruned'))}"
-    again = "  another size: the same command with that size; it takes the scores that are there"
+    again = "  for another size, repeat the command with that size: it reuses the scores"
     return "\n".join([*_next(folder / "pruned", images), efficiency, again])
 
 
 def after_distilling(folder: Path, images: DataSettings) -> str:
     """Where a distillation's results are, and what to type after it."""
     distilled = folder / "distilled"
-    wrote = f"wrote {distilled}; log in {folder / 'log.jsonl'} and TensorBoard in {folder / 'tensorboard'}"
+    wrote = f"wrote {distilled}; the log is {folder / 'log.jsonl'}, TensorBoard reads {folder / 'tensorboard'}"
     return "\n".join([wrote, *_next(distilled, images)])
 
 

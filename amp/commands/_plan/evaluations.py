@@ -23,12 +23,12 @@ from amp.models.folder import is_model_folder
 from amp.run.console import say
 from amp.towers import Tower
 
-NOWHERE = "show the numbers; --json FILE keeps them"
+NOWHERE = "print the numbers; --json FILE saves them"
 BOTH = 2.5  # times the pruned model's passes: the dense one's take longer
 Opened = TypeVar("Opened")
 OF_ZEROSHOT = {
-    "zeroshot_classification": "name the class of each image by the texts nearest to it",
-    "zeroshot_retrieval": "find captions by images, and images by captions",
+    "zeroshot_classification": "classify each image by the class whose text embedding is nearest",
+    "zeroshot_retrieval": "retrieve captions by image, and images by caption",
 }
 
 
@@ -71,59 +71,59 @@ def describe_study(title: str, lines: Sequence[str], last: str) -> str:
 def _divided(options: KnnOptions | ProbeOptions) -> tuple[str, str]:
     """The title, and the passes."""
     roots = " and ".join(dict.fromkeys((options.train_root, options.val_root)))
-    passes = f"take all images through the model, in batches of {options.batch_size} (fp32)"
-    return f"{_named(options)}, class folders of {roots}", passes
+    passes = f"extract the features of all images, in batches of {options.batch_size} (fp32)"
+    return f"{_named(options)}, class folders in {roots}", passes
 
 
 def _knn(options: KnnOptions) -> tuple[str, list[str]]:
     title, passes = _divided(options)
     ks = ", ".join(map(str, KS[:-1]))
-    return title, [passes, f"let the {ks} and {KS[-1]} nearest training images vote for the class of each test image"]
+    return title, [passes, f"classify each test image by a vote of its {ks} and {KS[-1]} nearest training images"]
 
 
 def _probe(options: ProbeOptions) -> tuple[str, list[str]]:
     title, passes = _divided(options)
-    return title, [passes, "fit a logistic regression on the training images, about 20 times to choose how strictly"]
+    return title, [passes, "fit logistic regressions on the training features, about 20 to choose the regularisation"]
 
 
 def _top1(options: Top1Options) -> tuple[str, list[str]]:
-    title = f"{_named(options)}, class folders of {options.dataset_root}"
-    return title, [f"let the model's own classifier name the class of each image, in batches of {options.batch_size}"]
+    title = f"{_named(options)}, class folders in {options.dataset_root}"
+    return title, [f"classify each image with the model's own classifier, in batches of {options.batch_size}"]
 
 
 def _zeroshot(options: ZeroshotOptions) -> tuple[str, list[str]]:
     lines = [f"{OF_ZEROSHOT[options.task]}, in batches of {options.batch_size} ({options.precision})"]
     if options.builds_classifier:
-        lines.insert(0, "embed the names of the classes, in several sentences each")
-    return f"{_named(options)}, {options.dataset} of {options.dataset_root}", lines
+        lines.insert(0, "embed the class names, each in several prompts")
+    return f"{_named(options)}, {options.dataset} in {options.dataset_root}", lines
 
 
 def _compare(options: CompareOptions) -> tuple[str, list[str]]:
     places = " and ".join(dict.fromkeys(filter(None, (options.images, options.dataset_root))))
-    lines = [f"take the same images through both models, one after the other, in batches of {options.batch_size}"]
-    lines.append("measure how alike their features are, which needs no labels")
+    lines = [f"run both models on the same images, one after the other, in batches of {options.batch_size}"]
+    lines.append("compare their features, which needs no labels")
     if options.dataset_root or options.captions:
-        asked = f"measure {' and '.join(options.tasks)}" if options.tasks else "measure all that the labels allow"
-        lines.append(f"{asked} of each")
+        tasks = " and ".join(options.tasks) if options.tasks else "every task that the labels or captions allow"
+        lines.append(f"evaluate both on {tasks}")
     return (
-        f"{options.folder} beside {options.dense or 'the dense model that it was pruned from'}, images of {places}",
+        f"{options.folder} and {options.dense or 'the dense model that it was pruned from'}, images from {places}",
         lines,
     )
 
 
 def _speed(options: SpeedOptions) -> tuple[str, list[str]]:
-    title = f"{_named(options)}, {options.dataset} of {options.dataset_root}"
-    turns = f"measure it {options.num_rounds + 1} times each by clip_benchmark and by this project, by turns"
-    return title, [f"{turns} ({options.task}); the first time does not count"]
+    title = f"{_named(options)}, {options.dataset} in {options.dataset_root}"
+    turns = f"time clip_benchmark and this project in turn, {options.num_rounds + 1} runs each"
+    return title, [f"{turns} ({options.task}); the first run of each is a warm-up"]
 
 
 def _efficiency(options: EfficiencyOptions) -> tuple[str, list[str]]:
-    lines = ["count parameters and FLOPs, of the dense model and of the pruned one where it is one"]
+    lines = ["count parameters and FLOPs; for a pruned model, also those of its dense model"]
     if not options.meta:
-        compiled = ", after compiling, which takes minutes" if "compiled" in options.modes else ""
+        compiled = ", after compilation, which takes minutes" if "compiled" in options.modes else ""
         lines.append(
-            f"time batches and single images for about {options.seconds} seconds{compiled}; slow models take longer, "
-            "since each is timed thrice at least"
+            f"time batches and single images for about {options.seconds} s{compiled}; slow models take longer, "
+            "since each is timed at least three times"
         )
     return _named(options), lines
 
@@ -176,10 +176,10 @@ def after_evaluation(options: Any) -> str:
     if isinstance(options, EfficiencyOptions):
         if pruned:
             return f"next:\n  amp export {quote(pruned)} model.onnx"
-        return "next: amp prune makes it smaller; this command with --model out/NAME/pruned then compares the two"
+        return "next: prune it with amp prune; then this command with --model out/NAME/pruned compares the two"
     root: str | None = getattr(options, "dataset_root", None)
     classes = not isinstance(options, ZeroshotOptions) or options.dataset == "imagefolder"
     if pruned and root and classes:
         return f"next:\n  amp eval compare {quote(pruned)} --dataset_root {quote(root)}   # beside its dense model"
-    other = "its dense model, as --model and --pretrained" if pruned else "--model out/NAME/pruned, a pruned one"
-    return f"next: the same command with {other}, to compare the two"
+    other = "its dense model (--model, --pretrained)" if pruned else "a pruned model (--model out/NAME/pruned)"
+    return f"next: run the same command on {other} to compare the two"

@@ -41,8 +41,8 @@ def in_words(seconds: float) -> str:
 def describe_time(seconds: float | None) -> str:
     """About how long it will take, of an estimate; None: of what cannot be told beforehand."""
     if seconds is None:
-        return "how long it takes is told as it goes"
-    return f"judging by one batch, it will take about {in_words(seconds)}"
+        return "no estimate of the total time; each progress bar shows the time left for its own part"
+    return f"estimated time, from one batch: about {in_words(seconds)}"
 
 
 def estimate_seconds(config: PruneConfig, tower: Tower, batches: Batches) -> float | None:

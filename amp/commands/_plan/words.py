@@ -14,27 +14,27 @@ FEW = 512  # images to rank neurons on
 REMOVED = {
     "none": "neurons",
     "heads": "neurons and attention heads",
-    "auto": "neurons, and attention heads where the model allows it",
+    "auto": "neurons, and attention heads if the model allows it,",
 }
-TARGETS = {"params": "parameters", "flops": "FLOPs", "throughput": "images a second", "latency": "latency"}
+TARGETS = {"params": "parameters", "flops": "FLOPs", "throughput": "images per second", "latency": "latency"}
 
 
 def describe_pruning(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> str:
     """What a scoring and a pruning will do; `targets` where there are several."""
     lines = [_title(config), _rank(config), _widths(config, targets), _measure(config)]
     if (count := config.data.num_samples or FEW) < FEW:
-        lines.append(f"note: {count} images are few to rank neurons on; {FEW} are better, 2048 are good")
+        lines.append(f"note: {count} images are few for ranking neurons; use at least {FEW}, better 2048")
     return "\n".join(line for line in lines if line)
 
 
 def describe_scoring(config: PruneConfig) -> str:
     """What a scoring alone will do."""
-    return "\n".join([_title(config), _rank(config), f"- write one score for each to {config.output.dir}/{SCORES}."])
+    return "\n".join([_title(config), _rank(config), f"- write one score per neuron to {config.output.dir}/{SCORES}."])
 
 
 def describe_slicing(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> str:
     """What a pruning will do with the scores that are there; `targets` as of `describe_pruning`."""
-    scores = f"- take the scores of {config.output.dir}/{SCORES} ({config.score.criterion});"
+    scores = f"- use the scores in {config.output.dir}/{SCORES} (criterion: {config.score.criterion});"
     return "\n".join([_title(config), scores, _widths(config, targets), _measure(config)])
 
 
@@ -45,22 +45,22 @@ def describe_distillation(config: DistillConfig) -> str:
     epochs = f"{own.epochs} epoch{'s' if own.epochs > 1 else ''}"
     return "\n".join(
         [
-            f"{config.student.pretrained} learns from {teacher}, images of {images.root}, on {hardware()}:",
-            f"- {epochs} in batches of {images.batch_size}; augment: {images.augment} ({own.precision});",
-            f"- write checkpoints every {output.save_every} steps, and distilled/ at the end, to {output.dir}/.",
+            f"{config.student.pretrained} learns from {teacher}, images from {images.root}, on {hardware()}:",
+            f"- train for {epochs} in batches of {images.batch_size} ({own.precision}; augment: {images.augment});",
+            f"- save a checkpoint every {output.save_every} steps, and distilled/ at the end, in {output.dir}/.",
         ]
     )
 
 
 def _title(config: PruneConfig) -> str:
-    return f"{_named(config.model)}, images of {config.data.root}, on {hardware()}:"
+    return f"{_named(config.model)}, images from {config.data.root}, on {hardware()}:"
 
 
 def hardware() -> str:
     """What this run has: the CPU, one GPU, or as many processes with one each."""
     own = world()
     device = describe_device(own.device)
-    return device if own.size == 1 else f"{own.size} processes, each with its {device}"
+    return device if own.size == 1 else f"{own.size} processes, each on {device}"
 
 
 def _named(model: ModelSettings) -> str:
@@ -71,25 +71,25 @@ def _named(model: ModelSettings) -> str:
 def _rank(config: PruneConfig) -> str:
     data = config.data
     images = "all images" if data.num_samples is None else f"{data.num_samples} images"
-    return f"- rank the neurons on {images}, in batches of {data.batch_size} ({config.score.criterion});"
+    return f"- rank the neurons on {images}, in batches of {data.batch_size} (criterion: {config.score.criterion});"
 
 
 def _widths(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> str:
     own = config.prune
-    refit = "" if own.compensation == "none" else f"; {own.compensation} refit"
+    refit = "" if own.compensation == "none" else f"; refit: {own.compensation}"
     if asked := targets or (own.target.asked and [own.target.asked]):
         what, values = TARGETS[asked[0][0]], " and ".join(", ".join(f"{value:g}" for _, value in asked).rsplit(", ", 1))
         removed = REMOVED[config.attention]
-        return f"- remove {removed}, down to {values} of the tower's {what} ({own.allocation} allocation{refit});"
+        return f"- remove {removed} to reach {values} times the dense {what} (allocation: {own.allocation}{refit});"
     if own.widths is not None:
-        return f"- prune to the widths that the settings give{refit};"
+        return f"- prune to the widths in prune.widths{refit};"
     if own.allocation != "search":
         return ""
     nats = f"{own.entropy_increase:g} nats of entropy"
-    return f"- find the least width of each block that adds {nats} at most (search: {own.search}{refit});"
+    return f"- find the smallest width of each block that adds at most {nats} (search: {own.search}{refit});"
 
 
 def _measure(config: PruneConfig) -> str:
     count = config.data.num_val_samples
     images = "all held-out images" if count is None else f"{count} held-out images"
-    return f"- measure on {images}, and write to {config.output.dir}/."
+    return f"- measure the result on {images}, and write it to {config.output.dir}/."

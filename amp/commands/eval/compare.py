@@ -1,6 +1,7 @@
-"""Pruned beside dense: sizes, agreement on any images, and what labelled or captioned ones allow; writes it as JSON.
+"""Compares a pruned model with its dense one: size, agreement of features, accuracy if images have labels or captions.
 
-`amp eval compare out/pruned --images photos/` needs no labels. The models are measured one after the other, in fp32.
+`amp eval compare out/pruned --images photos/` needs no labels. The models run one after the other, in fp32. Writes the
+metrics as JSON.
 """
 
 from functools import partial

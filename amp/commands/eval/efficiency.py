@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and throughput of a vision tower; of a pruned one beside its dense one."""
+"""Measures parameters, FLOPs and throughput of a vision tower; compares a pruned tower with its dense one."""
 
 from functools import partial
 from pathlib import Path

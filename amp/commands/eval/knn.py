@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour accuracy of a dense or a pruned tower's features; writes the metrics as JSON."""
+"""Measures the weighted k-nearest-neighbour accuracy of a tower's features; writes the metrics as JSON."""
 
 from functools import partial
 
@@ -21,6 +21,6 @@ def main() -> None:
         look = time_teller(options.batch_size, options.num_workers)
         opened = partial(open_model, options, "fp32", str(world.device))
         record = measured(run, run.found(run.name), opened, partial(measure_knn, run, look=look))
-        title = f"k-NN: {record['num_images']} images, {record['num_train_images']} to vote, in {record['seconds']} s"
-        run.show(title, "top-1", record)
+        images = f"{record['num_images']} test and {record['num_train_images']} training images"
+        run.show(f"k-NN: {images}, in {record['seconds']} s", "top-1", record)
         say(after_evaluation(options))

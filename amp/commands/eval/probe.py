@@ -1,6 +1,6 @@
-"""Linear probe: a logistic regression on a dense or a pruned tower's features; writes the metrics as JSON.
+"""Measures a linear probe, a logistic regression on a tower's features; writes the metrics as JSON.
 
-Its regularisation is chosen on a part of the training images, as in CLIP.
+The strength of its regularisation is chosen on a part of the training images, as in CLIP.
 """
 
 from functools import partial
@@ -24,6 +24,6 @@ def main() -> None:
         look = time_teller(options.batch_size, options.num_workers)
         opened = partial(open_model, options, "fp32", str(world.device))
         record = measured(run, run.found(run.name), opened, partial(measure_probe, run, look=look))
-        images = f"{record['num_images']} images, {record['num_train_images']} to learn from"
+        images = f"{record['num_images']} test and {record['num_train_images']} training images"
         run.show(f"linear probe: {images}, C = {record['C']:.3g}, in {record['seconds']} s", "metric", record)
         say(after_evaluation(options))

@@ -1,4 +1,4 @@
-"""Top-1 of a classifier, dense or pruned, on folders of its classes; writes the metrics as JSON."""
+"""Measures the top-1 accuracy of a classifier on folders of its classes; writes the metrics as JSON."""
 
 from functools import partial
 

@@ -1,7 +1,7 @@
-"""Zero-shot classification or retrieval of a dense or a pruned model, on one dataset or on several.
+"""Measures zero-shot classification or retrieval of a dense or a pruned model on one or several datasets.
 
-Writes the metrics of each as JSON, and one table of all as Markdown and CSV, beside the paper's numbers where it has
-some."""
+Writes the metrics of each dataset as JSON, and one table of all datasets as Markdown and CSV, with the paper's numbers
+if the paper has some."""
 
 from functools import cache, partial
 

@@ -45,6 +45,10 @@ def is_split(root: str) -> bool:
 def part(images: Sequence[Image], split: Split, root: str) -> list[Image]:
     """Of images without a split: every fourth one is held out as `val`. Raises UserError for fewer than four."""
     if len(images) < HELD_OUT_EVERY:
-        raise UserError("data.root", f"{root}: {len(images)} images; to hold out one in {HELD_OUT_EVERY} takes more")
+        raise UserError(
+            "data.root",
+            f"{root}: {len(images)} images; at least {HELD_OUT_EVERY} are needed, because one in {HELD_OUT_EVERY} "
+            "is held out",
+        )
     held_out = set(images[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
     return [image for image in images if (image in held_out) == (split == "val")]

@@ -7,10 +7,11 @@ from amp.run.console import say
 from amp.run.tables import human, table
 
 MEANINGS = """\
-images/s: the median over batches of {batch_size}; ms an image: of a batch of one, the median
-memory: the most that a batch of {batch_size} holds at once, weights included, {memory}
-TFLOP/s: all FLOPs, attention products too, by the time that a batch takes
-speed-up: pruned by dense images/s, alike in precision and blocks; of theory: that by the FLOPs' quotient"""
+images/s: median over batches of {batch_size} images; ms/image: median latency of a single image
+memory: peak of a batch of {batch_size} images, weights included, {memory}
+TFLOP/s: FLOPs with attention products, divided by the time of a batch
+speed-up: images/s of pruned divided by dense, at the same precision and mode; of theory: speed-up divided by the ratio
+of the FLOPs"""
 
 
 def show(record: Mapping[str, Any]) -> None:
@@ -21,25 +22,28 @@ def show(record: Mapping[str, Any]) -> None:
 
     sizes = record["sizes"].values()
     rows = [
-        ["input, pixels", *(f"{record['image_size']}²" for _ in sizes)],
+        ["input size (pixels)", *(f"{record['image_size']}²" for _ in sizes)],
         ["parameters", *(human(size["params"]) for size in sizes)],
-        ["MLP share of them", *(f"{size['mlp_params'] / size['params']:.1%}" for size in sizes)],
+        ["share of parameters in MLPs", *(f"{size['mlp_params'] / size['params']:.1%}" for size in sizes)],
         ["FLOPs without attention products (the paper's)", *(operations(size["flops"]) for size in sizes)],
         ["FLOPs with attention products", *(operations(size["flops_with_attention_products"]) for size in sizes)],
     ]
     say(table(["vision tower", *record["sizes"]], rows))
     if "speedup" in record:
-        say(f"speed-up in theory: {record['speedup']['theoretical']:.2f} (FLOPs, the paper's)")
+        say(
+            f"theoretical speed-up: {record['speedup']['theoretical']:.2f} (ratio of the FLOPs without attention "
+            "products)"
+        )
     if "cells" not in record:
         return
     measured = any("memory_bytes" in cell for cell in record["cells"])
-    memory = "as measured" if measured else "as counted: a CPU does not tell"
-    headers = ["tower", "precision", "blocks", "images/s", "quartiles", "ms an image", "memory, GB", "TFLOP/s"]
+    memory = "measured" if measured else "estimated (a CPU does not report it)"
+    headers = ["tower", "precision", "mode", "images/s", "quartiles", "ms/image", "memory (GB)", "TFLOP/s"]
     headers += ["speed-up", "of theory"] if "speedup" in record else []
     say(f"\n{record['device']}")
     say(table(headers, [_row(cell)[: len(headers)] for cell in record["cells"]]))
     lines = MEANINGS.format(batch_size=record["batch_size"], memory=memory).splitlines()
-    say("\n".join(lines if "speedup" in record else lines[:-1]))
+    say("\n".join(lines if "speedup" in record else lines[:-2]))
     for cell in record["cells"]:
         if "failed" in cell:
             say(f"not measured: {cell['tower']}, {cell['precision']}, {cell['mode']}: {cell['failed']}")

@@ -27,44 +27,46 @@ class CompareOptions:
         "the dense model (default: the one that FOLDER was pruned from)", None, metavar="NAME|JSON|FOLDER"
     )
     model_type: Frame | None = option(
-        "library of --dense (default: found by the name)", None, also="--frame", choices=FRAMES.names
+        "library of --dense (default: found by its name)", None, also="--frame", choices=FRAMES.names
     )
     pretrained: str | None = option(
-        "weights of the dense model (default: those that FOLDER names)", None, also="--weights", metavar="CKPT"
+        "weights of the dense model (default: those recorded in FOLDER)", None, also="--weights", metavar="CKPT"
     )
     images: str | None = option(
-        "any folder of images: how far the two agree on them (default: the images tested on)", None, metavar="DIR"
+        "any folder of images, to compare features (default: the images of the evaluation)", None, metavar="DIR"
     )
-    num_images: int = count("of --images, at most; spread evenly", 10_000, least=2)
+    num_images: int = count("most images of --images to use, spread evenly over them", 10_000, least=2)
     dataset_root: str | None = option(
-        "class folders, or a folder with train/ and val/ or test/ that holds them: zero-shot, k-NN, linear probe, and "
-        "a classifier's own top-1 (default: none)",
+        "class folders, or a folder that holds them in train/ and val/ (or test/), for zero-shot, k-NN, linear probe, "
+        "and the top-1 of a classifier (default: none)",
         None,
         aside=True,
         metavar="DIR",
     )
     captions: str | None = option(
-        "a .csv, .tsv or .jsonl file with the columns file and caption, files as below --images: retrieval (default: "
-        "none)",
+        "a .csv, .tsv or .jsonl file with the columns file and caption, for retrieval; the files are relative to "
+        "--images (default: none)",
         None,
         aside=True,
         metavar="FILE",
     )
     tasks: tuple[Measured, ...] = option(
-        "what is measured besides agreement (default: all that the data and the model allow)",
+        "what to evaluate besides agreement (default: every task that the data and the model allow)",
         (),
         nargs="+",
         choices=TASKS,
     )
     classnames: str | None = option(
-        "as of `amp eval zsc`; without --dataset_root the names, one a line, between which both choose (default: the "
-        "folders' names)",
+        "as for `amp eval zsc`; without --dataset_root, the class names that both models choose from, one per line "
+        "(default: the names of the folders)",
         None,
         aside=True,
         metavar="FILE",
     )
-    templates: str | None = option("as of `amp eval zsc` (default: a plain one)", None, aside=True, metavar="FILE")
-    labels: str | None = option("as of `amp eval top1` (default: found by the names)", None, aside=True, metavar="FILE")
+    templates: str | None = option(
+        "as for `amp eval zsc` (default: one plain prompt)", None, aside=True, metavar="FILE"
+    )
+    labels: str | None = option("as for `amp eval top1` (default: found by name)", None, aside=True, metavar="FILE")
     held_out: int | None = one_in()
     batch_size: int = batches_of(256)
     num_workers: int = workers()
@@ -103,16 +105,16 @@ def parse_compare(description: str | None) -> CompareOptions:
     check_dense("dense", values)
     options = CompareOptions(**values)
     if not (options.images or options.dataset_root):
-        parser.error("give --images DIR, any folder of images, or --dataset_root DIR, one of class folders")
+        parser.error("give --images DIR (any folder of images) or --dataset_root DIR (class folders)")
     for task in options.tasks:
         if not options.asks_for(task):
             needed = "--captions (and --images)" if task == "retrieval" else "--dataset_root"
             parser.error(f"argument --tasks: {task} needs {needed}")
     if options.captions and not options.images:
-        parser.error("argument --captions: its files lie below --images; give that too")
+        parser.error("argument --captions: needs --images, the folder of its files")
     for key in ("labels", "held_out"):
         if getattr(options, key) and not options.dataset_root:
-            parser.error(f"argument --{key}: of the class folders of --dataset_root; give that too")
+            parser.error(f"argument --{key}: needs --dataset_root, the class folders")
     _check_files(options)
     return options
 

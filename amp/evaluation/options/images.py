@@ -21,7 +21,7 @@ from amp.run.options import check_place, count, option
 def one_in() -> Any:
     """The option --held_out."""
     return count(
-        f"of one folder of classes, without train/: one image in N of each class is tested on (default: "
+        f"if there are class folders without train/: hold out one image in N of each class for testing (default: "
         f"{HELD_OUT_EVERY})",
         None,
         least=2,
@@ -33,7 +33,7 @@ class DividedOptions(ModelOptions):
     """Of what learns from some labelled images, and is tested on others."""
 
     dataset_root: str | None = option(
-        "folder that holds train/ and val/ (or test/), or the class folders themselves", None, aside=True, metavar="DIR"
+        "folder with train/ and val/ (or test/), or the class folders themselves", None, aside=True, metavar="DIR"
     )
     train_root: str = option(
         "training images in class folders (default: train/ of --dataset_root)", None, metavar="DIR"
@@ -65,10 +65,10 @@ class ProbeOptions(DividedOptions):
 class Top1Options(ModelOptions):
     """Of eval_top1.py."""
 
-    dataset_root: str = option("class folders, or a folder with val/ or test/ that holds them", metavar="DIR")
+    dataset_root: str = option("class folders, or a folder that holds them in val/ or test/", metavar="DIR")
     labels: str | None = option(
-        "the class folder of each output of the model, one a line (default: by the model's own labels, the ids of "
-        "ImageNet, else the folders in sorted order)",
+        "file with the class folder of each output of the model, one per line (default: matched by the model's own "
+        "labels or the ids of ImageNet, else the folders in sorted order)",
         None,
         aside=True,
         metavar="FILE",
@@ -90,7 +90,7 @@ def _parse_divided(declared: type[Divided], description: str | None) -> Divided:
     given_roots = values["train_root"] or values["val_root"]
     values |= split_roots(values["dataset_root"], values["held_out"], values["train_root"], values["val_root"])
     if values["held_out"] and given_roots:
-        parser.error("argument --held_out: for one folder of classes, not beside --train_root or --val_root")
+        parser.error("argument --held_out: not allowed with --train_root or --val_root, which already split the images")
     return declared(**values)
 
 
@@ -106,7 +106,7 @@ def split_roots(
     if root and not (train_root or val_root) and Path(root).is_dir() and not is_divided(root):
         return {"train_root": root, "val_root": root, "held_out": every or HELD_OUT_EVERY}
     if root and every and is_divided(root):
-        raise UserError("--held_out", f"{every}: {root} is divided already, by its train/ and val/ or test/")
+        raise UserError("--held_out", f"{every}: {root} is already split into train/ and val/ or test/")
     train, val = train_root or str(Path(str(root)) / "train"), val_root or _val(str(root))
     return {"train_root": train, "val_root": val, "held_out": every}
 

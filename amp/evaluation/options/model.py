@@ -13,17 +13,19 @@ from amp.settings.model import Frame, library_before
 
 def batches_of(default: int) -> Any:
     """The option --batch_size."""
-    return count("images in one batch on one process", default, least=1)
+    return count("images per batch on each process", default, least=1)
 
 
 def workers() -> Any:
     """The option --num_workers."""
-    return count("loader workers per process", 4, least=0, aside=True, most=MOST_WORKERS)
+    return count("processes that read images, per process of the run", 4, least=0, aside=True, most=MOST_WORKERS)
 
 
 def result_file(words: str) -> Any:
     """The option --output, of a file that is named by `words` where it is not given."""
-    return option(f"the metrics (default: out/eval/{words}_DIGEST.json)", None, aside=True, metavar="JSON")
+    return option(
+        f"file to write the metrics to (default: out/eval/{words}_DIGEST.json)", None, aside=True, metavar="JSON"
+    )
 
 
 def slug(*words: str) -> str:
@@ -42,18 +44,21 @@ class ModelOptions:
     """Which model is measured, as `amp.models.open.open_tower` takes it."""
 
     model: str | None = option(
-        "library's model name (timm/NAME says whose), an open_clip model JSON or a pruned/ folder",
+        "model name (timm/NAME for a model of timm), an open_clip model JSON, or a pruned/ folder",
         None,
         metavar="NAME|JSON|FOLDER",
     )
     model_type: Frame | None = option(
-        "library of it (default: the folder's own, else open_clip)", None, also="--frame", choices=FRAMES.names
+        "library of the model (default: that of the folder, else open_clip)", None, also="--frame", choices=FRAMES.names
     )
     pretrained: str | None = option(
-        "weights: a tag, a file or a pruned/ folder (default: random, seeded)", None, also="--weights", metavar="CKPT"
+        "weights: a tag, a file or a pruned/ folder (default: random weights, fixed seed)",
+        None,
+        also="--weights",
+        metavar="CKPT",
     )
     img_size: int | None = count(
-        "side of a dense model's images (default: the model's own)", None, least=1, metavar="PIXELS", most=MOST_SIDE
+        "image size of a dense model (default: the model's own)", None, least=1, metavar="PIXELS", most=MOST_SIDE
     )
 
     @property

@@ -17,21 +17,23 @@ class EfficiencyOptions(ModelOptions):
     """Of eval_efficiency.py."""
 
     meta: bool = option(
-        "count on meta tensors, measure no throughput (default: %(default)s)", False, action="store_true"
+        "only count parameters and FLOPs, without weights; measure no speed (default: %(default)s)",
+        False,
+        action="store_true",
     )
-    batch_size: int | None = count("images in a batch of the throughput (default: 64 on CUDA, 4 on CPU)", None, least=1)
+    batch_size: int | None = count("images per batch when timing (default: 64 on CUDA, 4 on CPU)", None, least=1)
     precisions: tuple[Number, ...] = option(
-        "of the weights (default: bf16 on CUDA, fp32 on CPU)", (), nargs="+", choices=get_args(Number)
+        "precisions to time (default: bf16 on CUDA, fp32 on CPU)", (), nargs="+", choices=get_args(Number)
     )
     modes: tuple[Mode, ...] = option(
-        "blocks as they are, or compiled by torch.compile, which takes its time first (default: eager)",
+        "blocks as they are, or compiled with torch.compile, which first takes minutes (default: eager)",
         ("eager",),
         nargs="+",
         choices=get_args(Mode),
     )
-    num_rounds: int = count("batches measured at most, after those to warm up", 50, least=3)
-    seconds: int = count("of measuring, shared by all that is measured; three batches of each at least", 4, least=1)
-    json: str | None = option("write the numbers here (default: nowhere)", None, aside=True, metavar="FILE")
+    num_rounds: int = count("most batches to time, after the warm-up", 50, least=3)
+    seconds: int = count("time for all measurements together; each takes at least three batches", 4, least=1)
+    json: str | None = option("file to write the numbers to (default: none)", None, aside=True, metavar="FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +41,12 @@ class SpeedOptions(ModelOptions):
     """Of eval_speed.py."""
 
     batch_size: int = batches_of(64)
-    task: Task = option("what is measured", "zeroshot_classification", choices=[*NEEDS])
-    dataset: str = option("clip_benchmark's name of it, or digit_scenes", metavar="NAME")
+    task: Task = option("the task to evaluate", "zeroshot_classification", choices=[*NEEDS])
+    dataset: str = option("name of a clip_benchmark dataset, or digit_scenes", metavar="NAME")
     dataset_root: str = option("folder of the dataset", metavar="DIR")
-    num_rounds: int = count("runs of each, by turns, after one to warm up", 3, least=1)
+    num_rounds: int = count("timed runs of each, in turn, after a warm-up run", 3, least=1)
     num_workers: int = workers()
-    json: str | None = option("write the numbers here (default: nowhere)", None, aside=True, metavar="FILE")
+    json: str | None = option("file to write the numbers to (default: none)", None, aside=True, metavar="FILE")
 
     @property
     def benchmark(self) -> Benchmark:
@@ -64,5 +66,5 @@ def parse_speed(description: str | None) -> SpeedOptions:
     """The options. Mistakes exit with 2."""
     parser, values = read_model_options(SpeedOptions, description)
     if "/" in values["dataset"]:
-        parser.error(f"argument --dataset: {values['dataset']} is a stream; name one whose images lie in folders")
+        parser.error(f"argument --dataset: {values['dataset']} is a stream; give a dataset whose images are in folders")
     return SpeedOptions(**values)

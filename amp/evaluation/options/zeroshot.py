@@ -25,52 +25,55 @@ class ZeroshotOptions(ModelOptions):
     """Of eval_zsc.py, for one data set."""
 
     text_pretrained: str | None = option(
-        "dense weights, for the text tower of a published vision checkpoint (default: none)", None, metavar="CKPT"
+        "dense weights, whose text tower completes a published vision checkpoint (default: none)", None, metavar="CKPT"
     )
     batch_size: int = batches_of(256)
-    text_batch_size: int = count("prompts in one batch on one process", 80, least=1)
-    task: Task = option("what is measured", "zeroshot_classification", choices=[*NEEDS])
+    text_batch_size: int = count("prompts per batch on each process", 80, least=1)
+    task: Task = option("the task to evaluate", "zeroshot_classification", choices=[*NEEDS])
     dataset: str = option(
-        "clip_benchmark's names, digit_scenes, or one's own images: imagefolder (class folders) or captions (with "
-        "--captions); 'paper' is the paper's six for classification",
+        "datasets of clip_benchmark, digit_scenes, or your own images: imagefolder (class folders) or captions (with "
+        "--captions); 'paper' stands for the six classification datasets of the paper",
         nargs="+",
         metavar="NAME",
     )
     dataset_root: str = option(
-        "folder of the dataset; of several, DIR/NAME, or a pattern with {dataset} or {dataset_cleaned}", metavar="DIR"
+        "folder of the dataset; for several datasets, the folder above them, or a pattern with {dataset} or "
+        "{dataset_cleaned}",
+        metavar="DIR",
     )
     classnames: str | None = option(
-        "of imagefolder: a name of each class folder, one a line in their sorted order, or FOLDER<TAB>NAME "
-        "(default: the folders' names, _ as a space)",
+        "for imagefolder: a name for each class folder, one per line in their sorted order, or FOLDER<TAB>NAME "
+        "(default: the names of the folders, with _ as a space)",
         None,
         aside=True,
         metavar="FILE",
     )
     templates: str | None = option(
-        "of imagefolder: prompts, one a line, with {c} where the class stands (default: 'a photo of a {c}.')",
+        "for imagefolder: prompts, one per line, with {c} for the class name (default: 'a photo of a {c}.')",
         None,
         aside=True,
         metavar="FILE",
     )
     captions: str | None = option(
-        "of captions: a .csv, .tsv or .jsonl file with the columns file and caption, files as below --dataset_root "
-        "(default: none)",
+        "for captions: a .csv, .tsv or .jsonl file with the columns file and caption; the files are relative to "
+        "--dataset_root (default: none)",
         None,
         aside=True,
         metavar="FILE",
     )
     download: bool = option(
-        "let clip_benchmark fetch what is missing (default: touch no network)", False, aside=True, action="store_true"
+        "let clip_benchmark download what is missing (default: no downloads)", False, aside=True, action="store_true"
     )
-    language: str = option("of the class names or the captions", "en")
+    language: str = option("language of the class names or the captions", "en")
     save_clf: str | None = option(
-        "write the text classifier here; of several datasets, a folder or a pattern with {dataset} (default: nowhere)",
+        "file to write the text classifier to; for several datasets, a folder or a pattern with {dataset} "
+        "(default: none)",
         None,
         aside=True,
         metavar="FILE",
     )
     load_clfs: tuple[str, ...] = option(
-        "use the mean of these text classifiers; of several datasets, a folder or a pattern with {dataset} "
+        "use the mean of these text classifiers; for several datasets, a folder or a pattern with {dataset} "
         "(default: none)",
         (),
         aside=True,
@@ -78,18 +81,19 @@ class ZeroshotOptions(ModelOptions):
         metavar="FILE",
     )
     precision: Precision | None = option(
-        "of the encoders (default: bf16 on CUDA, fp32 on CPU)", None, choices=get_args(Precision)
+        "precision of the encoders (default: bf16 on CUDA, fp32 on CPU)", None, choices=get_args(Precision)
     )
     num_workers: int = workers()
     output: str | None = option(
-        "the metrics; of several datasets, a folder or a pattern with {dataset} "
+        "file to write the metrics to; for several datasets, a folder or a pattern with {dataset} "
         "(default: out/eval/DATASET_TASK_MODEL_DIGEST.json)",
         None,
         aside=True,
         metavar="JSON",
     )
     table: tuple[str, ...] = option(
-        "the table, as .md or .csv (default, of several datasets: TASK_MODEL_DIGEST.md and .csv beside the metrics)",
+        "files to write the table to, .md or .csv (default for several datasets: TASK_MODEL_DIGEST.md and .csv beside "
+        "the metrics)",
         (),
         aside=True,
         nargs="+",
@@ -181,5 +185,7 @@ def file_of(key: str, pattern: str, dataset: str, suffix: str, several: bool) ->
     if "{dataset}" in pattern or not several:
         return pattern.replace("{dataset}", name)
     if Path(pattern).suffix and not Path(pattern).is_dir():
-        raise UserError(key, f"{pattern}: one file for several datasets; write {{dataset}} into it, or give a folder")
+        raise UserError(
+            key, f"{pattern}: one file for several datasets; put {{dataset}} into its name, or give a folder"
+        )
     return str(Path(pattern) / f"{name}{suffix}")

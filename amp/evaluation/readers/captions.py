@@ -37,9 +37,11 @@ class Captioned(Dataset[Any]):
             if not captions:
                 raise UserError(option, f"{annotations}: {printable(file)} has no caption")
             if wrong := [caption for caption in captions if not isinstance(caption, str)]:
-                raise UserError(option, f"{annotations}: a caption of {printable(file)} is {wrong[0]!r:.40}, no text")
+                raise UserError(
+                    option, f"{annotations}: a caption of {printable(file)} is {wrong[0]!r:.40}, not a text"
+                )
             if not Path(file).is_file():
-                raise UserError(option, f"{printable(file)} is missing, which {annotations} names")
+                raise UserError(option, f"{printable(file)} is missing, but {annotations} lists it")
 
     def seen_by(self, transform: Callable[[Image.Image], Any]) -> "Captioned":
         """The same images and captions, by another transform."""
@@ -84,10 +86,12 @@ def _read_coco(annotations: Path, root: Path) -> list[tuple[Path, list[str]]]:
     for image in found["images"]:
         number = image["id"]
         if type(number) not in (int, str) or number in file_of:
-            raise UserError(_OPTION, f"{annotations}: image id {number!r:.40}; allowed are numbers or texts, each once")
+            raise UserError(
+                _OPTION, f"{annotations}: image id {number!r:.40} is repeated, or is neither a number nor a text"
+            )
         file_of[number] = root / image["file_name"]
     if len({type(number) for number in file_of}) > 1:
-        raise UserError(_OPTION, f"{annotations}: image ids are numbers and texts; allowed is one kind of both")
+        raise UserError(_OPTION, f"{annotations}: image ids must be all numbers or all texts")
     for annotation in found["annotations"]:
         captions_of.setdefault(annotation["image_id"], []).append(annotation["caption"])
     return [(file_of[number], captions_of.get(number, [])) for number in sorted(file_of)]
@@ -101,9 +105,7 @@ def _read_lines(annotations: Path, root: Path) -> list[tuple[Path, list[str]]]:
             name, mark, caption = line.strip().partition(".jpg,")
             if bool(mark) == (number == 1) and line.strip():
                 expected = "a header, not a caption" if number == 1 else "FILE.jpg,CAPTION"
-                raise UserError(
-                    _OPTION, f"{annotations}: line {number} is {line.strip()!r:.60}; expected is {expected}"
-                )
+                raise UserError(_OPTION, f"{annotations}: line {number} is {line.strip()!r:.60}; expected {expected}")
             if mark:
                 captions_of.setdefault(root / f"{name}.jpg", []).append(caption)
     return list(captions_of.items())
@@ -114,5 +116,5 @@ def _read_paths(annotations: Path) -> list[tuple[Path, list[str]]]:
     found = json.loads(annotations.read_text(encoding="utf-8"))
     paths, captions = found["image_paths"], found["annotations"]
     if len(paths) != len(captions):
-        raise UserError(_OPTION, f"{annotations}: {len(paths)} image_paths, {len(captions)} annotations")
+        raise UserError(_OPTION, f"{annotations}: {len(paths)} image_paths but {len(captions)} annotations")
     return [(Path(path), [caption]) for path, caption in zip(paths, captions, strict=True)]

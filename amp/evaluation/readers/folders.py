@@ -30,7 +30,7 @@ class ClassFolders(Dataset[Any]):
         for label, name in enumerate(self.classes):
             files = sorted(images_below(option, Path(root) / name))
             if not files:
-                raise UserError(option, f"{root}: no image in the class folder {name}")
+                raise UserError(option, f"{root}: the class folder {name} holds no image")
             self.samples += [(file, label) for file in files]
 
     def __len__(self) -> int:
@@ -69,9 +69,11 @@ def open_divided(
         return train, ClassFolders("--val_root", val_root, transform)
     own, tested = divide(train, held_out)
     if not tested.samples:
-        raise UserError("--held_out", f"{held_out}: no class of {train_root} has as many images; allowed is less")
+        raise UserError(
+            "--held_out", f"{held_out}: no class of {train_root} has that many images; use a smaller number"
+        )
     of_all = f"{len(tested)} of {len(train)} images"
-    say(f"{train_root} has no train/: one image in {held_out} of each class is held out to test on, {of_all}")
+    say(f"{train_root} has no train/: testing on {of_all}, one in {held_out} of each class, not used for training")
     return own, tested
 
 

@@ -50,7 +50,7 @@ def tidy(dataset: Any, option: str) -> Any:
     classes = getattr(dataset, "categories", None) or [*getattr(dataset, "class_to_idx", ())]
     for name in classes:
         if isinstance(name, str) and is_litter(name):
-            raise UserError(option, f"{dataset.root}: {name} counts as a class; remove it")
+            raise UserError(option, f"{dataset.root}: {name} would count as a class; remove it")
     if isinstance(dataset, DatasetFolder):
         dataset.loader = read_rgb
         dataset.samples = [(file, label) for file, label in dataset.samples if not is_litter(Path(file).name)]

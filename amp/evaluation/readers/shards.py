@@ -40,7 +40,7 @@ class Shards(Dataset[Any]):
         kind_file = root / "dataset_type.txt"
         kind = kind_file.read_text().strip().lower() if kind_file.is_file() else "classification"
         if kind not in _FIELDS:
-            raise UserError(_OPTION, f"{kind_file}: {printable(kind)!r}; allowed are {', '.join(_FIELDS)}")
+            raise UserError(_OPTION, f"{kind_file}: {printable(kind)!r}; allowed: {', '.join(_FIELDS)}")
         if (kind == "retrieval") != (task == "zeroshot_retrieval"):
             raise UserError("--task", f"{root} is for {kind} (dataset_type.txt), not for {task}")
         self.classes: list[str] | None = None
@@ -54,8 +54,8 @@ class Shards(Dataset[Any]):
         for sample in list_samples(shards, _OPTION):
             image, target = sample.image(EXTENSIONS, _OPTION), sample.fields.get(_FIELDS[kind])
             if image is None or target is None:
-                lacking = "an image" if image is None else f".{_FIELDS[kind]}"
-                raise UserError(_OPTION, f"{printable(sample.key)}: the sample lacks {lacking}")
+                lacking = "image" if image is None else f".{_FIELDS[kind]}"
+                raise UserError(_OPTION, f"{printable(sample.key)}: the sample has no {lacking}")
             self.samples.append((image, _read_target(kind, target, len(self.classes or ()))))
 
     def __len__(self) -> int:
@@ -78,12 +78,12 @@ def _read_target(kind: str, member: Member, num_classes: int) -> Any:
             label = int(content)
             if not 0 <= label < num_classes:
                 raise ValueError(
-                    f"label {label}; of the {num_classes} of classnames.txt, 0 to {num_classes - 1} are allowed"
+                    f"label {label}; classnames.txt has {num_classes} classes, so 0 to {num_classes - 1} are allowed"
                 )
             return label
         labels_C = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
         if labels_C.shape != (num_classes,) or not np.isin(labels_C, (0, 1)).all():
-            raise ValueError(f"of shape {labels_C.shape}; allowed are 0 and 1 for each of {num_classes} classes")
+            raise ValueError(f"labels of shape {labels_C.shape}; expected 0 or 1 for each of {num_classes} classes")
         return labels_C
     except (OSError, ValueError, MemoryError, EOFError) as error:
         raise UserError(_OPTION, f"{printable(member)}: {printable(error)}") from None

@@ -56,16 +56,17 @@ def name_classes(folders: Sequence[str], option: str, file: str | None) -> list[
         if len(lines) != len(folders):
             raise UserError(
                 option,
-                f"{file}: {len(lines)} lines for {len(folders)} class folders; write one for each, or FOLDER<TAB>NAME",
+                f"{file}: {len(lines)} lines for {len(folders)} class folders; write one per folder, or "
+                "FOLDER<TAB>NAME",
             )
         return lines
     name_of: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         folder, _, name = (part.strip() for part in line.partition("\t"))
         if not (folder and name):
-            raise UserError(option, f"{file}: line {number} is {printable(line)!r}; as others it needs FOLDER<TAB>NAME")
+            raise UserError(option, f"{file}: line {number} is {printable(line)!r}; expected FOLDER<TAB>NAME")
         if folder in name_of:
-            raise UserError(option, f"{file}: line {number} names {printable(folder)} once more")
+            raise UserError(option, f"{file}: line {number} repeats the folder {printable(folder)}")
         name_of[folder] = name
     if missing := [folder for folder in folders if folder not in name_of]:
         known = nearest(missing[0], [name for name in name_of if name not in folders])
@@ -93,7 +94,7 @@ def read_pairs(option: str, file: str | Path) -> dict[str, list[str]]:
         captions = said if isinstance(said, list) else [said]
         for value in (name, *captions):
             if not isinstance(value, str) or not value.strip():
-                raise UserError(option, f"{file}: line {number}: {value!r:.40} where a text is expected")
+                raise UserError(option, f"{file}: line {number}: expected a text, found {value!r:.40}")
         captions_of.setdefault(name, []).extend(captions)
     if not any(captions_of.values()):
         raise UserError(option, f"{file}: holds no caption")
@@ -116,13 +117,13 @@ def _table_rows(option: str, file: str | Path, delimiter: str) -> Iterator[tuple
             if not set(names) & set(header):
                 raise UserError(
                     option,
-                    f"{file}: line 1 names no column {' or '.join(names)}; it holds {some([*map(printable, header)])}",
+                    f"{file}: line 1 has no column {' or '.join(names)}, only {some([*map(printable, header)])}",
                 )
         for row in lines:
             if row.get(None):
                 raise UserError(
                     option,
-                    f"{file}: line {lines.line_num} has more values than columns; put a caption with commas in quotes",
+                    f"{file}: line {lines.line_num} has more values than columns; put captions with commas in quotes",
                 )
             last = lines.line_num
             yield last, row
@@ -137,7 +138,7 @@ def _json_rows(option: str, file: str | Path) -> Iterator[tuple[int, dict[str, A
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise UserError(option, f"{file}: line {number} is no JSON object")
+            raise UserError(option, f"{file}: line {number} is not a JSON object")
         yield number, row
 
 
@@ -153,4 +154,4 @@ def _read(option: str, file: str | Path) -> str:
         raise UserError(option, f"{file}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         line = Path(file).read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError(option, f"{file}: line {line} is no UTF-8 text") from None
+        raise UserError(option, f"{file}: line {line} is not UTF-8 text") from None

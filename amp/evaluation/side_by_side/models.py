@@ -53,7 +53,7 @@ class Dense:
             except UserError as error:
                 if self.recorded is None:
                     raise
-                where = f"as {self.recorded}/config.json has it; --dense and --pretrained name others"
+                where = f"recorded in {self.recorded}/config.json; use --dense and --pretrained to give another one"
                 raise UserError(error.key, f"{error.text} ({where})", error.rank_local) from None
 
 
@@ -71,12 +71,12 @@ def find_dense(options: CompareOptions) -> Dense:
         return Dense(name, options.pretrained, config.base, None)
     model = _recorded(config.provenance)
     if model is None:
-        hint = f"say --dense {name}" if own.folders else "give a tag or file, or the dense model's folder as --dense"
+        hint = f"give --dense {name}" if own.folders else "give a tag or a file, or the dense model's folder as --dense"
         tag = str(config.base.get("variant")).partition(".")[2]
         example = f"; for example --pretrained {tag}, if those were its weights" if tag else ""
         raise UserError(
             "--pretrained",
-            f"missing; {options.folder} does not tell the weights of the dense {name}: {hint}{example}",
+            f"missing; {options.folder} does not record the weights of the dense {name}: {hint}{example}",
         )
     return Dense(name, model.get("pretrained"), config.base, options.folder)
 

@@ -52,7 +52,7 @@ def measure_comparison(run: Evaluation[CompareOptions], look: Look | None = None
     found = find_dense(options)
     dense = found.open(options, "meta")  # what is wrong with it is told before the pruned one is measured
     if not (found.pretrained or Path(found.name).is_dir() or library(dense.base["frame"]).folders):
-        say(f"note: the weights of the dense {found.name} are random; --pretrained names others")
+        say(f"note: the dense {found.name} has random weights; use --pretrained to give others")
     pruned = open_pruned(options, device)
     with under("--dataset_root", instead_of="--train_root"), under("--dataset_root", instead_of="--val_root"):
         data = open_data(options, pruned.transform)
@@ -62,7 +62,7 @@ def measure_comparison(run: Evaluation[CompareOptions], look: Look | None = None
         look(pruned, images_of(data, pruned, tasks))
     if difference := dense.difference(pruned.base):
         key, own, other = difference
-        say(f"{options.folder} was pruned from another model than {found.name}: its {key} is {own!r}, not {other!r}")
+        say(f"note: {options.folder} was not pruned from {found.name}: its {key} is {own!r} instead of {other!r}")
     sides = {"pruned": measure_side(pruned, data, tasks, with_head)}
     del pruned
     dense = found.open(options, device)
@@ -101,7 +101,7 @@ def show(run: Evaluation[CompareOptions], record: Mapping[str, Any]) -> None:
     for task, of_dense in metrics["dense"].items():
         for name, value in of_dense.items():
             if value is not None:
-                told = f"{_NAMES[task]}, {_named(name)}, %"
+                told = f"{_NAMES[task]}, {_named(name)} (%)"
                 rows.append([told, percent(value), percent(metrics["pruned"][task][name])])
     weights = f" ({record['dense_pretrained']})" if record["dense_pretrained"] else ""
     say(f"pruned: {record['pruned']}\ndense: {record['dense']}{weights}")
@@ -109,17 +109,17 @@ def show(run: Evaluation[CompareOptions], record: Mapping[str, Any]) -> None:
     own, head = record["agreement"], record["head"]
     lines = [
         ("cosine of the features, mean", "cosine_mean", "{:.4f}"),
-        ("cosine of the features, 5 % of the images are below", "cosine_p5", "{:.4f}"),
-        ("cosine of the features, least", "cosine_min", "{:.4f}"),
-        ("same nearest neighbour, %", "same_nearest", ""),
-        (f"same top-1 ({head}), %", "same_top1", ""),
+        ("cosine of the features, 5th percentile", "cosine_p5", "{:.4f}"),
+        ("cosine of the features, minimum", "cosine_min", "{:.4f}"),
+        ("same nearest neighbour (%)", "same_nearest", ""),
+        (f"same top-1, {head} (%)", "same_top1", ""),
     ]
     agreed = [
         [words, form.format(own[key]) if form else percent(own[key])]
         for words, key, form in lines
         if own[key] is not None
     ]
-    heading = f"agreement of pruned with dense on {record['num_images']} images"
+    heading = f"agreement of pruned and dense on {record['num_images']} images"
     say(f"\n{table([heading, ''], agreed)}\nnumbers: {run.path(run.name)}")
 
 

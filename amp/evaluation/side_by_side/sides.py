@@ -104,7 +104,10 @@ def open_data(options: CompareOptions, transform: Callable[[Any], Any]) -> Data:
     else:
         option, files = DATASET_ROOT, [file for file, _ in val.samples] if val else []
     if len(files) > options.num_images:
-        say(f"agreement: {options.num_images} of {len(files)} images, spread evenly; --num_images takes more")
+        say(
+            f"agreement is measured on {options.num_images} of {len(files)} images, spread evenly; use --num_images "
+            "for more"
+        )
         places = np.linspace(0, len(files) - 1, options.num_images).round().astype(int)
         files = [files[place] for place in places]
     templates = read_templates("--templates", options.templates) if options.templates else [*TEMPLATES]
@@ -126,7 +129,7 @@ def choose_tasks(data: Data, tower: Tower) -> list[Measured]:
             except UserError as error:
                 if data.options.tasks:
                     raise
-                say(f"{task} is left out: {error.text}")
+                say(f"skipped {task}: {error.text}")
             else:
                 chosen.append(task)
     return chosen
@@ -141,7 +144,7 @@ def _check(task: Measured, data: Data, tower: Tower) -> None:
     else:
         assert data.train is not None
         if task == "knn" and len(data.train) < KS[0]:
-            raise UserError(DATASET_ROOT, f"{len(data.train)} training images; the least k is {KS[0]}")
+            raise UserError(DATASET_ROOT, f"{len(data.train)} training images are too few; the smallest k is {KS[0]}")
         if task == "probe":
             held_out_images(np.array([label for _, label in data.train.samples]), DATASET_ROOT)
 
@@ -161,7 +164,7 @@ def takes_for_classes(data: Data, tower: Tower, tasks: Sequence[Measured]) -> bo
     try:
         check_texts(tower)
     except UserError as error:
-        say(f"agreement leaves out the top-1: {error}")
+        say(f"agreement is measured without the same top-1: {error}")
         return False
     return True
 

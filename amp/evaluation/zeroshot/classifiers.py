@@ -63,18 +63,18 @@ def load_classifiers(
         for key in keys:
             if found[key] != header[key]:
                 own, other = (f"{h['frame']} {h['model']} on {h['dataset']}" for h in (header, found))
-                raise UserError("--load_clfs", f"{path}: made for {other}, not for {own} ({key} differs)")
+                raise UserError("--load_clfs", f"{path}: was made for {other}, not for {own} ({key} differs)")
         shape = list(classifier_DC.shape)
         if len(shape) != 2 or shape[1] != num_classes:
             raise UserError("--load_clfs", f"{path}: shape {shape}; {header['dataset']} needs {num_classes} columns")
         if shape[0] != embed_width:
             raise UserError(
                 "--load_clfs",
-                f"{path}: embeddings {shape[0]} wide; those of {header['model']}'s images are "
-                f"{embed_width}; give a classifier of the text tower that belongs to it",
+                f"{path}: embeddings of width {shape[0]}, but the image embeddings of {header['model']} have width "
+                f"{embed_width}; give a classifier made by the text tower of that model",
             )
         if not classifier_DC.isfinite().all():
-            raise UserError("--load_clfs", f"{path}: holds values that are no numbers (NaN or infinite)")
+            raise UserError("--load_clfs", f"{path}: holds values that are NaN or infinite")
         classifiers.append(classifier_DC.float())
     return sum((c / len(classifiers) for c in classifiers), torch.zeros(embed_width, num_classes))
 
@@ -104,9 +104,11 @@ def _read_bare(path: str) -> Tensor:
             warnings.simplefilter("ignore", UserWarning)  # of pickle protocols
             classifier = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way
-        refused = "refused: more than tensors, loading it could run code"
+        refused = "refused: it holds more than tensors, and loading it could run code"
         reason = refused if isinstance(error, pickle.UnpicklingError) else type(error).__name__
-        raise UserError("--load_clfs", f"{path}: no text classifier ({reason}); give a file of --save_clf") from None
+        raise UserError(
+            "--load_clfs", f"{path}: not a text classifier ({reason}); give a file that --save_clf wrote"
+        ) from None
     if not isinstance(classifier, Tensor):
         raise UserError("--load_clfs", f"{path}: holds a {type(classifier).__name__}, expected one tensor")
     return classifier

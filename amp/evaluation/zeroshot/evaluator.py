@@ -116,7 +116,7 @@ class Evaluator:
                 raise UserError(
                     self.option,
                     f"labels from {int(labels.min())} to {int(labels.max())}; "
-                    f"of {classifier_DC.shape[1]} classes, 0 to {classifier_DC.shape[1] - 1} are allowed",
+                    f"with {classifier_DC.shape[1]} classes, 0 to {classifier_DC.shape[1] - 1} are allowed",
                     rank_local=True,
                 )
             if labels.ndim == 2:
@@ -169,8 +169,9 @@ class Evaluator:
         if not self.has_text:
             raise UserError(
                 "--model",
-                f"{self.tower.base['name']} has no text encoder, as zero-shot tasks need; a published "
-                "vision checkpoint takes that of --text_pretrained, and classification text classifiers of --load_clfs",
+                f"{self.tower.base['name']} has no text encoder, which zero-shot tasks need; add one to a published "
+                "vision checkpoint with --text_pretrained, or give text classifiers for classification with "
+                "--load_clfs",
             )
 
     def _embed_images(self, images_BCHW: Tensor) -> Tensor:
@@ -187,9 +188,7 @@ class Evaluator:
             features = encode(inputs)
         features = F.normalize(features.float(), dim=-1)
         if not features.isfinite().all():
-            raise UserError(
-                "--model", f"{self.tower.base['name']}: its features are no numbers (NaN or infinite)", rank_local=True
-            )
+            raise UserError("--model", f"{self.tower.base['name']}: its features are NaN or infinite", rank_local=True)
         return features
 
 

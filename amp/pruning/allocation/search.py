@@ -74,7 +74,7 @@ def find_size(
     bar = SearchProgress("sizing", len(searched_blocks(networks.tower, settings)) * settings.search_steps, ABOUT)
     while True:
         tried[threshold] = size_of(search_blocks(networks, trial, threshold, few, bar.next()).widths)
-        detail(f"threshold {threshold:.3g} nats: {tried[threshold]:.3f} of the dense {unit}; the aim is {target:.3f}")
+        detail(f"threshold {threshold:.3g} nats: {tried[threshold]:.3f} of the dense {unit}; target: {target:.3f}")
         if abs(tried[threshold] / target - 1) <= NEAR / 2 or len(tried) == TRIALS:
             break
         threshold = next_threshold(tried, target)
@@ -112,10 +112,10 @@ def _scaled(
     grid = Grid.of(networks.tower, settings)
     met = stretched(grid, found.widths, size_of, target, *FACTORS)
     if abs(met.size / target - 1) > CLOSE:
-        raise out_of_reach(settings.target, met.size, "the closest network of these settings", networks.journal)
+        raise out_of_reach(settings.target, met.size, "the closest network with these settings", networks.journal)
     widths = settle(grid, networks.scores, size_of, target, *grid.around(met.widths))
-    told = f"the widths found at {found.entropy_increase:.3g} nats, multiplied by {met.at:.3f}"
-    detail(f"{told}, have {size_of(widths):.4f} of the dense size")
+    told = f"widths found at {found.entropy_increase:.3g} nats, multiplied by {met.at:.3f}"
+    detail(f"{told}: {size_of(widths):.4f} of the dense size")
     say_if_far(size_of(widths), target, grid)
     return replace(found, widths=widths, scale=met.at, found_widths=found.widths)
 

@@ -23,8 +23,8 @@ def uniform_widths(grid: Grid, scores: Sequence[Tensor], size_of: RelativeSize, 
         widths = settle(grid, scores, size_of, target, *grid.around(wanted))
         if grid.multiple > 1:
             say(
-                f"note: blocks differ by {grid.multiple} neurons, since one share of them all would have {one} of the "
-                f"size, not {target:g}; prune.width_multiple: 1 gives one width"
+                f"note: some blocks keep {grid.multiple} neurons more than others: the same share in all blocks would "
+                f"give {one} of the size instead of {target:g}; prune.width_multiple: 1 gives all blocks one share"
             )
     return widths
 

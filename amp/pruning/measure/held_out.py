@@ -77,7 +77,8 @@ class HeldOutEntropy:
         values: list[float] = world().broadcast(torch.stack(list(entropies)).tolist())
         if not all(map(math.isfinite, values)):
             raise UserError(
-                "model.precision", "the entropy of the held-out images is not finite; fp32 has the widest range"
+                "model.precision",
+                "the entropy of the held-out images is not finite; use fp32, which has the widest range",
             )
         return values
 

@@ -11,7 +11,7 @@ from amp.run.sealed import append_line, read_first_line, read_lines
 from amp.run.world import world
 
 Network = tuple[int, ...]
-ADVICE = "delete the file to search anew"
+ADVICE = "delete the file to start the search again"
 
 
 class Journal:
@@ -101,10 +101,10 @@ def _open(
         else:
             values = known.setdefault(_network(entry), [])
             if entry["start"] != len(values):
-                raise ValueError("lines are missing before it")
+                raise ValueError("lines before it are missing")
             values += _finite(entry["entropies"])
             if num_batches is not None and len(values) > num_batches:
-                raise ValueError(f"{len(values)} entropies, of {num_batches} held-out batches")
+                raise ValueError(f"{len(values)} entropies for {num_batches} held-out batches")
 
     read_lines(path, take, ADVICE)
     return known, sizes
@@ -113,13 +113,13 @@ def _open(
 def _network(entry: Mapping[str, Any]) -> Network:
     widths = entry["widths"]
     if not all(type(width) is int and width >= 0 for width in widths):
-        raise ValueError("a width is no whole number")
+        raise ValueError("a width is not a whole number")
     return tuple(widths)
 
 
 def _finite(values: Sequence[Any]) -> list[float]:
     if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
-        raise ValueError("a value is no finite number")
+        raise ValueError("a value is not a finite number")
     return [float(value) for value in values]
 
 

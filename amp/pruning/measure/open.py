@@ -56,7 +56,7 @@ def open_networks(
     known = world().from_main(lambda: find_moments(home, names, read_header(home / SCORES)))
     wanted = config.score.keep_moments or (home / MOMENTS).exists()
     if known is None and wanted and own.compensation != "none" and not refits_whole(own):
-        say(f"note: {home / MOMENTS} lacks a block or is of another scoring; the refit reads images instead")
+        say(f"note: {home / MOMENTS} is incomplete or from another scoring; the refit reads images instead")
     with networks_over(
         tower, scores, config, batches, lambda: calibration_batches(config, tower), journal, store, saved, known
     ) as networks:
@@ -89,8 +89,8 @@ def networks_over(
     own, store = config.prune, store or _open_store(tower, config, "auto")
     measured = HeldOutEntropy(tower, held_out, config.score.inverse_temperature, store, inputs_every(own))
     gigabytes = measured.stored_bytes / 1e9
-    stored = f"; up to {gigabytes:.1f} GB of hidden states kept (prune.store: {own.store})" if gigabytes > 0.1 else ""
-    detail(f"held-out images to measure on: {measured.num_batches} batches{stored}")
+    stored = f"; up to {gigabytes:.1f} GB of stored hidden states (prune.store: {own.store})" if gigabytes > 0.1 else ""
+    detail(f"held-out batches: {measured.num_batches}{stored}")
     if own.widths is None and own.allocation == "search":
         warn_of_few(measured.num_batches, config.data)
     orders = [slot.inputs_of(rank(score_U)) for slot, score_U in zip(tower.units, scores, strict=True)]

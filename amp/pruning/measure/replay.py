@@ -199,5 +199,8 @@ class Replay:
         self._handed = None
         if last and not torch.allclose(found_BD, expected_BD, rtol=1e-3, atol=1e-3, equal_nan=True):
             name = type(self._tower.visual).__name__
-            raise UserError("prune.search", f"a {name} cannot be run from a block on; plain runs every block each time")
+            raise UserError(
+                "prune.search",
+                f"a {name} cannot be run from a block onwards; use plain, which runs every block each time",
+            )
         return torch.zeros_like(images_BCSS)

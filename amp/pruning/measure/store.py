@@ -53,7 +53,7 @@ class InputStore:
         except torch.OutOfMemoryError:
             raise UserError(
                 "prune.store",
-                "device: the blocks' inputs do not fit its memory; choose auto, host or disk, "
+                "device: the inputs of the blocks do not fit in its memory; choose auto, host or disk, "
                 "or a larger prune.store_every",
             ) from None
 
@@ -66,8 +66,8 @@ class InputStore:
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise StoppedError(
-                f"prune.store: disk: {self._folder} cannot be written ({reason}); make room or set prune.store: host, "
-                "then the same command goes on after the last measurement",
+                f"prune.store: disk: {self._folder} cannot be written ({reason}); free disk space or set "
+                "prune.store: host, then run the same command to continue after the last measurement",
                 rank_local=True,
             ) from None
         return path

@@ -45,7 +45,10 @@ class Recovery:
         asked, size = settings.recover_images or len(batches) * self._global_batch(), self._global_batch()
         self._num_batches = min(len(batches), max(1, asked // size))
         if asked != self._num_batches * size:
-            say(f"note: prune.recover_images: {asked}; {self._num_batches * size} are taken, whole batches of {size}")
+            say(
+                f"note: prune.recover_images: {asked}; only {self._num_batches * size} are used (full batches of "
+                f"{size})"
+            )
 
     def _global_batch(self) -> int:
         batches = self._batches

@@ -53,8 +53,8 @@ class Compensation:
         self._names = unit_names(num_mlps, num_mlps < len(slots))
         if known is not None and known.num_batches != len(batches):
             say(
-                f"note: the kept moments are of {known.num_batches} batches, prune.num_calibration_samples are "
-                f"{len(batches)}; the refit reads images instead"
+                f"note: the stored moments come from {known.num_batches} batches, but prune.num_calibration_samples "
+                f"asks for {len(batches)}; the refit reads images instead"
             )
             known = None
         self._known = known
@@ -121,7 +121,7 @@ class Compensation:
         if saved is not None and saved.num_batches:
             saved.restore(self._moments)
             start = saved.num_batches
-            say(f"the calibration goes on after batch {start} of {len(batches)}")
+            say(f"resuming the calibration after batch {start} of {len(batches)}")
         remaining = batches.epoch(0, start) if isinstance(batches, Batches) else batches[start:]
         about = f"calibration of blocks {group[0]} to {group[-1]}"
         with torch.no_grad(), self._moments, self._tokens:
@@ -145,7 +145,7 @@ def calibration_sums(run: Run[PruneConfig]) -> Callable[[str], SavedSums]:
 
     def saved(name: str) -> SavedSums:
         path = own.with_stem(f"{own.stem}.{name}")
-        return SavedSums(path, run.header, run.config.score.save_every, "delete it to calibrate anew")
+        return SavedSums(path, run.header, run.config.score.save_every, "delete it to calibrate again")
 
     return saved
 

@@ -89,7 +89,7 @@ def factor(covariance_HH: Tensor, damping: float, name: str) -> Tensor:
     if int(failed):
         raise UserError(
             "prune.damping",
-            f"{damping}: the activations of block {name} are linearly dependent, or some never vary; "
-            "a damping above 0, such as 1e-4, is needed",
+            f"{damping}: the activations of block {name} are linearly dependent, or some are constant; "
+            "use a damping above 0, such as 1e-4",
         )
     return factor_HH

@@ -19,7 +19,10 @@ class MeanShift(Compensator):
 
     def __init__(self, slot: Slot, order_H: Tensor, moments: Moments) -> None:
         if slot.out_projection.bias is None:
-            raise UserError("prune.compensation", f"mean: the out-projection of block {slot.name} has no bias to shift")
+            raise UserError(
+                "prune.compensation",
+                f"mean: the out-projection of block {slot.name} has no bias, which this refit changes",
+            )
         super().__init__(slot, order_H, moments)
 
     def refit(self, width: int) -> tuple[Tensor, Tensor]:

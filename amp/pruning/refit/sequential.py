@@ -125,7 +125,7 @@ class _Refit:
         for slot, call, x_BTD in zip(self._tower.slots, calls, entering, strict=True):
             attention, mlp = find_branches(call, slot, x_BTD)
             if mlp is None:
-                text = f"sequential: the MLP of block {slot.name} does not add to the hidden states; ridge can refit it"
+                text = f"sequential: block {slot.name} does not add its MLP output to the hidden states; use ridge"
                 raise UserError("prune.compensation", text)
             found.append((attention, mlp))
         return found
@@ -190,7 +190,10 @@ class _Refit:
 
         def work() -> list[Tensor]:
             if block and self._taken == block:
-                say(f"the refit goes on: blocks 0 to {block - 1} of {len(self._branches)} are those of the last run")
+                say(
+                    f"resuming the refit: blocks 0 to {block - 1} of {len(self._branches)} were refitted by the "
+                    "last run"
+                )
             if attention is not None and self._attention_sums is not None:
                 self._apply(attention, self._attention_sums)
             tokens = MlpTokens(self._read, READ_WEIGHT, self._settings.refit_views, seed=block)

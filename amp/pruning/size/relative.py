@@ -85,5 +85,5 @@ def out_of_reach(target: TargetSettings, size: float, which: str, journal: Journ
     assert target.asked is not None
     key, value = target.asked
     says = f"{1 / size:.3g} times the dense speed" if key == "throughput" else f"{size:.3g} of the dense {UNITS[key]}"
-    kept = f"; {journal.file} keeps what was measured for it" if journal and journal.file else ""
+    kept = f"; the measurements are kept in {journal.file}" if journal and journal.file else ""
     return UserError(f"prune.target.{key}", f"{value:g}: out of reach; {which} has {says}{kept}")

@@ -91,12 +91,15 @@ def meet(
             break
         if widths == grid.least and measured > left:
             if tried[-1][0] > PROMISED:
-                raise out_of_reach(target, measured, "the smallest network of these settings")
+                raise out_of_reach(target, measured, "the smallest network with these settings")
             break
         size_of = size_of.corrected(widths, measured)
     off, widths, found = min(tried, key=lambda one: one[0])
     if off > PROMISED:
-        say(f"note: that is {off:.1%} off what was asked for; the device's clock varies, or its steps are coarse")
+        say(
+            f"note: that misses the target by {off:.1%}; the device's clock varies, or its speed changes in steps "
+            "of width"
+        )
     return widths, found
 
 

@@ -138,11 +138,11 @@ def check_reach(grid: Grid, size_of: RelativeSize, target: TargetSettings, journ
     smallest = size_of(grid.least)
     assert target.left is not None
     if smallest / target.left - 1 > CLOSE:
-        raise out_of_reach(target, smallest, "the smallest network of these settings", journal)
+        raise out_of_reach(target, smallest, "the smallest network with these settings", journal)
 
 
 def say_if_far(size: float, target: float, grid: Grid) -> None:
     """That the units of the grid come no closer to a size, where that is so."""
     if abs(size / target - 1) > CLOSE:
-        finer = "; prune.width_multiple: 1 comes closer" if grid.multiple > 1 else ""
-        say(f"note: {size:.4f} of the size is as close to {target:g} as multiples of {grid.multiple} come{finer}")
+        finer = "; prune.width_multiple: 1 gets closer" if grid.multiple > 1 else ""
+        say(f"note: {size:.4f} of the size is the closest to {target:g} with widths in steps of {grid.multiple}{finer}")

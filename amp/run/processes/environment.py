@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from amp.errors import UserError
 
 MOST_PROCESSES = 100_000
-LAUNCH = "torchrun sets it; without RANK a script runs as one process"
+LAUNCH = "torchrun sets it; if RANK is not set, a script runs as one process"
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -40,17 +40,17 @@ def place_of(environment: Mapping[str, str] = os.environ) -> Place | None:
     """
     if "RANK" not in environment:
         if _number(environment, "WORLD_SIZE", 1, MOST_PROCESSES, default=1) > 1:
-            raise _wrong("RANK", f"missing, while WORLD_SIZE is {environment['WORLD_SIZE']}; torchrun sets both")
+            raise _wrong("RANK", f"missing, but WORLD_SIZE is {environment['WORLD_SIZE']}; torchrun sets both")
         return None
     size = _number(environment, "WORLD_SIZE", 1, MOST_PROCESSES)
     rank = _number(environment, "RANK", 0, size - 1, f" of WORLD_SIZE {size}")
     address = environment.get("MASTER_ADDR", "").strip()
     if not address or not address.isprintable():
-        raise _wrong("MASTER_ADDR", f"{address!r} is no machine's name or address; {LAUNCH}")
+        raise _wrong("MASTER_ADDR", f"{address!r} is not a host name or address; {LAUNCH}")
     port = _number(environment, "MASTER_PORT", 1, 65535)
     local_size = _number(environment, "LOCAL_WORLD_SIZE", 1, size, default=size if address in _LOCAL else 0)
     if "LOCAL_RANK" not in environment and not local_size:
-        raise _wrong("LOCAL_RANK", f"missing, and so is LOCAL_WORLD_SIZE, while MASTER_ADDR is {address}; {LAUNCH}")
+        raise _wrong("LOCAL_RANK", f"missing together with LOCAL_WORLD_SIZE, but MASTER_ADDR is {address}; {LAUNCH}")
     local_size = local_size or size
     local_rank = _number(environment, "LOCAL_RANK", 0, local_size - 1, default=rank % local_size)
     return Place(rank, size, local_rank, local_size, address, port)
@@ -85,7 +85,7 @@ def _number(
     text = text.strip()
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdigit() and len(text) < 10 and least <= int(text) <= most):
-        raise _wrong(key, f"{text!r} is no number from {least} to {most}{why}; {LAUNCH}")
+        raise _wrong(key, f"{text!r} is not a number from {least} to {most}{why}; {LAUNCH}")
     return int(text)
 
 

@@ -76,7 +76,7 @@ class Ends:
             time.sleep(0.1)
         who = f"process {self._rank} of {len(self._processes)}"
         why = found or "another process of the run has ended"
-        return StoppedError(f"{who}: {why}; the same command goes on from what is saved", rank_local=True)
+        return StoppedError(f"{who}: {why}; run the same command to continue from what is saved", rank_local=True)
 
     def _find(self) -> str:
         told = {rank: self._read(rank) for rank in range(len(self._processes)) if rank != self._rank}
@@ -86,7 +86,7 @@ class Ends:
         ended = [str(rank) for rank, text in told.items() if text is None and self._processes[rank].has_ended()]
         if len(ended) > 1:
             return f"processes {' and '.join(ended)} have ended"
-        silent = " (see what it said)" if self._store_is_gone() else " without a word (killed, or out of memory)"
+        silent = " (see its message)" if self._store_is_gone() else " without a message (killed, or out of memory)"
         return f"process {ended[0]} has ended{silent}" if ended else ""
 
     def _store_is_gone(self) -> bool:
@@ -121,8 +121,8 @@ def join(place: Place, device: torch.device) -> Store:
     except (DistError, RuntimeError) as error:
         raise UserError(
             "MASTER_ADDR, MASTER_PORT",
-            f"process {place.rank} has not met the others of WORLD_SIZE {place.size} at {place.address}:{place.port} "
-            f"({shortened(error)})",
+            f"process {place.rank} could not connect to the other processes (WORLD_SIZE {place.size}) at "
+            f"{place.address}:{place.port} ({shortened(error)})",
             rank_local=True,
         ) from None
     return store

@@ -77,7 +77,8 @@ def class_embeddings(tower: Tower, settings: ScoreSettings) -> Tensor:
     if tower.encode_text is None or tower.encode_image is None:
         raise UserError(
             "score.criterion",
-            f"cross_entropy: {tower.base['name']} has no text encoder to classify with; entropy and kl need none",
+            f"cross_entropy: {tower.base['name']} has no text encoder to classify with; use entropy or kl, which "
+            "need none",
         )
     template = settings.template or "a photo of a {c}"
     tokens = tower.make_tokenizer()([template.replace("{c}", name) for name in settings.classes or ()])
@@ -95,15 +96,13 @@ def folder_labels(images: Batches | Sequence[Tensor], num_classes: int) -> list[
     listed = images.paths if isinstance(images, Batches) else ()
     paths = [path for path in listed if isinstance(path, Path)]
     if not isinstance(images, Batches) or len(paths) < len(listed):
-        raise UserError(
-            "score.labels", "folders: the images of shards lie in no folders; score.labels: null needs none"
-        )
+        raise UserError("score.labels", "folders: the images of shards are not in folders; use score.labels: null")
     folders = sorted({path.parent for path in paths})
     if len(folders) != num_classes:
         raise UserError(
             "score.labels",
-            f"folders: {images.settings.root} holds images in {len(folders)} folders, score.classes "
-            f"names {num_classes}; one folder a class is needed, or score.labels: null",
+            f"folders: {images.settings.root} holds images in {len(folders)} folders, but score.classes "
+            f"names {num_classes}; use one folder per class, or score.labels: null",
         )
     place = {folder: index for index, folder in enumerate(folders)}
     size, order = images.settings.batch_size, images.order(0)

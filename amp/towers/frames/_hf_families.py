@@ -50,8 +50,8 @@ FAMILIES = {
 }
 HIERARCHICAL = "is hierarchical; plain vision transformers can be pruned"
 REFUSED = {
-    "siglip2_vision_model": "is NaFlex: it takes patches of any aspect, not images (fixed-size SigLIP 2 is 'siglip')",
-    "vit_mae": "drops patches at random, also in evaluation; load its encoder as a 'vit'",
+    "siglip2_vision_model": "is NaFlex, which takes patches instead of images (fixed-size SigLIP 2 is 'siglip')",
+    "vit_mae": "drops patches at random, even in evaluation; load its encoder as a 'vit'",
     **dict.fromkeys(("swin", "swinv2", "hiera", "pvt", "pvt_v2", "segformer", "focalnet", "cvt"), HIERARCHICAL),
     **dict.fromkeys(("convnext", "convnextv2", "dinov3_convnext", "resnet"), "is a convolutional network"),
 }
@@ -61,6 +61,6 @@ def family_of(settings: ModelSettings, vision_config: Any) -> Family:
     """Of a vision config. Raises UserError for an architecture that cannot be pruned."""
     kind = vision_config.model_type
     if kind not in FAMILIES:
-        reason = REFUSED.get(kind, f"is none of the supported vision transformers: {', '.join(FAMILIES)}")
+        reason = REFUSED.get(kind, f"is not one of the supported vision transformers: {', '.join(FAMILIES)}")
         raise UserError("model.name", f"{settings.name}: {kind!r} {reason}")
     return FAMILIES[kind]

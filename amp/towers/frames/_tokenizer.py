@@ -43,7 +43,8 @@ class Tokenizer:
             raise UserError(self.name, f"its tokenizer cannot read texts ({first_line(error)})") from None
         if self.context is not None and ids_NT.shape[1] != self.context:
             raise UserError(
-                self.name, f"its tokenizer gives {ids_NT.shape[1]} ids a text, the text tower reads {self.context}"
+                self.name,
+                f"its tokenizer gives {ids_NT.shape[1]} ids per text, but the text tower reads {self.context}",
             )
         if self.vocabulary is not None:
             check_ids(self.name, ids_NT, self.vocabulary)
@@ -53,4 +54,6 @@ class Tokenizer:
 def check_ids(name: str, ids_NT: Tensor, vocabulary: int) -> None:
     """Raises UserError where a text tower does not know one of the ids, as of a tokenizer that is another model's."""
     if ids_NT.numel() and int(ids_NT.max()) >= vocabulary:
-        raise UserError(name, f"its tokenizer gives the id {int(ids_NT.max())}, the text tower knows {vocabulary} ids")
+        raise UserError(
+            name, f"its tokenizer gives the id {int(ids_NT.max())}, but the text tower knows only {vocabulary} ids"
+        )

@@ -38,7 +38,7 @@ def _check_name(name: str) -> None:
     if timm.is_model(name) and not knows(name):
         raise UserError(
             "model.name",
-            f"{name!r} is no DINOv2 or DINOv3 of timm{nearest(name, timm.list_models('*dinov*'))}; "
+            f"{name!r} is not a DINOv2 or DINOv3 of timm{nearest(name, timm.list_models('*dinov*'))}; "
             "for other models use the frame timm",
         )
 

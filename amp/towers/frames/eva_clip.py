@@ -95,7 +95,7 @@ def check(settings: ModelSettings) -> None:
 
 def _check_name(name: str) -> None:
     if not _is_eva(name):
-        raise UserError("model.name", f"{name!r} is no EVA-CLIP; for other CLIPs use the frame open_clip")
+        raise UserError("model.name", f"{name!r} is not an EVA-CLIP; for other CLIPs use the frame open_clip")
 
 
 def knows(name: str) -> bool:

@@ -103,7 +103,8 @@ def _around(
     if preprocess["size"] != side and not family.any_size:
         raise UserError(
             "model.transform.input_size",
-            f"{preprocess['size']}: {settings.name} takes {side} px; model.kwargs.img_size changes that",
+            f"{preprocess['size']}: {settings.name} takes images of {side} px; set model.kwargs.img_size to change "
+            "that",
         )
     blocks = find_blocks(visual)
     asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
@@ -170,7 +171,7 @@ def _describe(settings: ModelSettings) -> dict[str, Any]:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # A config.json may hold anything, and the hub may fail in any way.
-        raise UserError("model.name", f"{name}: no config of a transformers model ({first_line(error)})") from None
+        raise UserError("model.name", f"{name}: not a transformers model ({first_line(error)})") from None
     if getattr(config, "quantization_config", None):
         raise UserError("model.name", f"{name}: quantised weights cannot be pruned")
     vision_config = getattr(config, "vision_config", config)
@@ -183,7 +184,7 @@ def _describe(settings: ModelSettings) -> dict[str, Any]:
             continue  # Its images are resized, not its weights.
         key = "image_size" if key == "img_size" else key
         if key not in vision_values or key in DROPPED | {"model_type"}:
-            raise UserError("model.kwargs", f"{key}: no setting of {name}{nearest(key, list(vision_values))}")
+            raise UserError("model.kwargs", f"{key}: not a setting of {name}{nearest(key, list(vision_values))}")
         vision_values[key] = value
     architecture = next(iter(config.architectures or []), None)
     if architecture is None:
@@ -221,7 +222,7 @@ def _model(settings: ModelSettings, class_name: str, config: Any, weights: str |
     # A backbone gives feature maps, not tokens.
     if own is not type(config) or class_name.endswith("Backbone"):
         raise UserError(
-            "model.name", f"{settings.name}: {class_name!r} is no {config.model_type} model of transformers"
+            "model.name", f"{settings.name}: {class_name!r} is not a {config.model_type} model of transformers"
         )
     if weights is None:
         with torch.device(device):
@@ -232,12 +233,12 @@ def _model(settings: ModelSettings, class_name: str, config: Any, weights: str |
     model, report = loaded
     # ViT's pooler is left out of many files, and no feature is taken from it.
     if missing := sorted(key for key in report["missing_keys"] if "pooler.dense." not in key):
-        raise RuntimeError(f"{len(missing)} tensors missing, {missing[0]} first")
+        raise RuntimeError(f"{len(missing)} tensors missing, the first is {missing[0]}")
     bare: Any = model.base_model
     parts = {name.partition(".")[0] for name in (*model.state_dict(), *bare.state_dict())}
     # A head of another task is no part of this model; a layer is, and so is what a layer has more than the config says.
     if more := sorted(key for key in report["unexpected_keys"] if key.partition(".")[0] in parts and not _is_idle(key)):
-        raise RuntimeError(f"{len(more)} tensors more than its config.json tells of, {more[0]} first")
+        raise RuntimeError(f"{len(more)} tensors that its config.json does not describe, the first is {more[0]}")
     return model
 
 

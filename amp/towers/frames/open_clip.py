@@ -124,7 +124,7 @@ def _not_supported(name: str, model: Any) -> UserError:
     return UserError(
         "model.name",
         f"{name!r} has a {type(model.visual).__name__} vision tower; "
-        "of open_clip, native vision transformers and those of timm can be pruned",
+        "open_clip models can be pruned if their vision tower is native or a vision transformer of timm",
     )
 
 

@@ -140,7 +140,11 @@ def _around(
     name = settings.name
     for method in ("forward_features", "forward_head", "num_prefix_tokens"):
         if not hasattr(model, method):
-            raise UserError("model.name", f"{name!r} ({type(model).__name__}) is no vision transformer of timm")
+            raise UserError(
+                "model.name",
+                f"{name!r} ({type(model).__name__}) is not a plain vision transformer of timm; amp models lists "
+                "what can be pruned",
+            )
     asked = settings.model_dump(mode="json", include={"name", "kwargs", "precision", "transform"})
     described = {"model_config": name.partition(".")[0], "variant": full_name, "preprocess": preprocess}
     blocks = find_blocks(model)

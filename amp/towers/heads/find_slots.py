@@ -42,9 +42,9 @@ def with_attention(tower: Tower, attention: str, told: bool = False) -> Tower:
     if why is None:
         return replace(tower, heads=found)
     if attention != "auto":
-        raise UserError("prune.attention", f"heads: {why}; say none")
+        raise UserError("prune.attention", f"heads: {why}; use none")
     if not told:
-        say(f"all attention heads stay, only neurons are removed: {why}")
+        say(f"note: no attention heads are removed, only neurons: {why}")
     return tower
 
 
@@ -66,7 +66,7 @@ def _provable(tower: Tower) -> tuple[tuple[HeadSlot, ...], str | None]:
         try:
             inputs = inputs_of(attentions, lambda: twin.feature(_blank(twin)))
         except ValueError:  # as many calls as attentions are wanted
-            return (), f"not every attention of this {type(tower.visual).__name__} is called once"
+            return (), f"some attention module of this {type(tower.visual).__name__} is not called exactly once"
         for slot in slots:
             signature = _signature(slot, inputs[slot.name])
             if signature not in _proved and not _proves(slot, *inputs[slot.name]):
@@ -76,7 +76,7 @@ def _provable(tower: Tower) -> tuple[tuple[HeadSlot, ...], str | None]:
     if wrong is None:
         return slots, None
     block = tower.blocks[wrong]
-    return (), f"{type(_attention(block) or block).__name__}, as in block {wrong!r}, cannot hold fewer heads"
+    return (), f"{type(_attention(block) or block).__name__} (block {wrong!r}) does not support fewer heads"
 
 
 def _slots(blocks: Mapping[str, nn.Module]) -> tuple[tuple[HeadSlot, ...], str | None]:

@@ -191,10 +191,10 @@ def slice_tensor(module: nn.Module, key: str, dim: int, indices: Tensor) -> None
 def check_scores(slots: Sequence[Slot], scores: Sequence[Tensor]) -> None:
     """Raises UserError unless there is one finite number (U,) for every unit of every slot."""
     if len(scores) != len(slots):
-        raise UserError("scores", f"of {len(scores)} blocks, the tower has {len(slots)}")
+        raise UserError("scores", f"of {len(scores)} blocks, but the tower has {len(slots)}")
     for block, (slot, score_U) in enumerate(zip(slots, scores, strict=True)):
         if score_U.shape != (slot.num_units,):
             shape = " x ".join(map(str, score_U.shape))
-            raise UserError("scores", f"{shape} of block {block}, which has {slot.num_units} neurons")
+            raise UserError("scores", f"of shape {shape} for block {block}, which has {slot.num_units} neurons")
         if not score_U.isfinite().all():
-            raise UserError("scores", f"one of block {block} is no finite number")
+            raise UserError("scores", f"of block {block} are not all finite")

@@ -27,7 +27,7 @@ from amp.towers.frames._tokenizer import Tokenizer
 from amp.towers.library import FOLDER, Files, Native, or_heads, path_of_blocks, resizing, same_shapes
 
 WIDTHS, HEADS = "mlp_widths", "attention_heads"
-INSTEAD = "amp.save(model, folder) writes them, and a README that says how transformers loads them"
+INSTEAD = "use amp.save(model, folder), which also writes a README that tells how transformers loads the model"
 MODELING = "modeling_pruned"
 # What stands beside a model for its images, its texts and what it generates.
 COPIED: tuple[str, ...] = ("*processor_config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json")
@@ -64,7 +64,7 @@ class Unsaved:
     def save_pretrained(self, *inputs: Any, **named: Any) -> None:
         """Raises UserError."""
         name = _plain(self).__name__
-        raise UserError("save_pretrained", f"a {name} cannot say widths that differ by block; {INSTEAD}")
+        raise UserError("save_pretrained", f"a {name} cannot record widths that differ between blocks; {INSTEAD}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (_plain(self), dict(vars(self)))
@@ -143,7 +143,9 @@ def files(tower: Tower) -> Files:
         values["auto_map"] = {auto: f"{MODELING}.Pruned{name}" for auto, (name, _) in classes.items()}
         texts[f"{MODELING}.py"] = _modeling(tower, dict(classes.values()))
         trust, autos = ", trust_remote_code=True", [auto for auto, (name, _) in classes.items() if name == kind]
-    own_class = f"`{MODELING}.py` builds the class with MLPs of these widths{or_heads(tower)}, which no config can say:"
+    own_class = (
+        f"`{MODELING}.py` builds the class with these MLP widths{or_heads(tower)}, which a config cannot record:"
+    )
     why = own_class if trust else ""
     return Files("transformers", why, _loading(autos[0] if autos else kind, trust), own, texts, copied, alone=True)
 
@@ -209,8 +211,8 @@ def _classes(tower: Tower) -> dict[str, tuple[str, str]]:
 def _modeling(tower: Tower, blocks: Mapping[str, str]) -> str:
     lines = resizing(tower, "self.get_submodule(self.blocks)", f"vision.{WIDTHS}", f"vision.{HEADS}")
     parts = [
-        '"""Classes of transformers whose MLPs have the widths that config.json says, one a block: `mlp_widths`.\n\n'
-        "For `from_pretrained(folder, trust_remote_code=True)`. Everything else is as transformers builds it.\n"
+        '"""Classes of transformers whose MLPs have the widths that config.json lists, one per block: `mlp_widths`.\n\n'
+        "Use them with `from_pretrained(folder, trust_remote_code=True)`. Everything else is as in transformers.\n"
         '"""\n\n'
         "import transformers\n"
         "from torch import nn\n",

@@ -54,7 +54,7 @@ def files(tower: Tower, registered: Mapping[str, str] | None = None) -> Files:
         code.insert(1, "from open_clip.transform import PreprocessCfg, image_transform_v2")
         code += ["transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)"]
     code += _tokenizer(tower)
-    dense = f"Its JSON cannot say the widths of these MLPs{or_heads(tower)}, so the dense model is resized:"
+    dense = f"Its JSON cannot record these MLP widths{or_heads(tower)}, so this code resizes the dense model:"
     why = "" if whole else dense
     return Files("open_clip", why, "\n".join(code), {CONFIG: said if whole else _config(tower)})
 

@@ -47,7 +47,7 @@ def files(tower: Tower) -> Files:
     code += resizing(tower, f"model.{path_of_blocks(tower)}")
     code += [f'model.load_state_dict(load_file("{FOLDER}/model.safetensors"), assign=True)', "model.eval()"]
     code += [f"transform = timm.data.create_transform({size}, **{images})"]
-    why = f"Its arguments cannot say the widths of these MLPs{or_heads(tower)}, so the dense model is resized:"
+    why = f"Its arguments cannot express these MLP widths{or_heads(tower)}, so this code resizes the dense model:"
     return Files("timm", why, "\n".join(code))
 
 

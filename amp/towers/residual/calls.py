@@ -70,7 +70,7 @@ def block_calls(
         first_BTD = first_input(inputs, named)
         if handed and not torch.equal(handed[-1], first_BTD):
             name = type(tower.visual).__name__
-            text = f"the blocks of a {name} are no chain, so that it cannot be refitted as a whole; ridge refits each"
+            text = f"the blocks of a {name} do not form a chain, which a refit of the whole needs; use ridge"
             raise UserError("prune.compensation", text)
         calls.append(BlockCall.of(module, inputs, named))
         entering(first_BTD)

@@ -96,7 +96,7 @@ def test_images_are_opened_by_the_rule(tmp_path: Path, monkeypatch: pytest.Monke
     assert (own[0][0] < 255).mean() > 0.9  # Pillow would make most of it white
     files[1].write_bytes(EPS)
     said = refusal(lambda: list(ShardedBatches(4, 0).batches(own, list, "--dataset_root")))
-    assert said == f"--dataset_root: {files[1]}: cannot be read (no image of a known format)"
+    assert said == f"--dataset_root: {files[1]}: cannot be read (not an image of a known format)"
 
 
 @pytest.mark.parametrize(

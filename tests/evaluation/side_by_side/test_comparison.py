@@ -101,7 +101,7 @@ def test_a_model_beside_itself_agrees_in_everything(
     assert record["metrics"]["dense"] == record["metrics"]["pruned"]
     assert list(record["metrics"]["dense"]) == ["zeroshot", "retrieval", "knn", "probe"]
     assert record["sizes"]["dense"] == record["sizes"]["pruned"]
-    assert "top1 is left out: " in out
+    assert "skipped top1: " in out
     assert (record["num_images"], record["num_test_images"], record["num_train_images"]) == (16, 4, 12)
     assert call(SCRIPT, *words)[1].startswith(f"already done: {tmp_path}/r.json")
 
@@ -116,7 +116,7 @@ def test_two_processes_give_the_same(
     assert run.returncode == 0, run.stderr
     code, out, err = call(SCRIPT, *words, "--output", tmp_path / "one.json")
     assert code == 0, err
-    assert "agreement: 10 of 16 images, spread evenly" in out
+    assert "agreement is measured on 10 of 16 images, spread evenly" in out
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert all(one[key] == two[key] for key in ("agreement", "metrics", "sizes", "num_images", "settings"))
     assert 0 < one["agreement"]["cosine_min"] <= one["agreement"]["cosine_mean"] < 1
@@ -132,7 +132,7 @@ def test_images_alone_are_enough(tmp_path: Path, clip: ModelSettings, pictures: 
     record = json.loads((tmp_path / "r.json").read_text())
     assert record["metrics"] == {"dense": {}, "pruned": {}}
     assert (record["agreement"]["same_top1"], record["head"], record["num_images"]) == (None, None, 16)
-    assert "| agreement of pruned with dense on 16 images" in out
+    assert "| agreement of pruned and dense on 16 images" in out
 
 
 @pytest.mark.slow
@@ -154,16 +154,19 @@ def test_mistakes_are_one_line(tmp_path: Path, golden_model: ModelSettings, pict
     folder = save(golden_model, tmp_path / "pruned", 0.5)
     own, images = ["--dataset_root", pictures / "own"], ["--images", pictures / "own"]
     for words, said in (
-        ([folder], "give --images DIR, any folder of images, or --dataset_root DIR"),
+        ([folder], "give --images DIR (any folder of images) or --dataset_root DIR"),
         ([folder, *images, "--tasks", "knn"], "--tasks: knn needs --dataset_root"),
-        ([folder, *own, "--captions", pictures / "captions.csv"], "--captions: its files lie below --images"),
-        ([folder, *images, "--held_out", 3], "--held_out: of the class folders of --dataset_root"),
+        ([folder, *own, "--captions", pictures / "captions.csv"], "--captions: needs --images"),
+        ([folder, *images, "--held_out", 3], "--held_out: needs --dataset_root"),
         ([folder, "--images", tmp_path / "none"], "--images: "),
         ([tmp_path, *images], "holds no config.json"),
         ([folder, *images, "--dense", "ViT-B-33"], "--dense: "),
         ([folder, *images, "--pretrained", tmp_path / "none.pt"], "--pretrained: "),
-        ([folder, *own, "--tasks", "top1"], "ends in no classifier"),
-        ([folder, *own, "--tasks", "zeroshot"], "its tokenizer gives the id 49407, the text tower knows 512 ids"),
+        ([folder, *own, "--tasks", "top1"], "has no classifier"),
+        (
+            [folder, *own, "--tasks", "zeroshot"],
+            "its tokenizer gives the id 49407, but the text tower knows only 512 ids",
+        ),
     ):
         code, _, err = call(SCRIPT, *words, "--num_workers", 0, "--output", tmp_path / "r.json")
         assert (code, said in err.splitlines()[-1], (tmp_path / "r.json").exists()) == (2, True, False), (words, err)
@@ -173,7 +176,7 @@ def test_mistakes_are_one_line(tmp_path: Path, golden_model: ModelSettings, pict
 def test_a_folder_that_does_not_tell_its_weights(tmp_path: Path, folder: Path, pictures: Path, call: Any) -> None:
     words = [folder, "--images", pictures / "own", "--num_workers", 0, "--output", tmp_path / "r.json"]
     code, _, err = call(SCRIPT, *words)
-    assert (code, "does not tell the weights of the dense " in err) == (2, True)
+    assert (code, "does not record the weights of the dense " in err) == (2, True)
     assert call(SCRIPT, *words, "--pretrained", GOLDEN / "tiny-clip.safetensors")[0] == 0
 
 
@@ -183,7 +186,7 @@ def test_a_model_that_was_an_object_tells_no_weights(tmp_path: Path) -> None:
     kept = [range(width) for width in tower.widths]
     save_tower(tower, kept, {"settings": {"model": {"name": IN_MEMORY, "pretrained": None}}}, tmp_path / "pruned")
     words = {"folder": str(tmp_path / "pruned"), "images": str(tmp_path)}
-    with pytest.raises(UserError, match=r"--pretrained: missing; .* does not tell the weights of the dense test_vit"):
+    with pytest.raises(UserError, match=r"--pretrained: missing; .* does not record the weights of the dense test_vit"):
         find_dense(CompareOptions(**words))
     assert find_dense(CompareOptions(**words, pretrained="r160_in1k")).pretrained == "r160_in1k"
 

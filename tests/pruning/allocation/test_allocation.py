@@ -57,7 +57,7 @@ def test_uniform_keeps_one_width_where_that_meets_the_size(
     assert not capsys.readouterr().out
     between = size([64, 64, 72, 72, 72])
     assert sorted(widths_of(tower, size, "uniform", between, width_multiple=8)) == [64, 64, 72, 72, 72]
-    assert "prune.width_multiple: 1 gives one width" in capsys.readouterr().out
+    assert "prune.width_multiple: 1 gives all blocks one share" in capsys.readouterr().out
 
 
 def test_one_threshold_parts_the_kept_from_the_rest(tower: Tower, size: RelativeSize) -> None:
@@ -94,7 +94,7 @@ def test_a_pruning_without_search_keeps_the_top_neurons_of_its_widths(
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_a_size_below_the_rest_of_the_tower_is_refused(tower: Tower, size: RelativeSize, allocation: str) -> None:
     says = refusal(lambda: widths_of(tower, size, allocation, 0.1))
-    assert says.startswith("prune.target.params: 0.1: out of reach; the smallest network of these settings has 0.3")
+    assert says.startswith("prune.target.params: 0.1: out of reach; the smallest network with these settings has 0.3")
     assert says.endswith(" of the dense parameters")
 
 

@@ -87,9 +87,9 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '{"widths"')  # Its run may be writing this line.
     before = path.read_bytes()
     assert "before the scores changed" in refusal(lambda: open_journal(path, scores_sha256="b"))
-    assert "thresholds = [0.01], asked for [0.02]" in refusal(lambda: open_journal(path, (0.02,)))
+    assert "thresholds = [0.01], but this run has [0.02]" in refusal(lambda: open_journal(path, (0.02,)))
     prune = {"entropy_increase": 0.0, "search_steps": 5}
-    assert "prune.search_steps = 6, asked for 5" in refusal(lambda: open_journal(path, prune=prune))
+    assert "prune.search_steps = 6, but this run has 5" in refusal(lambda: open_journal(path, prune=prune))
     assert other_search(path, HEADER, [INCREASE]) is None
     assert other_search(path, HEADER, [0.02]) == ("thresholds", [INCREASE], [0.02])
     assert path.read_bytes() == before

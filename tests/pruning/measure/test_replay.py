@@ -133,7 +133,7 @@ def test_a_tower_that_cannot_be_replayed_is_refused(tower: Tower, batches: Calla
     list(tower.blocks.values())[-1].register_forward_hook(lambda module, inputs, output: output * seen[-1])
     says = refusal(lambda: Replay(tower, batches("val"), InputStore("host", WORLD.device), every=2))
     assert says.startswith("prune.search: a ")
-    assert says.endswith("plain runs every block each time")
+    assert says.endswith("use plain, which runs every block each time")
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:

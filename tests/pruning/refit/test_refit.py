@@ -96,7 +96,7 @@ def test_the_sliced_mlp_errs_as_foretold_and_never_more_than_uncompensated(
     module, slot, order_H, x = mlp
     moments = _moments(module, slot, x)
     if damping is None and slot.out_projection.bias is None:
-        assert "no bias to shift" in refusal(lambda: MeanShift(slot, order_H, moments))
+        assert "has no bias" in refusal(lambda: MeanShift(slot, order_H, moments))
         return
     compensator = _compensator(slot, order_H, moments, damping)
     with torch.no_grad():

@@ -35,7 +35,7 @@ def test_the_saved_network_is_the_one_that_was_judged(
     own = (*RIDGE, f"prune.compensation={method}", f"prune.compensate_in_search={in_search}")
     code, out, err = call("main_prune.py", *_words(prune_yaml, *own))
     assert code == 0, err
-    assert "refit: the error of the MLPs' outputs" in out
+    assert "refit: mean error of the MLP outputs" in out
     record = json.loads((scored / "prune.json").read_text())
     assert min(record["widths"]) < 256
     for error, width in zip(record["compensation"], record["widths"], strict=True):

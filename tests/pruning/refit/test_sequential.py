@@ -147,11 +147,11 @@ def test_blocks_that_are_no_chain_are_told() -> None:
     tower = build()
     tower.blocks["blocks.1"].register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,), prepend=True)
     said = refusal(lambda: refit(tower, first_neurons(tower, 0.5), images(2)))
-    assert said.startswith("prune.compensation: the blocks of a VisionTransformer are no chain")
+    assert said.startswith("prune.compensation: the blocks of a VisionTransformer do not form a chain")
 
 
 def test_a_norm_behind_the_mlp_is_told() -> None:
     tower = build()
     tower.blocks["blocks.0"].ls2 = nn.LayerNorm(24)
     said = refusal(lambda: refit(tower, first_neurons(tower, 0.5), images(2)))
-    assert "does not add to the hidden states" in said
+    assert "does not add its MLP output to the hidden states" in said

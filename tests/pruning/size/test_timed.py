@@ -88,7 +88,7 @@ def test_a_speed_out_of_reach_is_refused(tower: Tower, scores: list[Tensor], clo
     says = refusal(lambda: choose(tower, scores, Journal(), allocation="global", target={"throughput": 4.0}))
     fastest = of_tower([256] * 5) / of_tower([4] * 5)
     assert says == (
-        "prune.target.throughput: 4: out of reach; the smallest network of these settings has "
+        "prune.target.throughput: 4: out of reach; the smallest network with these settings has "
         f"{fastest:.3g} times the dense speed"
     )
 

@@ -97,8 +97,18 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
         raise ValueError("no padding token")
 
     for words, make, context, vocabulary in (
-        ("m: its tokenizer gives 3 ids a text, the text tower reads 4", lambda texts: torch.full((1, 3), 7), 4, 8),
-        ("m: its tokenizer gives the id 7, the text tower knows 7 ids", lambda texts: torch.full((1, 3), 7), 3, 7),
+        (
+            "m: its tokenizer gives 3 ids per text, but the text tower reads 4",
+            lambda texts: torch.full((1, 3), 7),
+            4,
+            8,
+        ),
+        (
+            "m: its tokenizer gives the id 7, but the text tower knows only 7 ids",
+            lambda texts: torch.full((1, 3), 7),
+            3,
+            7,
+        ),
         ("m: its tokenizer cannot read texts (no padding token)", broken, 3, 7),
     ):
         tokenizer = Tokenizer("m", lambda make=make: make, context, vocabulary)  # type: ignore[misc]

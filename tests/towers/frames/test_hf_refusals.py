@@ -84,19 +84,19 @@ def test_bad_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "empty").mkdir()
     remote = {"auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
     configs: dict[str, tuple[dict[str, Any], str]] = {
-        "text": ({"model_type": "bert"}, "'bert' is none of the supported"),
+        "text": ({"model_type": "bert"}, "'bert' is not one of the supported"),
         "naflex": ({"model_type": "siglip2"}, "NaFlex"),
         "swin": ({"model_type": "swin"}, "hierarchical"),
         "mae": ({"model_type": "vit_mae"}, "patches at random"),
-        "nonsense": ({"model_type": "nonsense"}, "no config of"),
-        "remote": ({"model_type": "mine", **remote}, "no config of"),
-        "class": ({"model_type": "vit", "architectures": ["is_torch_available"]}, "'is_torch_available' is no vit"),
-        "mixed": ({"model_type": "vit", "architectures": ["BertModel"]}, "'BertModel' is no vit"),
-        "maps": ({"model_type": "dinov2", "architectures": ["Dinov2Backbone"]}, "'Dinov2Backbone' is no dinov2"),
+        "nonsense": ({"model_type": "nonsense"}, "not a transformers model"),
+        "remote": ({"model_type": "mine", **remote}, "not a transformers model"),
+        "class": ({"model_type": "vit", "architectures": ["is_torch_available"]}, "'is_torch_available' is not a vit"),
+        "mixed": ({"model_type": "vit", "architectures": ["BertModel"]}, "'BertModel' is not a vit"),
+        "maps": ({"model_type": "dinov2", "architectures": ["Dinov2Backbone"]}, "'Dinov2Backbone' is not a dinov2"),
         "quantised": ({"model_type": "vit", "quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
         "oblong": ({"model_type": "vit", "image_size": [32, 64]}, "only square"),
     }
-    expected = {"nobody/nothing": "no config of a transformers model", str(tmp_path / "gone"): "neither a folder nor"}
+    expected = {"nobody/nothing": "not a transformers model", str(tmp_path / "gone"): "neither a folder nor"}
     expected[str(tmp_path / "empty")] = "no config.json"
     for name, (config, words) in configs.items():
         (tmp_path / name).mkdir()
