@@ -59,7 +59,7 @@ def test_activations_that_are_not_finite_are_one_line(tower: Tower, criterion: A
     [
         (["score.criterion=cross_entropy"], "score: classes: missing"),
         (["score.criterion=cross_entropy", "score.classes=[a]"], "score.classes"),
-        (["score.template=a photo"], "template: 'a photo': has no {c}"),
+        (["score.template=a photo"], "template: 'a photo': must contain {c}"),
         (
             ["score.criterion=cross_entropy", "score.classes=[a, b]", "score.labels=folders"],
             "score.labels: folders: ROOT holds images in 1 folders, but score.classes names 2",
