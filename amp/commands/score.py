@@ -77,10 +77,7 @@ def score_model(
             for path in unfinished.values():
                 world().from_main(partial(forget_sums, path))
             if config.score.keep_moments and not world().from_main(partial(_has_moments, run.folder, len(outputs) > 1)):
-                say(
-                    f"note: {run.path(MOMENTS)} is incomplete or from another scoring; delete {SCORES} to write "
-                    "both again"
-                )
+                say(f"note: {run.path(MOMENTS)} is incomplete or from another scoring; to redo both, delete {SCORES}")
             return False
         paths = list_images(config.data, "train")
         tower = with_attention(build_tower(config.model, str(world().device)), config.attention)

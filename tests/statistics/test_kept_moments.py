@@ -53,7 +53,7 @@ def test_a_scoring_keeps_them_beside_its_scores(
     assert seen
     # Of moments that are not whole both commands say so.
     (tmp_path / "out" / "moments" / "block_0.safetensors").unlink()
-    for script, said in (("score", "delete scores.safetensors to write both again"), ("prune", "reads images instead")):
+    for script, said in (("score", "to redo both, delete scores.safetensors"), ("prune", "reads images instead")):
         code, out, _ = call(f"main_{script}.py", *words, "--set", "prune.target.params=0.8")
         assert (code, f"moments is incomplete or from another scoring; {said}" in out.replace("the refit ", "")) == (
             0,
