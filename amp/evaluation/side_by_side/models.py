@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from amp.errors import UserError, under
 from amp.evaluation.options import CompareOptions
 from amp.models.folder import load_tower, read_folder_config
@@ -12,6 +14,7 @@ from amp.models.open import open_published, open_tower
 from amp.settings.model import IN_MEMORY, TEACHER_IN_MEMORY, ModelSettings
 from amp.towers import Tower, build_tower, library, tell_preprocess
 
+ROUNDING = 2.0**-7  # of a weight's norm; storing it in bf16 changes less
 _KEYS = ("frame", "name", "kwargs", "transform")
 
 
@@ -95,3 +98,19 @@ def open_pruned(options: CompareOptions, device: str) -> Tower:
     tower = load_tower(options.folder, device, "fp32")
     tell_preprocess(tower)
     return tower
+
+
+def weights_beside_blocks(tower: Tower) -> dict[str, Tensor]:
+    """By name, on the CPU: the vision tower's parameters outside its blocks. Constants, which many towers share, are left
+    out. Pruning keeps all of these weights, distillation the final norm and what follows it.
+    """
+    blocks = tuple(f"{path}." for path in tower.blocks)
+    named = ((name, weight.detach().cpu()) for name, weight in tower.visual.named_parameters())
+    return {name: weight for name, weight in named if not name.startswith(blocks) and weight.min() < weight.max()}
+
+
+def is_of(pruned: Mapping[str, Tensor], dense: Mapping[str, Tensor]) -> bool:
+    """Whether a tower can have been pruned from another: one of its weights beside the blocks is the other's."""
+    both = [(pruned[name], dense[name]) for name in pruned.keys() & dense.keys()]
+    pairs = [(own, other) for own, other in both if own.shape == other.shape]
+    return not pairs or any((own - other).norm() <= ROUNDING * other.norm() for own, other in pairs)

@@ -9,7 +9,7 @@ from amp.errors import under
 from amp.evaluation.options import CompareOptions, ModelOptions
 from amp.evaluation.results import Evaluation, Look, digest_model, digest_texts, open_evaluation, with_images
 from amp.evaluation.side_by_side.agreement import agree
-from amp.evaluation.side_by_side.models import find_dense, open_pruned
+from amp.evaluation.side_by_side.models import find_dense, is_of, open_pruned, weights_beside_blocks
 from amp.evaluation.side_by_side.sides import Side, choose_tasks, images_of, measure_side, open_data, takes_for_classes
 from amp.run.console import say
 from amp.run.identity import PACKAGES
@@ -60,12 +60,18 @@ def measure_comparison(run: Evaluation[CompareOptions], look: Look | None = None
     with_head = takes_for_classes(data, pruned, tasks)
     if look:
         look(pruned, images_of(data, pruned, tasks))
-    if difference := dense.difference(pruned.base):
+    difference, own_weights = dense.difference(pruned.base), weights_beside_blocks(pruned)
+    if difference:
         key, own, other = difference
         say(f"note: {options.folder} was not pruned from {found.name}: its {key} is {own!r} instead of {other!r}")
     sides = {"pruned": measure_side(pruned, data, tasks, with_head)}
     del pruned
     dense = found.open(options, device)
+    if not difference and not is_of(own_weights, weights_beside_blocks(dense)):
+        say(
+            f"note: {options.folder} was not pruned from these weights of {found.name}: none outside the blocks is the "
+            "same; give the weights that it was pruned from as --pretrained"
+        )
     with under("--dense", instead_of="--model"):
         sides["dense"] = measure_side(dense, data, tasks, with_head)
     return run.write(

@@ -13,6 +13,7 @@ from conftest import GOLDEN, refusal
 from helpers.hf_models import VISION, settings, write
 from helpers.model_folders import random_clip
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from amp.errors import UserError
 from amp.evaluation.options import CompareOptions
@@ -136,6 +137,24 @@ def test_images_alone_are_enough(tmp_path: Path, clip: ModelSettings, pictures: 
 
 
 @pytest.mark.slow
+def test_weights_that_the_model_was_not_pruned_from_are_told(
+    tmp_path: Path, clip: ModelSettings, pictures: Path, call: Any
+) -> None:
+    """Those that it was pruned from are known by any weight that is theirs to bf16, as after a distillation."""
+    whole = load_file(str(clip.pretrained))
+    own = {name: weight if name == "visual.proj" else 1.1 * weight for name, weight in whole.items()}
+    for name, state in {"tuned": {name: 1.01 * weight for name, weight in whole.items()}, "distilled": own}.items():
+        save_file(state, tmp_path / f"{name}.safetensors")
+    folder = save(clip.model_copy(update={"precision": "bf16"}), tmp_path / "pruned", 0.3)
+    for name, told in {None: 0, "tuned": 1, "distilled": 0}.items():
+        words = [folder, "--images", pictures, "--num_workers", 0, "--num_images", 4]
+        words += [] if name is None else ["--pretrained", tmp_path / f"{name}.safetensors"]
+        code, out, err = call(SCRIPT, *words, "--output", tmp_path / f"{name}.json")
+        assert code == 0, err
+        assert out.count(f"note: {folder} was not pruned from these weights of ") == told, name
+
+
+@pytest.mark.slow
 def test_a_classifier_is_compared_by_its_own_top1(tmp_path: Path, pictures: Path, call: Any) -> None:
     write(tmp_path / "hf", "ViTForImageClassification", {**VISION, "id2label": {"0": "dog", "1": "big cat"}})
     folder = save(settings(tmp_path / "hf"), tmp_path / "pruned", 0.9)
@@ -196,7 +215,7 @@ def test_a_tag_that_the_dense_model_lacks_is_told_before_it_is_built(tmp_path: P
     folder = save(ModelSettings(frame="timm", name="vit_tiny_patch16_224", kwargs=size), tmp_path / "pruned", 0.5)
     options = CompareOptions(folder=str(folder), images="x", pretrained="augreg_in21")
     said = refusal(lambda: find_dense(options).open(options, "meta"))
-    assert said.startswith("--pretrained: 'augreg_in21' is no file that exists, nor a tag of vit_tiny_patch16_224")
+    assert said.startswith("--pretrained: 'augreg_in21' is neither an existing file nor a tag of vit_tiny_patch16_224")
 
 
 def test_captions_are_read_once_for_both_models(pictures: Path, tower: Tower) -> None:
