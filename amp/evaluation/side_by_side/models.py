@@ -101,8 +101,9 @@ def open_pruned(options: CompareOptions, device: str) -> Tower:
 
 
 def weights_beside_blocks(tower: Tower) -> dict[str, Tensor]:
-    """By name, on the CPU: the vision tower's parameters outside its blocks. Constants, which many towers share, are left
-    out. Pruning keeps all of these weights, distillation the final norm and what follows it.
+    """By name, on the CPU: the vision tower's parameters outside its blocks, but no constants, which many share.
+
+    Pruning keeps all of these weights, distillation the final norm and what follows it.
     """
     blocks = tuple(f"{path}." for path in tower.blocks)
     named = ((name, weight.detach().cpu()) for name, weight in tower.visual.named_parameters())
