@@ -51,9 +51,9 @@ def side_of(size: Any) -> int:
 
 
 def side_in(config: dict[str, Any]) -> int | None:
-    """Of the images of a model's JSON; None where it leaves them open."""
+    """Of the images of a model's JSON; None where it leaves them open, by null or []."""
     size = dict(config["vision_cfg"]).get("image_size", 224)
-    return None if size is None else side_of(size)
+    return side_of(size) if size else None
 
 
 def _looks_like(config: dict[str, Any], model: Any) -> bool:

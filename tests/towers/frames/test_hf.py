@@ -132,7 +132,7 @@ def test_sizes(tmp_path: Path) -> None:
     assert TokenReadout(larger)(image[None]).shape == (1, 37, 32)
     write(tmp_path / "fixed", "ViTModel", VISION)
     message = refusal(lambda: build_tower(settings(tmp_path / "fixed", transform=TransformSettings(input_size=48))))
-    assert "takes 32 px" in message
+    assert "takes images of 32 px" in message
     rebuilt = build_tower(settings(tmp_path / "fixed", kwargs={"img_size": 64}), "meta")
     assert rebuilt.image_size == 64
     message = refusal(lambda: build_tower(settings(tmp_path / "fixed", kwargs={"img_size": 64})))

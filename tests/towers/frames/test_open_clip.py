@@ -101,12 +101,13 @@ def test_towers_of_open_clip_on_meta(name: str) -> None:
     assert after_last_block(tower)
 
 
+@pytest.mark.parametrize("size", [None, []])
 def test_a_model_object_is_found_beside_one_that_leaves_its_images_open(
-    tmp_path: Path, golden_model: ModelSettings
+    size: Any, tmp_path: Path, golden_model: ModelSettings
 ) -> None:
     """open_clip knows every JSON that a process has built: one without a size of images is no reason to fail."""
     config = json.loads(Path(golden_model.name).read_text())
-    config["vision_cfg"]["image_size"] = None
+    config["vision_cfg"]["image_size"] = size
     (tmp_path / "open.json").write_text(json.dumps(config))
     build_tower(ModelSettings(name=str(tmp_path / "open.json"), kwargs={"img_size": 32}), "meta")
     assert wrap_tower(build_tower(golden_model).model, GivenModelSettings()).widths == [256] * 5
