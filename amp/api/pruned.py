@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from amp.api.images import Images, open_images
 from amp.api.objects import Known, device_of, remember, restore, unwrapped, working_copy
 from amp.api.settings import Asked
-from amp.errors import UserError
+from amp.data.listing import few
+from amp.errors import UserError, under
 from amp.export import compile_blocks
 from amp.models.native import settle
 from amp.pruning import Look, Pruned, check_possible, networks_over, relative_size
@@ -217,10 +218,15 @@ def prune(
         tower = wrap_tower(working_copy(dense), asked.model)
         if tower.base["model_config"] is None:
             say(f"note: it is unknown how this {tower.base['name']} was built, so amp.save cannot write it; {HOW}")
-        own = open_images(images, held_out, tower, asked)
+        with under("images", instead_of="data.root"):
+            own = open_images(images, held_out, tower, asked)
         config = own.config
+        if reads_images(config.score) and (note := few(len(own.scored) * config.data.batch_size)):
+            say(note)
         tower = with_attention(tower, config.attention)
-        check_possible(tower, config.prune)
+        key = next((key for key, size in sizes.items() if size is not None), "")
+        with under(key, instead_of=f"prune.target.{key}"):
+            check_possible(tower, config.prune)
         moments = KeptMoments(len(own.scored)) if config.score.keep_moments else None
         images = own.scored if reads_images(config.score) else []
         scores = score(tower, images, config.score, moments=moments)

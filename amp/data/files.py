@@ -9,6 +9,12 @@ from amp.errors import UserError, one_line
 _LITTER = frozenset({"__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini"})
 
 
+def check_root(root: str | Path, key: str = "data.root") -> None:
+    """Raises UserError unless it is a folder."""
+    if not Path(root).is_dir():
+        raise UserError(key, f"{root}: {'is a file; give its folder' if Path(root).exists() else 'no such folder'}")
+
+
 def is_litter(name: str) -> bool:
     """Whether a path, relative to the data's root, is what desktops and archivers leave behind: hidden, or in a hidden
     folder (`._a.jpg`, `.DS_Store`, `.ipynb_checkpoints`), or of `__MACOSX`, `Thumbs.db` and their kin."""

@@ -8,6 +8,8 @@ from amp.registry import LAYOUTS
 from amp.run.processes.environment import is_one_of_several
 from amp.settings.data import DataSettings
 
+FEW = 512  # images to rank neurons on
+
 
 def list_images(settings: DataSettings, split: Split) -> Sequence[Source]:
     """Images of a split in a fixed order: files, or the members of shards.
@@ -43,6 +45,13 @@ def check_images(settings: DataSettings, filled: Sequence[Split], found: Sequenc
         check_fills_batch(settings, split)
     for split in (split for split in found if split not in filled):
         list_images(settings, split)
+
+
+def few(count: int | None) -> str:
+    """What is said of fewer images than rank neurons well; nothing of enough, or of all that there are (None)."""
+    if count is None or count >= FEW:
+        return ""
+    return f"note: {count} images are few for ranking neurons; use at least {FEW}, better 2048"
 
 
 def too_few(batch_size: int, count: int, which: str) -> UserError:

@@ -69,7 +69,7 @@ def test_a_model_that_cannot_be_pruned_is_refused_with_the_way_out(
         ({"params": 0.5, "prune": 3}, "amp.prune: prune: is a group of settings"),
         ({"params": 0.5, "prune": {"target": {"params": 0.4}}}, "prune.target.params: is given twice"),
         ({"widths": [1, 2]}, "prune.widths: 2 widths, but the tower has 3 blocks"),
-        ({"params": 0.01}, "prune.target.params: 0.01: out of reach; the smallest network with these settings has 0."),
+        ({"params": 0.01}, "params: 0.01: out of reach; the smallest network with these settings has 0."),
     ],
 )
 def test_settings_that_are_not_allowed_are_told_before_anything_is_scored(

@@ -22,9 +22,8 @@ def after_distilling(folder: Path, images: DataSettings) -> str:
 
 def _next(model: Path, images: DataSettings) -> list[str]:
     """Lines that load a model folder and compare it."""
-    folder = "DIR   # any folder of images" if images.name == "webdataset" else quote(images.root)
     return [
         "next:",
         f"  python -c 'import amp; model, transform, tokenizer = amp.load_pruned(\"{model}\")'",
-        f"  amp eval compare {quote(str(model))} --images {folder}",
+        f"  amp eval compare {quote(str(model))} --images DIR   # a folder of other images than {images.root}",
     ]

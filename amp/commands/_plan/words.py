@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from amp.data.listing import few
 from amp.models.throughput import describe_device
 from amp.run.files import SCORES
 from amp.run.world import world
@@ -10,7 +11,6 @@ from amp.settings.model import ModelSettings
 from amp.settings.prune import PruneConfig
 from amp.towers.library import library
 
-FEW = 512  # images to rank neurons on
 REMOVED = {
     "none": "neurons",
     "heads": "neurons and attention heads",
@@ -21,9 +21,8 @@ TARGETS = {"params": "parameters", "flops": "FLOPs", "throughput": "images per s
 
 def describe_pruning(config: PruneConfig, targets: Sequence[tuple[str, float]] = ()) -> str:
     """What a scoring and a pruning will do; `targets` where there are several."""
-    lines = [_title(config), _rank(config), _widths(config, targets), _measure(config)]
-    if (count := config.data.num_samples or FEW) < FEW:
-        lines.append(f"note: {count} images are few for ranking neurons; use at least {FEW}, better 2048")
+    what = _title(config), _rank(config), _widths(config, targets), _measure(config)
+    lines = [*what, few(config.data.num_samples)]
     return "\n".join(line for line in lines if line)
 
 

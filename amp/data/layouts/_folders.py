@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from amp.data.files import walk
+from amp.data.files import check_root, walk
 from amp.data.layouts import Source, Split
 from amp.data.pixels import EXTENSIONS
 from amp.errors import UserError
@@ -16,8 +16,7 @@ Image = TypeVar("Image", bound=Source)
 
 def images_in(root: str, folder: str, layout: str) -> list[Path]:
     """Image files of a folder of `root` that the layout needs, at any depth, sorted. Raises UserError."""
-    if not Path(root).is_dir():
-        raise UserError("data.root", f"{root}: no such folder")
+    check_root(root)
     return images_below(folder_in(root, folder, layout))
 
 

@@ -9,7 +9,7 @@ Light to import: a mistake in a folder answers before torch is loaded.
 from collections.abc import Iterator
 from pathlib import Path
 
-from amp.data.files import is_litter, walk
+from amp.data.files import check_root, is_litter, walk
 from amp.errors import UserError
 
 HELD_OUT_EVERY = 4
@@ -25,8 +25,7 @@ def images_below(option: str, root: str | Path) -> Iterator[str]:
 
 def check_holds_image(option: str, root: str) -> None:
     """Raises UserError, with the option that named `root`, unless it is a folder with an image file below it."""
-    if not Path(root).is_dir():
-        raise UserError(option, f"{root}: no such folder")
+    check_root(root, option)
     if next(images_below(option, root), None) is None:
         raise UserError(option, f"{root}: holds no image file")
 
@@ -39,8 +38,7 @@ def class_names(option: str, root: str | Path) -> list[str]:
     Raises:
         UserError: there is no such folder, it cannot be read, or it holds no folder.
     """
-    if not Path(root).is_dir():
-        raise UserError(option, f"{root}: no such folder")
+    check_root(root, option)
     try:
         names = _folders(root)
     except OSError as error:

@@ -1,6 +1,6 @@
 """The two models of a comparison."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,18 @@ def find_dense(options: CompareOptions) -> Dense:
             f"missing; {options.folder} does not record the weights of the dense {name}: {hint}{example}",
         )
     return Dense(name, model.get("pretrained"), config.base, options.folder)
+
+
+def pruned_on(folder: str, roots: Sequence[str | None]) -> str | None:
+    """The one of these folders of images that is, holds or lies in the one that the pruning of `folder` saw, if any."""
+    settings = read_folder_config(folder).provenance.get("settings")
+    data = settings.get("data") if isinstance(settings, Mapping) else None
+    seen = data.get("root") if isinstance(data, Mapping) else None
+    if not isinstance(seen, str) or not Path(seen).is_dir():
+        return None
+    own = Path(seen).resolve()
+    paths = [(root, Path(root).resolve()) for root in roots if root]
+    return next((root for root, path in paths if path.is_relative_to(own) or own.is_relative_to(path)), None)
 
 
 def _recorded(provenance: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -9,7 +9,7 @@ from amp.errors import under
 from amp.evaluation.options import CompareOptions, ModelOptions
 from amp.evaluation.results import Evaluation, Look, digest_model, digest_texts, open_evaluation, with_images
 from amp.evaluation.side_by_side.agreement import agree
-from amp.evaluation.side_by_side.models import find_dense, is_of, open_pruned, weights_beside_blocks
+from amp.evaluation.side_by_side.models import find_dense, is_of, open_pruned, pruned_on, weights_beside_blocks
 from amp.evaluation.side_by_side.sides import Side, choose_tasks, images_of, measure_side, open_data, takes_for_classes
 from amp.run.console import say
 from amp.run.identity import PACKAGES
@@ -54,6 +54,8 @@ def measure_comparison(run: Evaluation[CompareOptions], look: Look | None = None
     if not (found.pretrained or Path(found.name).is_dir() or library(dense.base["frame"]).folders):
         say(f"note: the dense {found.name} has random weights; use --pretrained to give others")
     pruned = open_pruned(options, device)
+    if seen := pruned_on(options.folder, (options.images, options.dataset_root)):
+        say(f"note: the pruning used or held out images of {seen}; on new images, the pruned model may be worse")
     with under("--dataset_root", instead_of="--train_root"), under("--dataset_root", instead_of="--val_root"):
         data = open_data(options, pruned.transform)
     tasks = choose_tasks(data, pruned)

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -18,6 +19,12 @@ def model_config(name: str) -> dict[str, Any]:
     if not name.endswith(".json"):
         config = config_of(name.replace("/", "-"))
         if config is None:
+            if Path(name).is_dir():
+                raise UserError(
+                    "model.name",
+                    f"{name} is a folder, but not of a dense model; to make another size of a pruned model, repeat the "
+                    "command that pruned it with that size",
+                )
             known = open_clip.list_models()
             raise UserError(
                 "model.name",

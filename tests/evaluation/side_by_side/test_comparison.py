@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from amp.errors import UserError
 from amp.evaluation.options import CompareOptions
 from amp.evaluation.side_by_side.agreement import agree, same_nearest
-from amp.evaluation.side_by_side.models import find_dense
+from amp.evaluation.side_by_side.models import find_dense, pruned_on
 from amp.evaluation.side_by_side.sides import open_data
 from amp.models.folder import save_tower
 from amp.settings.model import IN_MEMORY, ModelSettings
@@ -216,6 +216,17 @@ def test_a_tag_that_the_dense_model_lacks_is_told_before_it_is_built(tmp_path: P
     options = CompareOptions(folder=str(folder), images="x", pretrained="augreg_in21")
     said = refusal(lambda: find_dense(options).open(options, "meta"))
     assert said.startswith("--pretrained: 'augreg_in21' is neither an existing file nor a tag of vit_tiny_patch16_224")
+
+
+def test_images_that_the_pruning_saw_are_known(tmp_path: Path, clip: ModelSettings) -> None:
+    tower = build_tower(clip)
+    kept = [range(slot.hidden_width) for slot in tower.slots]
+    seen, other = tmp_path / "seen", tmp_path / "seen_not"
+    for folder in (seen / "val", other):
+        folder.mkdir(parents=True)
+    save_tower(tower, [[*own] for own in kept], {"settings": {"data": {"root": str(seen)}}}, tmp_path / "pruned")
+    for root, told in {seen: True, seen / "val": True, tmp_path: True, other: False}.items():
+        assert pruned_on(str(tmp_path / "pruned"), (None, str(root))) == (str(root) if told else None)
 
 
 def test_captions_are_read_once_for_both_models(pictures: Path, tower: Tower) -> None:
