@@ -67,7 +67,7 @@ def bad_images() -> Iterator[tuple[Any, str]]:
     yield [torch.full((3, 32, 32), torch.nan)], "images: holds an image with values that are not finite"
     yield [{"x": 1}], "images: holds dictionaries with the keys x; expected one of pixel_values"
     yield ["nowhere.png"], "images: nowhere.png: broken image"
-    yield "nowhere", "data.root: nowhere: no such folder"
+    yield "nowhere", "images: nowhere: no such folder"
     yield [torch.zeros(3, 32, 32)], "is more than the"
 
 

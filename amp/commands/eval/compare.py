@@ -1,6 +1,6 @@
 """Compares a pruned model with its dense one: size, agreement of features, accuracy if images have labels or captions.
 
-`amp eval compare out/pruned --images photos/` needs no labels. The models run one after the other, in fp32. Writes the
+`amp eval compare out/pruned --images other_photos/` needs no labels. The models run one after the other, in fp32. Writes the
 metrics as JSON.
 """
 
