@@ -1,7 +1,7 @@
 """Compares a pruned model with its dense one: size, agreement of features, accuracy if images have labels or captions.
 
-`amp eval compare out/pruned --images other_photos/` needs no labels. The models run one after the other, in fp32. Writes
-the metrics as JSON.
+`amp eval compare out/pruned --images other_photos/` needs no labels. The models run one after the other, in fp32.
+Writes the metrics as JSON.
 """
 
 from functools import partial
