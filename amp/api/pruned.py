@@ -226,7 +226,7 @@ def prune(
         tower = with_attention(tower, config.attention)
         key = next((key for key, size in sizes.items() if size is not None), "")
         with under(key, instead_of=f"prune.target.{key}"):
-            check_possible(tower, config.prune)
+            check_possible(tower, [config.prune])
         moments = KeptMoments(len(own.scored)) if config.score.keep_moments else None
         images = own.scored if reads_images(config.score) else []
         scores = score(tower, images, config.score, moments=moments)

@@ -67,8 +67,7 @@ def _score(each: Sequence[PruneConfig], plan: str) -> bool:
     config = each[0]
 
     def look(tower: "Tower", images: "Batches") -> None:
-        for own in each:
-            check_possible(tower, own.prune)
+        check_possible(tower, [own.prune for own in each])
         say(describe_time(estimate_seconds(config, tower, images)))
 
     return score_model(config, plan, look)

@@ -124,8 +124,8 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
         tower, scores = with_scored_heads(run, tower, scores, told=bool(options.named))
         if not options.named:  # whose scoring has told it
             tell_preprocess(tower)
-        for each in each_of(config, options):  # a size that cannot be had ends a sweep before its first
-            check_possible(tower, each.prune)
+        # A size that cannot be had ends a sweep before its first.
+        check_possible(tower, [each.prune for each in each_of(config, options)])
         with open_networks(run, tower, scores, thresholds) as networks:
             if thresholds:
                 write_sweep(run, networks, thresholds)

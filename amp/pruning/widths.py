@@ -78,10 +78,11 @@ class Pruned:
         return {**ends, **own, "entropy_increase": self.found.entropy_increase, **of_size}
 
 
-def check_possible(tower: Tower, settings: SearchSettings) -> None:
+def check_possible(tower: Tower, asked: Sequence[SearchSettings]) -> None:
     """Raises UserError where the widths do not fit the tower, or no network has the parameters or FLOPs asked for."""
-    check_widths(tower, settings)
-    check_counted(tower, settings)
+    for settings in asked:
+        check_widths(tower, settings)
+    check_counted(tower, asked)
 
 
 def check_widths(tower: Tower, settings: SearchSettings) -> None:

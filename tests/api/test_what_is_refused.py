@@ -8,21 +8,13 @@ import timm
 import torch
 from conftest import refusal
 from helpers.objects import tiny_vit
-from torch import Tensor, nn
+from torch import nn
 
 import amp
 
 pytestmark = pytest.mark.slow
 
-
-@pytest.fixture
-def vit() -> nn.Module:
-    return tiny_vit()
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.randn(80, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+IMAGES = [*torch.randn(80, 3, 32, 32, generator=torch.Generator().manual_seed(1))]
 
 
 def adapted(model: Any) -> Any:
@@ -49,10 +41,8 @@ def quantised(model: Any) -> Any:
         (lambda model: timm.create_model("resnet18"), "is not a plain vision transformer of timm"),
     ],
 )
-def test_a_model_that_cannot_be_pruned_is_refused_with_the_way_out(
-    change: Callable[[Any], Any], words: str, vit: nn.Module, images: Tensor
-) -> None:
-    assert words in refusal(lambda: amp.prune(change(vit), list(images), params=0.5))
+def test_a_model_that_cannot_be_pruned_is_refused_with_the_way_out(change: Callable[[Any], Any], words: str) -> None:
+    assert words in refusal(lambda: amp.prune(change(tiny_vit()), IMAGES, params=0.5))
 
 
 @pytest.mark.parametrize(
@@ -69,11 +59,16 @@ def test_a_model_that_cannot_be_pruned_is_refused_with_the_way_out(
         ({"params": 0.5, "prune": 3}, "amp.prune: prune: is a group of settings"),
         ({"params": 0.5, "prune": {"target": {"params": 0.4}}}, "prune.target.params: is given twice"),
         ({"widths": [1, 2]}, "prune.widths: 2 widths, but the tower has 3 blocks"),
-        ({"params": 0.01}, "params: 0.01: out of reach; the smallest network with these settings has 0."),
     ],
 )
 def test_settings_that_are_not_allowed_are_told_before_anything_is_scored(
-    said: dict[str, Any], words: str, vit: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+    said: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("amp.api.pruned.score", lambda *_, **__: pytest.fail("scored"))
-    assert words in refusal(lambda: amp.prune(vit, list(images), **said))
+    assert words in refusal(lambda: amp.prune(tiny_vit(), IMAGES, **said))
+
+
+def test_a_size_out_of_reach_names_the_argument_before_anything_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amp.api.pruned.score", lambda *_, **__: pytest.fail("scored"))
+    told = refusal(lambda: amp.prune(tiny_vit(), IMAGES, params=0.01))
+    assert told.startswith("params: 0.01: out of reach; the smallest network with these settings has 0.")

@@ -118,8 +118,8 @@ def weights_beside_blocks(tower: Tower) -> dict[str, Tensor]:
     Pruning keeps all of these weights, distillation the final norm and what follows it.
     """
     blocks = tuple(f"{path}." for path in tower.blocks)
-    named = ((name, weight.detach().cpu()) for name, weight in tower.visual.named_parameters())
-    return {name: weight for name, weight in named if not name.startswith(blocks) and weight.min() < weight.max()}
+    outside = ((name, own) for name, own in tower.visual.named_parameters() if not name.startswith(blocks))
+    return {name: own.detach().cpu() for name, own in outside if own.min() < own.max()}
 
 
 def is_of(pruned: Mapping[str, Tensor], dense: Mapping[str, Tensor]) -> bool:

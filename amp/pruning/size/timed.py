@@ -103,11 +103,13 @@ def meet(
     return widths, found
 
 
-def check_counted(tower: Tower, settings: SearchSettings) -> None:
-    """Raises UserError where no network of the settings has the parameters or FLOPs that `settings.target` asks for."""
-    key = settings.target.asked and settings.target.asked[0]
-    if key and key not in BATCHES:
-        check_reach(Grid.of(tower, settings), counted_size(key, tower), settings.target)
+def check_counted(tower: Tower, asked: Sequence[SearchSettings]) -> None:
+    """Raises UserError where no network of the settings has the parameters or FLOPs that its target asks for."""
+    size_of = cache(partial(counted_size, tower=tower))
+    for settings in asked:
+        key = settings.target.asked and settings.target.asked[0]
+        if key and key not in BATCHES:
+            check_reach(Grid.of(tower, settings), size_of(key), settings.target)
 
 
 def relative_size(settings: SearchSettings, tower: Tower, journal: Journal) -> RelativeSize | None:
