@@ -36,8 +36,8 @@ def percent(share: float | None) -> str:
 
 
 def human(count: float) -> str:
-    """A count in the paper's units: 1.01B, 0.52T, 297K."""
+    """A count by its three leading digits: 1.01B, 519M, 4.00K; below 1,000 as it is."""
     for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= scale:
-            return f"{count / scale:.3g}{suffix}"
+        if float(f"{count:.3g}") >= scale:
+            return f"{count / scale:#.3g}".rstrip(".") + suffix
     return f"{count:.0f}"

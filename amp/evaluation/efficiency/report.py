@@ -16,17 +16,13 @@ of the FLOPs"""
 
 def show(record: Mapping[str, Any]) -> None:
     """What was counted, and below it what was measured."""
-
-    def operations(flops: int) -> str:
-        return f"{flops / 1e12:.3f}T" if flops >= 1e11 else human(flops)
-
     sizes = record["sizes"].values()
     rows = [
         ["input size (pixels)", *(f"{record['image_size']}²" for _ in sizes)],
         ["parameters", *(human(size["params"]) for size in sizes)],
         ["share of parameters in MLPs", *(f"{size['mlp_params'] / size['params']:.1%}" for size in sizes)],
-        ["FLOPs without attention products (the paper's)", *(operations(size["flops"]) for size in sizes)],
-        ["FLOPs with attention products", *(operations(size["flops_with_attention_products"]) for size in sizes)],
+        ["FLOPs without attention products (the paper's)", *(human(size["flops"]) for size in sizes)],
+        ["FLOPs with attention products", *(human(size["flops_with_attention_products"]) for size in sizes)],
     ]
     say(table(["vision tower", *record["sizes"]], rows))
     if "speedup" in record:
