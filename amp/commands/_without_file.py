@@ -11,7 +11,7 @@ from amp.commands.score import score_model
 from amp.data.listing import list_images
 from amp.errors import UserError
 from amp.run.console import say
-from amp.settings.model import Frame, ModelSettings
+from amp.settings.model import RANDOM, Frame, ModelSettings
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import Named, PruneOptions, ScoreOptions
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from amp.towers import Tower
 
 FEWEST = 8  # images, of which a fourth is held out: a batch of two
-RANDOM = "random"
 
 
 def score_named(named: Named, options: ScoreOptions) -> None:
@@ -32,11 +31,12 @@ def score_named(named: Named, options: ScoreOptions) -> None:
         print(describe_plan(config, options.gpu_memory))
         return
 
-    from amp.commands._plan import describe_pruning
+    from amp.commands._plan import describe_pruning, named_model
     from amp.run.world import start
 
     with start():
-        _score([config], describe_pruning(config))
+        if not _score([config], describe_pruning(config)):
+            say(named_model(config.model))
         say("next: run `amp prune` with the same options and a size, such as --params 0.6 for 60 % of the parameters")
 
 
@@ -109,14 +109,12 @@ def find_weights(model: ModelSettings, frame: Frame) -> str | None:
     Raises:
         UserError: there is nothing to say which.
     """
-    from amp.towers.library import library
+    from amp.towers import known_weights, library
 
-    own = library(frame)
-    own.check(model.model_copy(update={"pretrained": None}) if model.pretrained == RANDOM else model)
-    if model.pretrained == RANDOM and not own.folders:
-        return None
+    own, weights = library(frame), known_weights(model.pretrained, frame)
+    own.check(model.model_copy(update={"pretrained": weights}))
     if model.pretrained or own.folders:
-        return model.pretrained
+        return weights
     tag, tags = model.name.partition(".")[2], own.tags(model.name)
     if tag in tags:
         return tag

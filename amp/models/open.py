@@ -10,7 +10,7 @@ from amp.registry import FRAMES
 from amp.run.files import file_sha256
 from amp.settings.base import Precision
 from amp.settings.model import Frame, ModelSettings
-from amp.towers import Tower, build_tower, default_frame, knows
+from amp.towers import Tower, build_tower, default_frame, known_weights, knows
 
 
 def open_tower(
@@ -45,7 +45,11 @@ def open_tower(
         frame = frame or default_frame(name, option="--model_type")
         kwargs = {} if img_size is None else {"img_size": img_size}
         settings = ModelSettings(
-            frame=frame, name=name, pretrained=pretrained, precision=precision or "fp32", kwargs=kwargs
+            frame=frame,
+            name=name,
+            pretrained=known_weights(pretrained, frame),
+            precision=precision or "fp32",
+            kwargs=kwargs,
         )
         return open_published(settings, text_pretrained, device) or build_tower(settings, device)
     if folder == name and pretrained not in (None, name):

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 from weakref import WeakSet
@@ -149,6 +150,19 @@ def warn_here(message: str) -> None:
     tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)
 
 
+_whose: ContextVar[str] = ContextVar("whose", default="")
+
+
+@contextmanager
+def progress_of(whose: str) -> Iterator[None]:
+    """Within the block, progress says whose it is: `images (pruned model): 5 of 5 batches`."""
+    token = _whose.set(f" ({whose})")
+    try:
+        yield
+    finally:
+        _whose.reset(token)
+
+
 def progress(
     items: Iterable[Item] | None, description: str, unit: str, total: int | None = None, initial: int = 0
 ) -> Any:
@@ -157,6 +171,7 @@ def progress(
     A bar in a terminal, where one that runs within another's is gone when it ends. In a pipe or a file, lines: one at
     every tenth or after half a minute, and fewer of what is short or runs within another.
     """
+    description += _whose.get()
     if main_process() and not sys.stderr.isatty():
         return _Lines(items, description, unit, total, initial)
     return tqdm(

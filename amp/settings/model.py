@@ -17,6 +17,8 @@ MODEL_NAME = "model name in the library, path of an open_clip model JSON, or for
 MODEL_WEIGHTS = "weights: a tag of the library or a file; null: random weights, or for hf the weights of the name"
 
 
+RANDOM = "random"  # What may be typed in the place of weights.
+
 # What a pruning and a distillation record as the name of a dense model that was given as an object.
 IN_MEMORY, TEACHER_IN_MEMORY = "model-in-memory", "in-memory"
 

@@ -17,7 +17,7 @@ from amp.towers.copies import duplicate, on_meta
 from amp.towers.frames._classifier import Classifier, find_classifier
 from amp.towers.given import made_by
 from amp.towers.heads.find_slots import with_attention, with_heads
-from amp.towers.library import Library, library
+from amp.towers.library import Library, known_weights, library
 from amp.towers.mlps.slots import MlpSlot, Slot
 from amp.towers.names import default_frame, find_frame, knows, other_reader
 from amp.towers.preprocess import describe_preprocess, tell_preprocess
@@ -39,6 +39,7 @@ __all__ = [
     "find_classifier",
     "find_frame",
     "in_order",
+    "known_weights",
     "knows",
     "library",
     "on_meta",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from amp.registry import FRAMES
-from amp.settings.model import Frame, GivenModelSettings, ModelSettings
+from amp.settings.model import RANDOM, Frame, GivenModelSettings, ModelSettings
 from amp.towers.base import Tower
 from amp.towers.heads.slots import HeadSlot
 from amp.towers.weights import WRAPPED
@@ -97,6 +97,11 @@ def library(frame: Frame) -> Library:
     """Of a frame; its packages are imported now, so that nobody waits for a library that they do not use."""
     own: Library = FRAMES.load(frame).LIBRARY
     return own
+
+
+def known_weights(pretrained: str | None, frame: Frame) -> str | None:
+    """The weights that a user names; None for `random`, but of a library whose models are folders, which has none."""
+    return None if pretrained == RANDOM and not library(frame).folders else pretrained
 
 
 def resizing(tower: Tower, blocks: str, widths: str | None = None, heads: str | None = None) -> list[str]:

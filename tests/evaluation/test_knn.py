@@ -147,11 +147,12 @@ def test_the_second_run_does_nothing(tmp_path: Path, pictures: Path, call: Any) 
     words = [*MODEL, "--dataset_root", pictures, "--output", tmp_path / "result.json"]
     code, out, _ = call(SCRIPT, *words)
     assert (code, "already done" in out) == (0, False)
-    _, _, _, _, counted, skipped, *rest = out.splitlines(keepends=True)
+    title, _, _, _, counted, skipped, *rest = out.splitlines(keepends=True)
     assert counted.startswith("45 images; estimated time, from one batch: about ")
     assert skipped == "skipped k = 100, 200: there are only 27 training images\n"
     before = (tmp_path / "result.json").stat().st_mtime_ns
-    assert call(SCRIPT, *words)[:2] == (0, f"already done: {tmp_path}/result.json\n" + "".join(rest))
+    whose = title[: title.index(", on ")]
+    assert call(SCRIPT, *words)[:2] == (0, f"already done: {tmp_path}/result.json\n{whose}\n" + "".join(rest))
     assert (tmp_path / "result.json").stat().st_mtime_ns == before
     code, _, err = call(SCRIPT, *words, "--batch_size", 7)
     assert (code, len(err.splitlines()), "batch_size = 256, but this run has 7" in err) == (2, 1, True)

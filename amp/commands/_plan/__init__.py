@@ -3,7 +3,13 @@ what to type next."""
 
 from amp.commands._plan.afterwards import after_distilling, after_pruning
 from amp.commands._plan.times import describe_steps, describe_time, estimate_seconds, in_words
-from amp.commands._plan.words import describe_distillation, describe_pruning, describe_scoring, describe_slicing
+from amp.commands._plan.words import (
+    describe_distillation,
+    describe_pruning,
+    describe_scoring,
+    describe_slicing,
+    named_model,
+)
 
 __all__ = [
     "after_distilling",
@@ -16,4 +22,5 @@ __all__ = [
     "describe_time",
     "estimate_seconds",
     "in_words",
+    "named_model",
 ]

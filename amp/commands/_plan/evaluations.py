@@ -6,7 +6,7 @@ from shlex import quote
 from typing import Any, TypeVar
 
 from amp.commands._plan.times import describe_time, estimate_features
-from amp.commands._plan.words import hardware
+from amp.commands._plan.words import hardware, named_model
 from amp.evaluation.knn import KS
 from amp.evaluation.options import (
     CompareOptions,
@@ -21,6 +21,7 @@ from amp.evaluation.options import (
 from amp.evaluation.results import Evaluation, Look
 from amp.models.folder import is_model_folder
 from amp.run.console import say
+from amp.settings.model import RANDOM, ModelSettings
 from amp.towers import Tower
 
 NOWHERE = "print the numbers; --json FILE saves them"
@@ -45,7 +46,9 @@ def measured(
         open_model: -> what `measure` takes.
     """
     if found is not None:
-        say(f"already done: {run.path(run.name)}")
+        # The table of a comparison names its models; that of one model does not.
+        whose = [_TOLD[type(run.config)](run.config)[0]] if isinstance(run.config, ModelOptions) else []
+        say("\n".join([f"already done: {run.path(run.name)}", *whose, *found.get("notes", ())]))
         return found
     opened = open_model()
     say(describe_evaluation(run.config, run.path(run.name)))
@@ -143,8 +146,8 @@ def _named(options: ModelOptions) -> str:
     folder = folder_of(options)
     if folder:
         return folder
-    weights = options.pretrained or "random weights"
-    return f"{options.model} ({'; '.join(filter(None, (options.model_type, weights)))})"
+    weights = None if options.pretrained == RANDOM else options.pretrained
+    return named_model(ModelSettings(frame=options.model_type, name=str(options.model), pretrained=weights))
 
 
 def folder_of(options: ModelOptions) -> str | None:

@@ -40,7 +40,7 @@ def describe_slicing(config: PruneConfig, targets: Sequence[tuple[str, float]] =
 def describe_distillation(config: DistillConfig) -> str:
     """What a distillation will do."""
     own, images, output = config.optim, config.data, config.output
-    teacher = _named(config.teacher.as_model("fp32"))
+    teacher = named_model(config.teacher.as_model("fp32"))
     epochs = f"{own.epochs} epoch{'s' if own.epochs > 1 else ''}"
     return "\n".join(
         [
@@ -52,7 +52,7 @@ def describe_distillation(config: DistillConfig) -> str:
 
 
 def _title(config: PruneConfig) -> str:
-    return f"{_named(config.model)}, images from {config.data.root}, on {hardware()}:"
+    return f"{named_model(config.model)}, images from {config.data.root}, on {hardware()}:"
 
 
 def hardware() -> str:
@@ -62,9 +62,10 @@ def hardware() -> str:
     return device if own.size == 1 else f"{own.size} processes, each on {device}"
 
 
-def _named(model: ModelSettings) -> str:
+def named_model(model: ModelSettings) -> str:
+    """A dense model, its library where that is known, and its weights."""
     weights = model.weights or ("its own weights" if model.frame and library(model.frame).folders else "random weights")
-    return f"{model.name} ({model.frame}; {weights})"
+    return f"{model.name} ({'; '.join(filter(None, (model.frame, weights)))})"
 
 
 def _rank(config: PruneConfig) -> str:

@@ -11,8 +11,8 @@ from amp.errors import UserError, under
 from amp.evaluation.options import CompareOptions
 from amp.models.folder import load_tower, read_folder_config
 from amp.models.open import open_published, open_tower
-from amp.settings.model import IN_MEMORY, TEACHER_IN_MEMORY, ModelSettings
-from amp.towers import Tower, build_tower, library, tell_preprocess
+from amp.settings.model import IN_MEMORY, TEACHER_IN_MEMORY, Frame, ModelSettings
+from amp.towers import Tower, build_tower, known_weights, library, tell_preprocess
 
 ROUNDING = 2.0**-7  # of a weight's norm; storing it in bf16 changes less
 _KEYS = ("frame", "name", "kwargs", "transform")
@@ -24,7 +24,7 @@ class Dense:
 
     Attributes:
         name: a library's name, a model JSON or a folder.
-        pretrained: its weights; None where `name` holds them.
+        pretrained: its weights, as the user or the folder names them; None where `name` holds them, or without any.
         base: of the pruned folder, whose model it is; None where the user names another.
         recorded: the folder whose config.json names the weights, for messages; None where the user does.
     """
@@ -43,12 +43,14 @@ class Dense:
         ):
             if self.base is None:
                 tower = open_tower(self.name, options.model_type, self.pretrained, "fp32", device)
-                if device == "meta" and self.pretrained and not Path(self.pretrained).exists():
-                    frame = tower.base["frame"]
-                    library(frame).check(ModelSettings(frame=frame, name=self.name, pretrained=self.pretrained))
+                frame: Frame = tower.base["frame"]
+                weights = known_weights(self.pretrained, frame)
+                if device == "meta" and weights and not Path(weights).exists():
+                    library(frame).check(ModelSettings(frame=frame, name=self.name, pretrained=weights))
                 return tower
+            weights = known_weights(self.pretrained, self.base["frame"])
             of_base = {key: self.base[key] for key in _KEYS}
-            settings = ModelSettings.model_validate({**of_base, "pretrained": self.pretrained, "precision": "fp32"})
+            settings = ModelSettings.model_validate({**of_base, "pretrained": weights, "precision": "fp32"})
             try:
                 if device == "meta":
                     library(self.base["frame"]).check(settings)

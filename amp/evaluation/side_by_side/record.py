@@ -11,11 +11,11 @@ from amp.evaluation.results import Evaluation, Look, digest_model, digest_texts,
 from amp.evaluation.side_by_side.agreement import agree
 from amp.evaluation.side_by_side.models import find_dense, is_of, open_pruned, pruned_on, weights_beside_blocks
 from amp.evaluation.side_by_side.sides import Side, choose_tasks, images_of, measure_side, open_data, takes_for_classes
-from amp.run.console import say
+from amp.run.console import progress_of, say
 from amp.run.identity import PACKAGES
 from amp.run.tables import human, percent, table
 from amp.run.world import world
-from amp.towers import library
+from amp.towers import known_weights, library
 
 _NAMES = {"zeroshot": "zero-shot", "retrieval": "retrieval", "knn": "k-NN", "probe": "linear probe", "top1": "top-1"}
 _OF_METRICS = {"acc1": "top-1", "acc5": "top-5", "mean_per_class_recall": "mean per class"}
@@ -46,16 +46,23 @@ def open_comparison(options: CompareOptions) -> Evaluation[CompareOptions]:
 
 
 def measure_comparison(run: Evaluation[CompareOptions], look: Look | None = None) -> dict[str, Any]:
-    """The record, which is written: `{sizes, metrics, agreement, head, num_images, ...}`, `sizes` and `metrics` of
-    `dense` and of `pruned`. One model after the other is in memory."""
+    """The record, which is written: `{sizes, metrics, agreement, head, num_images, notes, ...}`, `sizes` and `metrics`
+    of `dense` and of `pruned`. One model after the other is in memory."""
     options, device, started = run.config, str(world().device), time.monotonic()
     found = find_dense(options)
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(f"note: {text}")
+        say(notes[-1])
+
     dense = found.open(options, "meta")  # what is wrong with it is told before the pruned one is measured
-    if not (found.pretrained or Path(found.name).is_dir() or library(dense.base["frame"]).folders):
-        say(f"note: the dense {found.name} has random weights; use --pretrained to give others")
+    frame = dense.base["frame"]
+    if not (known_weights(found.pretrained, frame) or Path(found.name).is_dir() or library(frame).folders):
+        note(f"the dense {found.name} has random weights; use --pretrained to give others")
     pruned = open_pruned(options, device)
     if seen := pruned_on(options.folder, (options.images, options.dataset_root)):
-        say(f"note: the pruning used or held out images of {seen}; on new images, the pruned model may be worse")
+        note(f"the pruning used or held out images of {seen}; on new images, the pruned model may be worse")
     with under("--dataset_root", instead_of="--train_root"), under("--dataset_root", instead_of="--val_root"):
         data = open_data(options, pruned.transform)
     tasks = choose_tasks(data, pruned)
@@ -65,16 +72,17 @@ def measure_comparison(run: Evaluation[CompareOptions], look: Look | None = None
     difference, own_weights = dense.difference(pruned.base), weights_beside_blocks(pruned)
     if difference:
         key, own, other = difference
-        say(f"note: {options.folder} was not pruned from {found.name}: its {key} is {own!r} instead of {other!r}")
-    sides = {"pruned": measure_side(pruned, data, tasks, with_head)}
+        note(f"{options.folder} was not pruned from {found.name}: its {key} is {own!r} instead of {other!r}")
+    with progress_of("pruned model"):
+        sides = {"pruned": measure_side(pruned, data, tasks, with_head)}
     del pruned
     dense = found.open(options, device)
     if not difference and not is_of(own_weights, weights_beside_blocks(dense)):
-        say(
-            f"note: {options.folder} was not pruned from these weights of {found.name}: none outside the blocks is the "
+        note(
+            f"{options.folder} was not pruned from these weights of {found.name}: none outside the blocks is the "
             "same; give the weights that it was pruned from as --pretrained"
         )
-    with under("--dense", instead_of="--model"):
+    with under("--dense", instead_of="--model"), progress_of("dense model"):
         sides["dense"] = measure_side(dense, data, tasks, with_head)
     return run.write(
         run.name,
@@ -88,6 +96,7 @@ def measure_comparison(run: Evaluation[CompareOptions], look: Look | None = None
             "num_images": len(data.files),
             "num_test_images": len(data.val) if data.val else None,
             "num_train_images": len(data.train) if data.train else None,
+            "notes": notes,
             "seconds": round(time.monotonic() - started, 2),
         },
     )

@@ -137,6 +137,24 @@ def test_images_alone_are_enough(tmp_path: Path, clip: ModelSettings, pictures: 
 
 
 @pytest.mark.slow
+def test_random_weights_are_told_each_time(tmp_path: Path, clip: ModelSettings, pictures: Path, call: Any) -> None:
+    folder = save(clip, tmp_path / "pruned", 0.3)
+    words = [folder, "--images", pictures, "--num_workers", 0, "--pretrained", "random"]
+    code, out, err = call(SCRIPT, *words, "--output", tmp_path / "r.json")
+    assert code == 0, err
+    note = f"note: the dense {clip.name} has random weights; use --pretrained to give others"
+    assert note in out.splitlines()
+    assert [line.partition(":")[0] for line in err.splitlines() if "agreement" in line] == [
+        "agreement (pruned model)",
+        "agreement (dense model)",
+    ]
+    again = call(SCRIPT, *words, "--output", tmp_path / "r.json")[1]
+    assert again.splitlines()[:2] == [f"already done: {tmp_path}/r.json", note]
+    other = [folder, "--images", pictures, "--num_workers", 0, "--pretrained", "random", "--dense", "ViT-B-33"]
+    assert "--dense: " in call(SCRIPT, *other, "--output", tmp_path / "o.json")[2]
+
+
+@pytest.mark.slow
 def test_weights_that_the_model_was_not_pruned_from_are_told(
     tmp_path: Path, clip: ModelSettings, pictures: Path, call: Any
 ) -> None:
