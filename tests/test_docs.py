@@ -28,8 +28,9 @@ from amp.settings.base import Parser
 from amp.settings.distill import DistillConfig
 from amp.settings.prune import PruneConfig
 from amp.settings.reading import yaml_files
-from amp.settings.reading.command_line import parse_prune, parse_score, settings_of
+from amp.settings.reading.command_line import parse_prune, parse_score
 from amp.settings.reading.keywords import from_keywords
+from amp.settings.reading.meanings import settings_of
 from amp.settings.reading.yaml_files import CONFIGS
 from amp.towers import find_frame
 

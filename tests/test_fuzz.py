@@ -17,7 +17,7 @@ from processes.small_run import DISTIL, PRUNE, SCORE, STEPS, Ended, inputs, resu
 
 from amp.settings.distill import DistillConfig
 from amp.settings.prune import PruneConfig
-from amp.settings.reading.command_line import settings_of
+from amp.settings.reading.meanings import settings_of
 
 EXAMPLES = int(os.environ.get("AMP_FUZZ_EXAMPLES", "0"))
 PROGRESS = re.compile(r"[^:]+: \d+ of \d+ \w+, \d+%")

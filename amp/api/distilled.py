@@ -12,14 +12,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from amp.api.images import arguments_named
 from amp.api.objects import device_of, frozen, known_of, unwrapped
 from amp.api.pruned import computing, object_of
-from amp.data.given import Stream, is_path
+from amp.data.given import Stream, count_images, is_path
 from amp.data.layouts import Source
+from amp.data.listing import list_images
 from amp.distillation import Loop, MemoryKeeper, Trainer, share_head, training_images
 from amp.errors import UserError
 from amp.run.figures import BLUE, panels
 from amp.run.world import alone
+from amp.settings.data import batch_within
 from amp.settings.distill import RECOMMENDED, DistillConfig
 from amp.settings.model import TEACHER_IN_MEMORY
 from amp.settings.reading.keywords import from_keywords, merged
@@ -76,13 +79,14 @@ def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, 
     """
     model, dense = unwrapped(object_of(student)), unwrapped(object_of(teacher))
     tower = known_of(model, "student").tower
-    config = _config(model, images, steps, settings)
     device = device_of(model)
     if device_of(dense) != device:
         raise UserError("teacher", f"is on {device_of(dense)}, but the student is on {device}; move one of them")
     if model is dense:
         raise UserError("teacher", "is the student itself; give the dense model")
     with ExitStack() as within:
+        within.enter_context(arguments_named())
+        config = _config(model, images, steps, settings)
         within.enter_context(computing())
         within.enter_context(alone(device))
         within.enter_context(frozen(dense))
@@ -117,7 +121,13 @@ def _config(model: nn.Module, images: Any, steps: int, keywords: Mapping[str, An
         "optim": {"warmup_steps": steps // WARM_UP_SHARE, "precision": precision[dtype]},
         "output": {"dir": ".", "eval_every": 0},
     }
-    config = validate(DistillConfig, merged(merged(at_hand, RECOMMENDED), raw), SOURCE)
+    whole = merged(merged(at_hand, RECOMMENDED), raw)
+    config = validate(DistillConfig, whole, SOURCE)
+    if "batch_size" not in raw.get("data", {}):
+        count = len(list_images(config.data, "train")) if is_path(images) else count_images(images)
+        parts = config.optim.accumulate
+        fitted = batch_within(config.data.batch_size, count) // parts * parts
+        config = validate(DistillConfig, merged(whole, {"data": {"batch_size": max(parts, fitted)}}), SOURCE)
     if config.optim.activation_checkpointing or config.optim.parallel != "ddp":
         advice = "here call model.set_grad_checkpointing() or model.gradient_checkpointing_enable()"
         raise UserError(f"{SOURCE}: optim", f"activation_checkpointing and fsdp work only in distill.py; {advice}")

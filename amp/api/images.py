@@ -3,7 +3,8 @@
 B images, C channels, S side in pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ from amp.api.settings import Asked
 from amp.data.batches import Batches
 from amp.data.given import batches_of, collect, is_path
 from amp.data.layouts._folders import images_below
-from amp.data.listing import list_images, too_few
+from amp.data.listing import HELD_OUT, SCORED, list_images, too_few
+from amp.errors import under
 from amp.settings.prune import PruneConfig
 from amp.towers import Tower
 
@@ -32,6 +34,13 @@ class Images:
     held_out: Given
     calibration: Callable[[], Given]
     config: PruneConfig
+
+
+@contextmanager
+def arguments_named() -> Iterator[None]:
+    """UserErrors name the argument of a call instead of the setting that it is."""
+    with under("images", instead_of="data.root"), under("batch_size", instead_of="data.batch_size"):
+        yield
 
 
 def open_images(images: Any, held_out: Any, tower: Tower, asked: Asked) -> Images:
@@ -56,7 +65,7 @@ def open_images(images: Any, held_out: Any, tower: Tower, asked: Asked) -> Image
         scored, apart = read(images, scored_most, "images"), read(held_out, held_out_most, "held_out")
     config = asked.config(len(scored), len(apart))
     size, calibrated = config.data.batch_size, config.prune.num_calibration_samples
-    for part, what in ((scored, "for scoring"), (apart, "that are held out")):
+    for part, what in ((scored, SCORED), (apart, HELD_OUT)):
         if len(part) < size:
             raise too_few(size, len(part), what)
     return Images(

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from amp.api.images import Images, open_images
+from amp.api.images import Images, arguments_named, open_images
 from amp.api.objects import Known, device_of, remember, restore, unwrapped, working_copy
 from amp.api.settings import Asked
 from amp.data.listing import few
@@ -218,7 +218,7 @@ def prune(
         tower = wrap_tower(working_copy(dense), asked.model)
         if tower.base["model_config"] is None:
             say(f"note: it is unknown how this {tower.base['name']} was built, so amp.save cannot write it; {HOW}")
-        with under("images", instead_of="data.root"):
+        with arguments_named():
             own = open_images(images, held_out, tower, asked)
         config = own.config
         if reads_images(config.score) and (note := few(len(own.scored) * config.data.batch_size)):

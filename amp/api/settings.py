@@ -7,6 +7,7 @@ from typing import Any
 from amp.data.given import is_path
 from amp.errors import UserError
 from amp.settings.base import MOST
+from amp.settings.data import batch_within
 from amp.settings.model import IN_MEMORY, GivenModelSettings
 from amp.settings.prune import RECOMMENDED, PruneConfig, SearchSettings
 from amp.settings.reading.keywords import from_keywords, merged
@@ -66,8 +67,8 @@ class Asked:
         data, prune = whole["data"], whole["prune"]
         counts = {"num_samples": num_scored, "num_val_samples": num_held_out}
         if "batch_size" not in said_data:
-            said = [said_data[key] for key in counts if isinstance(said_data.get(key), int)]
-            data["batch_size"] = max(2, min(data["batch_size"], *counts.values(), *said))
+            said = [said_data.get(key) for key in counts]
+            data["batch_size"] = batch_within(data["batch_size"], *counts.values(), *said)
         for key in counts.keys() - said_data.keys():
             data[key] = self._at_least_a_batch(data, min(data[key], counts[key]))
         if "num_calibration_samples" not in said_prune:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from amp.commands.prune import each_of, prune_models
 from amp.commands.score import score_model
-from amp.data.listing import list_images
+from amp.data.listing import HELD_OUT, SCORED, list_images, too_few
 from amp.errors import UserError
 from amp.run.console import say
 from amp.settings.model import RANDOM, Frame, ModelSettings
@@ -81,7 +81,7 @@ def fitted(named: Named) -> PruneConfig:
     """
     config = named.config()
     counts = {split: len(list_images(config.data, split)) for split in ("train", "val")}
-    data = _batches(config, counts)
+    data = _batches(config, counts, named.says("data.batch_size"))
 
     from amp.towers import find_frame
 
@@ -89,12 +89,21 @@ def fitted(named: Named) -> PruneConfig:
     return named.config(model={"frame": frame, "pretrained": find_weights(config.model, frame)}, data=data)
 
 
-def _batches(config: PruneConfig, counts: Mapping[str, int]) -> dict[str, int]:
+def _batches(config: PruneConfig, counts: Mapping[str, int], asked: bool) -> dict[str, int]:
+    """The settings of the batches.
+
+    Args:
+        counts: the images of each split.
+        asked: whether the user has given the batch size, which is then not lowered.
+    """
     own, total = config.data, sum(counts.values())
     if total < FEWEST:
         raise UserError(
             "data.root", f"{own.root}: {total} images; at least {FEWEST} are needed, and thousands for good results"
         )
+    for split, what in (("train", SCORED), ("val", HELD_OUT)):
+        if asked and counts[split] < own.batch_size:
+            raise too_few(own.batch_size, counts[split], f"of {own.root} {what}")
     fits = [size for size in (2**power for power in range(1, 20)) if size <= min(counts.values())]
     batch_size = own.batch_size if own.batch_size <= fits[-1] else fits[-1]
     wanted = {"num_samples": (own.num_samples, "train"), "num_val_samples": (own.num_val_samples, "val")}

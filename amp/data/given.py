@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from amp.data.layouts import Source
+from amp.data.listing import too_few
 from amp.data.pixels import BrokenImageError, as_rgb, read_rgb
 from amp.errors import UserError
 from amp.run.console import progress
@@ -55,6 +56,14 @@ def collect(
     if not found:
         raise UserError(key, "holds no image")
     return torch.cat(found)
+
+
+def count_images(images: Any) -> int | None:
+    """How many single images are given; None where that cannot be known, and of what comes in batches."""
+    if not hasattr(images, "__len__") or hasattr(images, "batch_size"):
+        return None
+    first = images[0] if isinstance(images, (list, tuple)) and images else None
+    return None if isinstance(first, Tensor) and first.ndim == 4 else len(images)
 
 
 def batches_of(images_NCSS: Tensor, batch_size: int) -> list[Tensor]:
@@ -170,17 +179,22 @@ class Stream:
                 done += 1
                 yield batch_BCSS
             if done == before:
-                what = f"end after {done} of {self.steps} steps; give a loader that can be iterated again"
-                raise UserError("images", what if done else f"make less than one batch of {self.batch_size}")
+                advice = "give a loader that can be iterated again"
+                raise UserError("images", f"end after {done} of {self.steps} steps; {advice}")
 
     def _pass(self, turn: int) -> Iterator[Tensor]:
         waiting: list[Tensor] = []
+        too_small = turn == 0  # until there was a batch
         for item in _items(self.images, None if self.seed is None else self.seed + turn, "images"):
             batch_BCSS = _as_batch(item, self.transform, self.side, "images")
             if len(batch_BCSS) > 1:
+                too_small = False
                 yield batch_BCSS
                 continue
             waiting.append(batch_BCSS)
             if len(waiting) == self.batch_size:
+                too_small = False
                 yield torch.cat(waiting)
                 waiting = []
+        if too_small:
+            raise too_few(self.batch_size, len(waiting), "given") if waiting else UserError("images", "holds no image")

@@ -6,8 +6,9 @@ from amp.data.layouts import Source, Split
 from amp.errors import UserError
 from amp.registry import LAYOUTS
 from amp.run.processes.environment import is_one_of_several
-from amp.settings.data import DataSettings
+from amp.settings.data import SMALLEST_BATCH, DataSettings
 
+SCORED, HELD_OUT = "for scoring", "held out"  # what is said of the images of a pruning
 FEW = 512  # images to rank neurons on
 
 
@@ -56,4 +57,6 @@ def few(count: int | None) -> str:
 
 def too_few(batch_size: int, count: int, which: str) -> UserError:
     """That `count` images, which ones in words, do not make a batch."""
+    if batch_size == SMALLEST_BATCH:
+        return UserError("data.root", f"{count} image{'s' * (count != 1)} {which}; at least {batch_size} are needed")
     return UserError("data.batch_size", f"{batch_size} is more than the {count} images {which}")

@@ -12,13 +12,22 @@ if TYPE_CHECKING:
 else:
     DatasetName = names_of(LAYOUTS)
 
+SMALLEST_BATCH = 2
+
+
+def batch_within(batch_size: int, *counts: object) -> int:
+    """A batch size that nobody has asked for, lowered to the numbers of images among `counts`."""
+    return max(SMALLEST_BATCH, min([batch_size, *(count for count in counts if isinstance(count, int))]))
+
 
 class DataSettings(Settings):
     name: DatasetName = Field(description="layout of the images on disk")
     root: PathOrName = Field(
         description="folder of the dataset; for webdataset also a pattern such as train-{000..127}.tar"
     )
-    batch_size: Annotated[int, Field(ge=2, le=10**6)] = Field(description="images in one batch, over all processes")
+    batch_size: Annotated[int, Field(ge=SMALLEST_BATCH, le=10**6)] = Field(
+        description="images in one batch, over all processes"
+    )
     shuffle: bool = Field(True, description="shuffle the images once, in an order that data.seed fixes")
     seed: Seed = Field(0, description="random seed of the shuffle and the augmentation")
     num_workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = Field(

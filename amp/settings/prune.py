@@ -62,7 +62,7 @@ class PruneDataSettings(DataSettings):
         for key in ("num_samples", "num_val_samples"):
             value = getattr(self, key)
             if value is not None and value < self.batch_size:
-                raise ValueError(f"{key} {value} is less than one batch of batch_size {self.batch_size}")
+                raise ValueError(f"{key} {value} is less than one batch of {self.batch_size} images")
         return self
 
 
@@ -218,7 +218,7 @@ class SearchSettings(Settings):
         counts |= {} if self.recover_images is None else {"recover_images": self.recover_images}
         for name, count in counts.items():
             if count < batch_size:
-                raise ValueError(f"{key}.{name} {count} is less than one batch of batch_size {batch_size}")
+                raise ValueError(f"{key}.{name} {count} is less than one batch of {batch_size} images")
 
     @model_validator(mode="after")
     def _one_way_to_widths(self) -> "SearchSettings":

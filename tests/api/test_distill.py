@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from conftest import refusal
+from helpers.numbered_images import write_images
 from helpers.objects import TINY, equal, hooks, tiny_vit, weights_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -78,6 +79,18 @@ def test_a_loader_is_gone_through_again_and_bf16_stays(vit: nn.Module, images: T
     loader = DataLoader(TensorDataset(images, torch.zeros(len(images))), batch_size=20)
     assert len(amp.distill(pruned, vit, loader, steps=6).log) == 6
     assert {parameter.dtype for parameter in pruned.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.slow
+def test_the_batch_is_as_large_as_the_images_are_many(vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    pruned = prune(vit, images)
+    write_images(tmp_path, *(f"{index:02d}.png" for index in range(24)))  # of which 18 are not held out
+    for few, count in ((list(images[:9]), 9), (tmp_path, 18)):
+        assert len(amp.distill(pruned, vit, few, steps=2, augment="none").log) == 2
+        assert len(amp.distill(pruned, vit, few, steps=2, augment="none", accumulate=2).log) == 2
+        told = refusal(lambda few=few: amp.distill(pruned, vit, few, batch_size=20))
+        assert told.startswith(f"batch_size: 20 is more than the {count} images ")
+    assert refusal(lambda: amp.distill(pruned, vit, [images[0]])) == "images: 1 image given; at least 2 are needed"
 
 
 NOT_ALLOWED: list[tuple[dict[str, Any], str]] = [

@@ -103,6 +103,8 @@ def test_settings_are_the_recommended_ones_where_there_are_images_enough(tmp_pat
     assert (few.data.batch_size, few.data.num_samples, few.data.num_val_samples, few.output.dir) == (8, 30, 10, "x")
     mine = _config(*TINY, "--images", str(tmp_path / "few"), "--params", "0.6", "--set", "data.batch_size=10")
     assert mine.data.batch_size == 10
+    fewer = _config(*TINY, "--images", str(tmp_path / "few"), "--params", "0.6", "--set", "data.num_samples=5")
+    assert (fewer.data.batch_size, fewer.data.num_samples) == (5, 5)
     fast = _config(*TINY, "--images", str(tmp_path / "few"), "--set", "prune.target.throughput=1.5")
     assert (fast.prune.target.throughput, fast.prune.allocation) == (1.5, RECOMMENDED["prune"]["allocation"])
 
@@ -158,6 +160,10 @@ BAD = {
     ),
     "no folder": ([*TINY, "--images", "nowhere", "--params", "0.5"], "--images: nowhere: no such folder"),
     "few images": ([*TINY, "--images", "{few}", "--params", "0.5"], "--images: {few}: 7 images; at least 8 are needed"),
+    "large batch": (
+        [*TINY, "--images", "{photos}", "--params", "0.5", "--set", "data.batch_size=999"],
+        "data.batch_size: 999 is more than the ",
+    ),
     "no weights": ([*TINY[:2], "--images", "{photos}", "--params", "0.5"], "--weights: missing; give a file"),
     "wrong weights": (["--model", "ViT-B-32", *TINY[2:], "--images", "{photos}", "--params", "0.5"], "--weights: "),
     "out of reach": ([*TINY, "--images", "{photos}", "--params", "0.01"], "--params: 0.01: out of reach"),

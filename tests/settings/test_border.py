@@ -159,13 +159,13 @@ def test_too_few_images_to_calibrate_on_are_told_before_the_work(yaml: Path) -> 
     few = "prune.num_calibration_samples=16"
     assert load_config(PruneConfig, yaml, [few, "prune.compensation=ridge"]).prune.num_calibration_samples == 16
     message = refusal(lambda: load_config(PruneConfig, yaml, ["prune.num_calibration_samples=1"]))
-    assert "prune.num_calibration_samples 1 is less than one batch of batch_size 8" in message
+    assert "prune.num_calibration_samples 1 is less than one batch of 8 images" in message
     large = ["data.batch_size=4096"]
     assert load_config(PruneConfig, yaml, large).prune.compensation == "none"
     message = refusal(lambda: load_config(PruneConfig, yaml, [*large, "prune.compensation=ridge"]))
-    assert "num_calibration_samples 2048 is less than one batch of batch_size 4096" in message
+    assert "num_calibration_samples 2048 is less than one batch of 4096 images" in message
     message = refusal(lambda: load_config(PruneConfig, yaml, ["prune.recover_images=1"]))
-    assert "prune.recover_images 1 is less than one batch of batch_size 8" in message
+    assert "prune.recover_images 1 is less than one batch of 8 images" in message
 
 
 def test_a_refit_of_a_folder_makes_no_recovery(yaml: Path) -> None:

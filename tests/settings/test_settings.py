@@ -13,7 +13,8 @@ from amp.registry import FRAMES
 from amp.settings.compare import CompareConfig
 from amp.settings.distill import DistillConfig
 from amp.settings.prune import RECOMMENDED, PruneConfig
-from amp.settings.reading.command_line import parse_args, settings_help, settings_page
+from amp.settings.reading.command_line import parse_args
+from amp.settings.reading.meanings import settings_help, settings_page
 from amp.settings.reading.yaml_files import load_config
 from amp.towers.library import library
 
@@ -117,7 +118,7 @@ def test_settings_are_frozen() -> None:
         ("prune.entropy_increase=-1", ["prune.entropy_increase", "-1", "greater than or equal to 0"]),
         ("prune.entropy_increase=.nan", ["prune.entropy_increase", "finite"]),
         ("prune.widths=[0,3]", ["prune.widths.0", "greater than or equal to 1"]),
-        ("data.num_samples=100", ["data", "num_samples 100", "batch_size 128"]),
+        ("data.num_samples=100", ["data", "num_samples 100", "batch of 128 images"]),
         ("data.root=", ["data.root", "null", "string"]),
         ("data.root.deeper=1", ["data.root", "value, not a group"]),
         ("data", ["--set data", "key.path=value"]),

@@ -30,7 +30,10 @@ class CompareOptions:
         "library of --dense (default: found by its name)", None, also="--frame", choices=FRAMES.names
     )
     pretrained: str | None = option(
-        "weights of the dense model, or random (default: those recorded in FOLDER)", None, also="--weights", metavar="CKPT"
+        "weights of the dense model, or random (default: those recorded in FOLDER)",
+        None,
+        also="--weights",
+        metavar="CKPT",
     )
     images: str | None = option(
         "any folder of images, to compare features (default: the images of the evaluation)", None, metavar="DIR"

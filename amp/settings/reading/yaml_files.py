@@ -135,23 +135,29 @@ def build_config(
     Raises:
         UserError: of the setting `KEY`, put as `FILE: KEY` where `file` is not empty.
     """
+    raw, keys = overridden(settings, overrides)
+    return validate(config_class, raw, file, keys)
+
+
+def overridden(settings: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Raw, set[str]]:
+    """The content of a YAML file with 'key.path=value' overrides, and their keys. Raises UserError."""
     raw: Raw = copy.deepcopy(dict(settings))
-    overridden: set[str] = set()
+    keys: set[str] = set()
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UserError(f"--set {override}", "expected key.path=value, for example --set data.batch_size=64")
         _set_path(raw, key, _parse_value(override, text))
-        overridden.add(key)
-    return validate(config_class, raw, file, overridden)
+        keys.add(key)
+    return raw, keys
 
 
-def validate(config_class: type[Group], raw: Raw, source: str, overridden: Collection[str] = ()) -> Group:
+def validate(config_class: type[Group], raw: Raw, source: str, by_set: Collection[str] = ()) -> Group:
     """Settings from plain values.
 
     Args:
         source: where they come from, for messages: a file, or a function.
-        overridden: keys that were given by --set.
+        by_set: keys that were given by --set.
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
@@ -159,7 +165,7 @@ def validate(config_class: type[Group], raw: Raw, source: str, overridden: Colle
         # Through JSON, since strict types accept a list for a tuple only there.
         return config_class.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise _explain(error, config_class, source, overridden) from None
+        raise _explain(error, config_class, source, by_set) from None
 
 
 def _read_yaml(path: Path) -> Raw:
@@ -213,23 +219,19 @@ def _set_path(raw: Raw, key: str, value: object) -> None:
     raw[last] = value
 
 
-def _explain(
-    error: ValidationError, config_class: type[BaseModel], file: str, overridden: Collection[str]
-) -> UserError:
+def _explain(error: ValidationError, config_class: type[BaseModel], file: str, by_set: Collection[str]) -> UserError:
     """All mistakes in one line, unknown keys first: a misspelt key makes another one look missing."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    found = several([_explain_one(problem, config_class, file, overridden) for problem in problems[:3]])
+    found = several([_explain_one(problem, config_class, file, by_set) for problem in problems[:3]])
     rest = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
     known = [name for name, other in CONFIGS.items() if other is not config_class]
     other = f" (a config of {known[0]}?)" if sum(p["type"] == "missing" for p in problems) > 1 else ""
     return UserError(found.key, f"{found.text}{rest}{other}")
 
 
-def _explain_one(
-    problem: ErrorDetails, config_class: type[BaseModel], file: str, overridden: Collection[str]
-) -> UserError:
+def _explain_one(problem: ErrorDetails, config_class: type[BaseModel], file: str, by_set: Collection[str]) -> UserError:
     key = ".".join(str(part) for part in problem["loc"])
-    own = [o for o in overridden if f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.")]
+    own = [o for o in by_set if f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.")]
     source = f"--set {key}" if own else ": ".join(filter(None, (file, key))) or "settings"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
@@ -251,12 +253,12 @@ def _explain_one(
     return UserError(source, text)
 
 
-def _ask_for_one(problem: ErrorDetails, config_class: type[BaseModel], overridden: bool) -> str:
+def _ask_for_one(problem: ErrorDetails, config_class: type[BaseModel], by_set: bool) -> str:
     """What to write if a group of settings was given a plain value."""
     group, path, value = _group(config_class, problem["loc"]), ".".join(map(str, problem["loc"])), problem["input"]
     first = next((k for k, field in group.model_fields.items() if field.is_required()), next(iter(group.model_fields)))
     shown = shortened("VALUE" if value is None or isinstance(value, (list, dict)) else value, DIGITS)
-    example = f"--set {path}.{first}={shown}" if overridden else f"{path}: {{{first}: {shown}}}"
+    example = f"--set {path}.{first}={shown}" if by_set else f"{path}: {{{first}: {shown}}}"
     return f"is a group of settings ({', '.join(group.model_fields)}); write for example {example}"
 
 
