@@ -10,7 +10,7 @@ from shlex import quote
 
 from amp.demo import MODEL
 from amp.demo.pipeline import HOME, Demo, Row
-from amp.errors import UserError
+from amp.errors import UserError, under
 from amp.run.console import run_script
 from amp.run.options import prepare_output
 from amp.run.sealed import read_json, write_json
@@ -90,7 +90,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.steps and not args.full:
         raise UserError("--steps", f"{args.steps}: only allowed with --full, which trains the model")
-    prepare_output(str(args.out))
+    with under("--out", instead_of="output.dir"):
+        prepare_output(str(args.out))
     print(FULL if args.full else QUICK, flush=True)
     started = time.monotonic()
     demo, half = Demo(args.out), args.out / "half"

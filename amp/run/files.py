@@ -172,7 +172,7 @@ def _take(path: Path, key: str) -> int:
             held_by = os.pread(descriptor, 4096, 0).decode(errors="replace")
             os.close(descriptor)
             raise UserError(
-                key, f"{path.parent} is in use by {_in_words(held_by)}; wait for it to end, or choose another {key}"
+                key, f"{path.parent} is in use by {_in_words(held_by)}; wait for it to end, or choose another folder"
             ) from None
         except OSError:
             pass

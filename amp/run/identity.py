@@ -116,7 +116,7 @@ def check_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any
         raise UserError(
             key,
             f"{path.parent} holds another run: {path.name} was made {in_words(*difference)}; "
-            f"choose another {key} or delete {path}",
+            f"choose another place or delete {path}",
         )
 
 

@@ -97,7 +97,7 @@ def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any], path: Pat
     if difference:
         raise UserError(
             path,
-            f"made {in_words(*difference)}; run {_score()} with these settings and another output.dir",
+            f"made {in_words(*difference)}; run {_score()} with these settings in another folder",
         )
 
 

@@ -177,7 +177,7 @@ def refuse_loading(kwargs: Mapping[str, Any], loading: frozenset[str]) -> None:
     """Raises UserError when factory arguments would read files of their own choice, or run code in them."""
     refused = sorted(loading & kwargs.keys())
     if refused:
-        raise UserError("model.kwargs", f"{', '.join(refused)}: not allowed; give weights with model.pretrained")
+        raise UserError("model.kwargs", f"{', '.join(refused)}: not allowed; name the weights of the model instead")
 
 
 def check_weights(settings: ModelSettings, known_tags: list[str]) -> None:

@@ -118,7 +118,7 @@ def test_demo_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     for words, message in (
         (["--full", "--steps", "0"], "--steps"),
         (["--steps", "3"], "--steps: 3: only allowed with --full"),
-        (["--out", "README.md/x"], "output.dir"),
+        (["--out", "README.md/x"], "--out: README.md/x"),
     ):
         monkeypatch.setattr("sys.argv", ["amp demo", *words])
         assert refusal(main).startswith(message)

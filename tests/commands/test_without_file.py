@@ -71,6 +71,10 @@ def test_one_command_scores_prunes_and_says_what_is_next(golden_images: Path, tm
         code, said, err = call(script, "--config_file", settings)
         assert (code, "already done" in said) == (0, True), err
 
+    code, said, err = call("main_prune.py", *words, "--params", "0.7", "--set", "data.seed=1")
+    assert (code, err.splitlines()[-1].startswith(f"error: --output: {tmp_path}/out holds another run: ")) == (2, True)
+    assert "output.dir" not in err
+
     code, said, err = call("main_prune.py", *words, "--sweep", "params", "0.5", "0.6")
     assert code == 0, err
     assert "to reach 0.6 and 0.5 times the dense parameters" in said

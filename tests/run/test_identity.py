@@ -90,4 +90,4 @@ def test_every_kind_of_artifact_holds_the_header(tmp_path: Path) -> None:
 def test_the_option_that_chose_the_place_is_named(tmp_path: Path) -> None:
     message = refusal(lambda: check_same(tmp_path / "x.json", {"settings": {"a": 1}}, {"settings": {}}, "--output"))
     assert message.startswith("--output: ")
-    assert "choose another --output" in message
+    assert "choose another place or delete " in message

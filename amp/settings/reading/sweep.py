@@ -13,7 +13,7 @@ THRESHOLD = "entropy_increase"
 KINDS = (*SHARES, "throughput", THRESHOLD)
 HELP = (
     f"prune to several sizes: one of {', '.join(KINDS)}, then its values, for example `params 0.8 0.6 0.4`; each size "
-    f"gets a folder in output.dir, and a table and a picture compare them; values alone are those of {THRESHOLD}"
+    f"gets a folder in the output folder, and a table and a picture compare them; values alone are those of {THRESHOLD}"
 )
 
 
