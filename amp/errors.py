@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from importlib.util import find_spec
 from os import PathLike
 
@@ -142,7 +143,12 @@ def check_extra(key: str, what: str, extra: str, *packages: str) -> None:
 def several(errors: Sequence[UserError]) -> UserError:
     """All of them in one line."""
     first, *others = errors
-    return UserError(first.key, "; ".join([first.text, *map(str, others)]), first.rank_local)
+    return UserError(first.key, joined(first.text, *map(str, others)), first.rank_local)
+
+
+def joined(*parts: str) -> str:
+    """Parts of a message with a semicolon between them, but after a question."""
+    return reduce(lambda text, part: f"{text}{'' if text.endswith('?') else ';'} {part}", parts)
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:

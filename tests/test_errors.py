@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from amp.errors import StoppedError, UserError, several, under
+from amp.errors import StoppedError, UserError, nearest, several, under
 
 
 def _placed(error: UserError, *places: tuple[str, str | None]) -> UserError:
@@ -42,7 +42,9 @@ def test_places_change_the_key_and_nothing_else(places: list[tuple[str, str | No
 
 
 def test_several_are_one_line() -> None:
+    asks = f"1{nearest('criterium', ['criterion'])}"
     assert str(several([UserError("a", "1"), UserError("b", "2")])) == "a: 1; b: 2"
+    assert str(several([UserError("a", asks), UserError("b", "2")])) == "a: 1; did you mean 'criterion'? b: 2"
 
 
 def test_they_pass_between_processes() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from amp.data.files import printable
-from amp.errors import UserError, nearest
+from amp.errors import UserError, joined, nearest
 from amp.evaluation.accuracy import Metrics, accuracies
 from amp.evaluation.options import Top1Options
 from amp.evaluation.readers.class_folders import folder_to_test, some
@@ -72,7 +72,8 @@ def class_order(classifier: Classifier, folders: Sequence[str], labels: str | No
                 what = "none of the model's labels" if not found else f"{len(found)} of the model's labels"
                 close = nearest(folder, classifier.labels or ()) if not found else ""
                 told = f"the class folder {printable(folder)} matches {what}{close}"
-                raise UserError("--dataset_root", f"{told}; list the class folder of each output in --labels FILE")
+                advice = "list the class folder of each output in --labels FILE"
+                raise UserError("--dataset_root", joined(told, advice))
             order += found
         return order, "the model's own labels"
     if classifier.synsets and all(_SYNSET.fullmatch(folder) for folder in folders):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from amp.errors import UserError, nearest, shortened
+from amp.errors import UserError, joined, nearest, shortened
 from amp.registry import Registry
 from amp.settings.verbosity import Verbose
 
@@ -169,7 +169,7 @@ class Parser(argparse.ArgumentParser):
         for word in sys.argv[1:] if args is None else args:
             option, known = word.partition("=")[0], self._option_string_actions
             if option.startswith("--") and option not in known:
-                raise UserError(option, f"no such option{nearest(option, known)}; --help lists them all")
+                raise UserError(option, joined(f"no such option{nearest(option, known)}", "--help lists them all"))
         return super().parse_args(args, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -188,7 +188,7 @@ class Parser(argparse.ArgumentParser):
         if extra != message:
             option = nearest(f"--{extra.split()[0]}", self._option_string_actions)
             message = f"{shortened(extra)!r} does not belong to any option{option}"
-        raise UserError(self.prog, f"{message}; --help lists all options")
+        raise UserError(self.prog, joined(message, "--help lists all options"))
 
 
 class Settings(BaseModel):

@@ -217,7 +217,9 @@ def parse_prune(description: str, argv: Sequence[str] | None = None) -> tuple[Pr
     parser = plan_options()
     add = parser.add_argument
     add(sweeps.OPTION, nargs="+", default=[], metavar=("KIND", "VALUE"), help=sweeps.HELP)
-    refit = "refit the out-projections of pruned/ in the output folder with prune.compensation; writes compensated/ there"
+    refit = (
+        "refit the out-projections of pruned/ in the output folder with prune.compensation; writes compensated/ there"
+    )
     add("--compensate_only", action="store_true", help=refit)
     config, named, args = _parse_named(description, argv, [parser])
     if named and "prune" not in named.settings:

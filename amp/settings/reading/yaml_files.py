@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from amp.errors import UserError, nearest, several, shortened
+from amp.errors import UserError, joined, nearest, several, shortened
 from amp.settings.base import DEEPEST, DIGITS, group_of
 from amp.settings.compare import CompareConfig
 from amp.settings.distill import DistillConfig
@@ -223,10 +223,10 @@ def _explain(error: ValidationError, config_class: type[BaseModel], file: str, b
     """All mistakes in one line, unknown keys first: a misspelt key makes another one look missing."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     found = several([_explain_one(problem, config_class, file, by_set) for problem in problems[:3]])
-    rest = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+    rest = [f"and {len(problems) - 3} more"] if len(problems) > 3 else []
     known = [name for name, other in CONFIGS.items() if other is not config_class]
     other = f" (a config of {known[0]}?)" if sum(p["type"] == "missing" for p in problems) > 1 else ""
-    return UserError(found.key, f"{found.text}{rest}{other}")
+    return UserError(found.key, f"{joined(found.text, *rest)}{other}")
 
 
 def _explain_one(problem: ErrorDetails, config_class: type[BaseModel], file: str, by_set: Collection[str]) -> UserError:

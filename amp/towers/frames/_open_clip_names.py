@@ -8,7 +8,7 @@ from typing import Any
 import open_clip
 from open_clip.timm_model import TimmModel
 
-from amp.errors import UserError, nearest
+from amp.errors import UserError, joined, nearest
 from amp.towers.base import offline
 from amp.towers.bounds import read_json
 from amp.towers.given import builds_the_same
@@ -25,11 +25,8 @@ def model_config(name: str) -> dict[str, Any]:
                     f"{name} is a folder, but not of a dense model; to make another size of a pruned model, repeat the "
                     "command that pruned it with that size",
                 )
-            known = open_clip.list_models()
-            raise UserError(
-                "model.name",
-                f"open_clip knows no {name!r}{nearest(name, known)}; it may also be a model JSON or a pruned/ folder",
-            )
+            told = f"open_clip knows no {name!r}{nearest(name, open_clip.list_models())}"
+            raise UserError("model.name", joined(told, "it may also be a model JSON or a pruned/ folder"))
         return config
     return read_json(name, "model.name")
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amp.errors import UserError, nearest
+from amp.errors import UserError, joined, nearest
 from amp.settings.model import ModelSettings
 from amp.towers.base import Tower
 from amp.towers.frames import timm as timm_frame
@@ -36,11 +36,8 @@ def check(settings: ModelSettings) -> None:
 
 def _check_name(name: str) -> None:
     if timm.is_model(name) and not knows(name):
-        raise UserError(
-            "model.name",
-            f"{name!r} is not a DINOv2 or DINOv3 of timm{nearest(name, timm.list_models('*dinov*'))}; "
-            "for other models use the frame timm",
-        )
+        told = f"{name!r} is not a DINOv2 or DINOv3 of timm{nearest(name, timm.list_models('*dinov*'))}"
+        raise UserError("model.name", joined(told, "for other models use the frame timm"))
 
 
 def from_meta(settings: ModelSettings, state: State) -> State:
