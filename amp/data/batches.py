@@ -24,8 +24,10 @@ from amp.errors import UserError
 from amp.run.console import say, warn_here
 from amp.run.world import world
 from amp.settings.data import DataSettings
+from amp.settings.verbosity import is_verbose
 
 Transform = Callable[[Any], Tensor]
+NAMED = 3  # broken images of each process
 
 
 class _Images(Dataset[tuple[Tensor, list[tuple[str, str]]]]):
@@ -79,6 +81,7 @@ class Batches:
     num_samples: int | None = None
     broken: dict[str, str] = field(default_factory=dict)
     _num_read: int = field(init=False, default=0)
+    _num_told: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._share = world().share(self.settings.batch_size)
@@ -129,6 +132,7 @@ class Batches:
                 if broken:
                     self._check_share(*broken[-1])
                 yield images
+        self._tell_rest()
 
     def _note(self, broken: list[tuple[str, str]]) -> None:
         for path, reason in broken:
@@ -136,7 +140,14 @@ class Batches:
                 raise UserError("data.strict", f"{path}: broken image ({reason})", rank_local=True)
             if path not in self.broken:
                 self.broken[path] = reason
-                warn_here(f"skipped broken image {path} ({reason})")
+                if len(self.broken) <= NAMED or is_verbose():
+                    self._num_told += 1
+                    warn_here(f"skipped broken image {path} ({reason})")
+
+    def _tell_rest(self) -> None:
+        if rest := len(self.broken) - self._num_told:
+            self._num_told += rest
+            warn_here(f"skipped {rest} more broken image{'s' * (rest > 1)}")
 
     def _check_share(self, last: str, reason: str) -> None:
         # Of the images that this process has read, or will have read in an epoch.

@@ -104,7 +104,7 @@ def test_broken_images_leave_the_batches_equal_on_any_number_of_processes(
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_every_broken_file_is_counted_whoever_read_it(
-    root: Path, num_workers: int, capsys: pytest.CaptureFixture[str]
+    root: Path, num_workers: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = settings(root, shuffle=False, num_workers=num_workers)
     paths = list_images(own, "train")
@@ -112,12 +112,17 @@ def test_every_broken_file_is_counted_whoever_read_it(
         spoil(paths[index], "text")
     batches = Batches(paths, read_number, own)
     list(batches)
+    list(batches)
     batches.say_broken()
     out, err = capsys.readouterr()
     assert out.startswith("skipped 4 of 23 image files")
-    lines = err.splitlines()
-    assert len(lines) == 4
-    assert all(any(f"skipped broken image {paths[index]}" in line for line in lines) for index in (3, 4, 5, 12))
+    *named, rest = err.splitlines()
+    expected = [f"skipped broken image {paths[index]}" for index in (3, 4, 5)]
+    assert [line.removeprefix("warning: ").partition(" (")[0] for line in named] == expected
+    assert rest == "warning: skipped 1 more broken image"
+    monkeypatch.setenv("AMP_VERBOSE", "1")
+    list(Batches(paths, read_number, own))
+    assert f"skipped broken image {paths[12]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
