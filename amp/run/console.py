@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from amp.errors import StoppedError, as_line, one_line
 from amp.run.processes.environment import is_one_of_several, speaks
+from amp.run.processes.signals import continues, stopped
 from amp.settings.verbosity import is_verbose
 
 Item = TypeVar("Item")
@@ -27,7 +28,6 @@ SPEAK_SECONDS = 3.0
 LINE_SECONDS = 30.0
 SHORTEST_SECONDS = 3.0
 TENTHS = 10
-TERMINATED = "stopped: SIGTERM; run the same command to continue from what is saved"
 
 
 class _Terminated(BaseException):
@@ -56,21 +56,22 @@ def run_script(main: Callable[[], None]) -> None:
 
 def _run(main: Callable[[], None]) -> None:
     asked: list[int] = []
+    continues(False)
     try:
         with _terminable() as asked:
             main()
     except _Terminated:
-        _end(TERMINATED, 128 + signal.SIGTERM)
+        _end(stopped("stopped: SIGTERM"), 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         if main_process():
-            print("interrupted", file=sys.stderr)
+            print(stopped("interrupted"), file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # who read it has gone, and the interpreter writes what is left
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if asked:  # Code in C may have made something else of it.
-            _end(TERMINATED, 128 + signal.SIGTERM)
+            _end(stopped("stopped: SIGTERM"), 128 + signal.SIGTERM)
         known = as_line(error)
         if known is None:
             raise

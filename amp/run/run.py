@@ -11,6 +11,7 @@ from amp.run.console import reproduce, say
 from amp.run.files import alone_in, check_outside_models
 from amp.run.identity import PACKAGES, check_same, identity, read_header, recorded_frame, versions
 from amp.run.options import prepare_output
+from amp.run.processes.signals import continues
 from amp.run.sealed import check_whole, is_there, read_json, write_json
 from amp.run.world import start, world
 from amp.settings.model import Frame
@@ -117,6 +118,7 @@ class Run(Generic[Config]):
         """
         whole = {**record, **self.header} | ({"reproduce": reproduce(script)} if script else {})
         world().from_main(lambda: write_json(self.path(name), whole))
+        continues()
         return whole
 
 
@@ -182,4 +184,5 @@ def open_run(
             return run
 
         run = own.from_main(begin)
+        continues()
         yield run

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 
 from amp.errors import StoppedError, UserError, shortened
 from amp.run import console
-from amp.run.console import detail, progress, run_script
+from amp.run.console import detail, progress, progress_of, run_script
+from amp.run.processes.signals import continues
 from amp.settings.base import Parser
 
 
@@ -104,9 +105,19 @@ def test_a_stop_from_outside_unwinds_and_is_one_line(capsys: pytest.CaptureFixtu
 
     before = signal.getsignal(signal.SIGTERM)
     code, line = _end(main, capsys)
-    assert (code, line) == (143, "stopped: SIGTERM; run the same command to continue from what is saved\n")
+    assert (code, line) == (143, "stopped: SIGTERM\n")
     assert undone == ["undone"]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_stop_says_that_the_run_can_be_continued_where_it_can(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        continues()
+        raise KeyboardInterrupt
+
+    told = "interrupted; run the same command to continue from what is saved\n"
+    assert _end(main, capsys) == (130, told)
+    assert _end(_raising(KeyboardInterrupt()), capsys) == (130, "interrupted\n")
 
 
 @pytest.fixture
@@ -153,6 +164,13 @@ def test_short_loops_and_loops_within_loops_do_not_flood(
     for _ in progress(range(100), "short", "batch"):
         clock[0] += 0.02
     assert len(_lines(capsys)) == 1
+
+
+def test_progress_says_whose_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_of("dense model"):
+        list(progress(range(3), "images", "batch"))
+    list(progress(range(3), "images", "batch"))
+    assert [line.partition(":")[0] for line in _lines(capsys)] == ["images (dense model)", "images"]
 
 
 def test_details_are_told_to_those_who_ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

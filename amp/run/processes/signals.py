@@ -1,4 +1,4 @@
-"""Stops that are asked for from outside, obeyed between two steps."""
+"""Stops: what the last line says, and those that are asked for from outside, obeyed between two steps."""
 
 import signal
 import time
@@ -11,6 +11,19 @@ INSIST_SECONDS = 5.0
 
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
+_continues: list[str] = []
+
+
+def continues(so: bool = True) -> None:
+    """Whether from now on the same command continues the run if it is stopped; then its last line says so."""
+    _continues[:] = ["run the same command to continue from what is saved"] if so else []
+
+
+def stopped(why: str) -> str:
+    """The last line of a run that is stopped."""
+    return "; ".join([why, *_continues])
 
 
 @dataclass

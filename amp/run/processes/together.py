@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from amp.errors import StoppedError, UserError, as_line, shortened
 from amp.run.processes.environment import Place
+from amp.run.processes.signals import stopped
 
 JOIN = timedelta(minutes=5)
 SECONDS = 3.0
@@ -76,7 +77,7 @@ class Ends:
             time.sleep(0.1)
         who = f"process {self._rank} of {len(self._processes)}"
         why = found or "another process of the run has ended"
-        return StoppedError(f"{who}: {why}; run the same command to continue from what is saved", rank_local=True)
+        return StoppedError(stopped(f"{who}: {why}"), rank_local=True)
 
     def _find(self) -> str:
         told = {rank: self._read(rank) for rank in range(len(self._processes)) if rank != self._rank}
