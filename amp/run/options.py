@@ -22,7 +22,14 @@ from amp.settings.base import MOST, Parser, at_least
 OF_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
 
-def option(text: str, default: object = MISSING, aside: bool = False, also: str | None = None, **how: object) -> Any:
+def option(
+    text: str,
+    default: object = MISSING,
+    aside: bool = False,
+    also: str | None = None,
+    needed: bool = False,
+    **how: object,
+) -> Any:
     """A field of a class of options.
 
     Args:
@@ -30,15 +37,15 @@ def option(text: str, default: object = MISSING, aside: bool = False, also: str 
         default: without one the option is required.
         aside: whether it leaves the result as it is.
         also: another name of it, as other commands call it.
+        needed: whether `--help` shows it before the others, as it shows what is required.
         how: it is read, as for `argparse.ArgumentParser.add_argument`.
     """
     if default is MISSING:
-        return field(
-            metadata={"aside": aside, "also": also, "how": how | {"required": True, "help": f"{text} (required)"}}
-        )
+        how |= {"required": True, "help": f"{text} (required)"}
+        return field(metadata={"aside": aside, "also": also, "needed": True, "how": how})
     shown = default is not None and not isinstance(default, (bool, tuple))
     how |= {"default": default, "help": f"{text} (default: %(default)s)" if shown else text}
-    return field(default=default, metadata={"aside": aside, "also": also, "how": how})
+    return field(default=default, metadata={"aside": aside, "also": also, "needed": needed, "how": how})
 
 
 def argument(text: str, **how: object) -> Any:
@@ -57,9 +64,10 @@ def read_options(declared: type, description: str | None) -> tuple[argparse.Argu
     What argparse refuses exits with 2.
     """
     parser = Parser(description=description)
+    needed = parser.add_argument_group("what to measure")
     for own in fields(declared):
         names = [own.name if own.metadata.get("positional") else f"--{own.name}", own.metadata.get("also")]
-        parser.add_argument(*filter(None, names), **own.metadata["how"])
+        (needed if own.metadata.get("needed") else parser).add_argument(*filter(None, names), **own.metadata["how"])
     values = vars(parser.parse_args())
     return parser, {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 

@@ -164,6 +164,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **(named | {"allow_abbrev": False}))
         self.add_argument("-v", "--verbose", action=Verbose, help="print more details, such as how images are prepared")
 
+    def format_help(self) -> str:
+        """As argparse writes it, with named groups first and what every command has last."""
+        last = {"--help", "--verbose"}
+        self._optionals._group_actions.sort(key=lambda action: not last.isdisjoint(action.option_strings))
+        self._action_groups.sort(key=lambda group: group is self._optionals)
+        self._actions = [action for group in self._action_groups for action in group._group_actions]
+        return super().format_help()
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but reports misspelt options first, with the nearest known one."""
         for word in sys.argv[1:] if args is None else args:

@@ -71,6 +71,16 @@ def test_a_parser_refuses_in_one_line() -> None:
     assert refusal(lambda: parser.parse_args([])).startswith("amp x: the following arguments are required: --steps")
 
 
+def test_help_shows_what_is_needed_first_and_itself_last() -> None:
+    parser = Parser(prog="amp x")
+    parser.add_argument("--steps", help="steps")
+    parser.add_argument_group("what to measure").add_argument("--model", help="name")
+    usage, *rest = parser.format_help().splitlines()
+    assert usage == "usage: amp x [--model MODEL] [--steps STEPS] [-h] [-v]"
+    options = [line.split()[0] for line in rest if line.startswith("  -")]
+    assert options == ["--model", "--steps", "-h,", "-v,"]
+
+
 def test_the_command_that_was_typed_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     for program, recorded, name in (
         ("amp prune", "amp prune --params 0.6", "amp prune"),

@@ -36,7 +36,10 @@ class CompareOptions:
         metavar="CKPT",
     )
     images: str | None = option(
-        "any folder of images, to compare features (default: the images of the evaluation)", None, metavar="DIR"
+        "any folder of images, to compare features (default: the images of the evaluation)",
+        None,
+        needed=True,
+        metavar="DIR",
     )
     num_images: int = count("most images of --images to use, spread evenly over them", 10_000, least=2)
     dataset_root: str | None = option(
@@ -44,6 +47,7 @@ class CompareOptions:
         "and the top-1 of a classifier (default: none)",
         None,
         aside=True,
+        needed=True,
         metavar="DIR",
     )
     captions: str | None = option(

@@ -33,7 +33,11 @@ class DividedOptions(ModelOptions):
     """Of what learns from some labelled images, and is tested on others."""
 
     dataset_root: str | None = option(
-        "folder with train/ and val/ (or test/), or the class folders themselves", None, aside=True, metavar="DIR"
+        "folder with train/ and val/ (or test/), or the class folders themselves",
+        None,
+        aside=True,
+        needed=True,
+        metavar="DIR",
     )
     train_root: str = option(
         "training images in class folders (default: train/ of --dataset_root)", None, metavar="DIR"

@@ -46,6 +46,7 @@ class ModelOptions:
     model: str | None = option(
         "model name (timm/NAME for a model of timm), an open_clip model JSON, or a pruned/ folder",
         None,
+        needed=True,
         metavar="NAME|JSON|FOLDER",
     )
     model_type: Frame | None = option(

@@ -29,12 +29,12 @@ NAMED = {
         "model.name",
         "model to prune, for example timm/vit_base_patch16_224.augreg, or a folder of transformers",
     ),
+    "--images": ("data.root", "folder of images; subfolders are searched too"),
+    "--params": ("prune.target.params", "share of the tower's parameters to keep, for example 0.6"),
     "--weights": (
         "model.pretrained",
         "weights: a file or a tag of the library; random: try without weights (default: those of the name)",
     ),
-    "--images": ("data.root", "folder of images; subfolders are searched too"),
-    "--params": ("prune.target.params", "share of the tower's parameters to keep, for example 0.6"),
     "--output": ("output.dir", "folder to write to (default: out/NAME)"),
 }
 
@@ -51,7 +51,8 @@ def parse_args(
         more: parsers of options of its own, which the script reads from them.
     """
     parser = _parser(config_class, description, more)
-    parser.add_argument("--config_file", required=True, metavar="YAML", help="settings of the run (required)")
+    needed = parser.add_argument_group("what to run")
+    needed.add_argument("--config_file", required=True, metavar="YAML", help="settings of the run (required)")
     args: argparse.Namespace = parser.parse_args(argv)
     return load_config(config_class, args.config_file, _overrides(args, config_class))
 
@@ -194,11 +195,12 @@ def _parse_named(
 ) -> tuple[PruneConfig, Named | None, argparse.Namespace]:
     """Like `parse_args`, but a model and images may replace the YAML file; also returns all options."""
     parser = _parser(PruneConfig, description, more)
-    parser.add_argument("--config_file", metavar="YAML", help="settings of the run")
-    group = parser.add_argument_group("instead of --config_file, with the recommended settings")
+    group = parser.add_argument_group("what to prune, with the recommended settings")
     for option, (_, meaning) in NAMED.items():
         kind: Any = float if option == "--params" else str
         group.add_argument(option, type=kind, metavar=option.removeprefix("--").upper(), help=meaning)
+    file = parser.add_argument_group("or, instead of these options")
+    file.add_argument("--config_file", metavar="YAML", help="settings of the run")
     args: argparse.Namespace = parser.parse_args(argv)
     overrides = _overrides(args, PruneConfig)
     if named := _named_of(args, overrides):
@@ -214,14 +216,14 @@ def parse_score(description: str, argv: Sequence[str] | None = None) -> tuple[Pr
 
 def parse_prune(description: str, argv: Sequence[str] | None = None) -> tuple[PruneConfig, PruneOptions]:
     """The command line of main_prune.py. Raises UserError; --help exits with 0."""
-    parser = plan_options()
+    parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument
     add(sweeps.OPTION, nargs="+", default=[], metavar=("KIND", "VALUE"), help=sweeps.HELP)
     refit = (
         "refit the out-projections of pruned/ in the output folder with prune.compensation; writes compensated/ there"
     )
     add("--compensate_only", action="store_true", help=refit)
-    config, named, args = _parse_named(description, argv, [parser])
+    config, named, args = _parse_named(description, argv, [parser, plan_options()])
     if named and "prune" not in named.settings:
         raise UserError("--params", f"missing; give the {NAMED['--params'][1]}, or --set prune.target.throughput=1.5")
     sweep = parse_sweep(args.sweep)
