@@ -30,8 +30,8 @@ def plot_summary(record: Mapping[str, Any], rows: Mapping[str, Mapping[str, floa
         axes[2].bar_label(bars, fmt="{:.3f}", fontsize=8, padding=2)
     names = [f"{fill(name, 16)}\n{human(row['params'])}" for name, row in rows.items()]
     axes[2].set_xticks(range(len(rows)), names, fontsize=8)
-    axes[2].set(ylim=(0, 1.2), ylabel="accuracy, recall", xlabel="model and parameters of its vision tower")
-    axes[2].set_title("Accuracy on unseen digits")
-    axes[2].legend(frameon=False, ncols=2, loc="upper left")
+    axes[2].set(ylim=(0, 1.08), ylabel="accuracy, recall", xlabel="model and parameters of its vision tower")
+    axes[2].set_title("Accuracy on unseen digits", pad=22)
+    axes[2].legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 0.99), borderaxespad=0)
     figure.suptitle("Demo: a small CLIP on digit scenes, with a pruned vision tower")
     save_figure(figure, folder / "summary.png")

@@ -36,7 +36,7 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
     if pruned.errors:
         say(describe_errors(pruned.errors))
     if world().is_main:
-        save_figure(draw_pruning(record), run.path("prune.png"))
+        save_figure(draw_pruning({**record, **run.header}), run.path("prune.png"))
         save_tower(tower, pruned.kept, run.header, run.path("pruned"), command=reproduce("main_prune.py"))
     run.write("prune.json", record, "main_prune.py")
     world().from_main(lambda: forget_sums(run.path(CALIBRATION)))
@@ -157,14 +157,21 @@ def draw_pruning(record: Mapping[str, Any]) -> Figure:
             )
     if errors:
         draw_errors(axes[-1], errors)
-    figure.suptitle(f"{_model(record)}{describe_change(record)}")
+    heading = [f"{_model(record['settings'])} ({_choices(record['settings'])})"] if "settings" in record else []
+    figure.suptitle("\n".join([*heading, describe_change(record)]))
     return figure
 
 
-def _model(record: Mapping[str, Any]) -> str:
-    """The name of what was pruned, before a heading; of a path, its end; nothing where only the objects are known."""
-    name = record.get("settings", {}).get("model", {}).get("name")
-    return f"{Path(name).name.removesuffix('.json')}: " if name else ""
+def _model(settings: Mapping[str, Any]) -> str:
+    """The name of what was pruned; of a path, its end."""
+    return Path(settings["model"]["name"]).name.removesuffix(".json")
+
+
+def _choices(settings: Mapping[str, Any]) -> str:
+    """What was chosen by name."""
+    own, criterion = settings["prune"], settings["score"]["criterion"]
+    widths = "given widths" if own["widths"] is not None else f"allocation: {own['allocation']}"
+    return f"criterion: {criterion}, {widths}, compensation: {own['compensation']}"
 
 
 def describe_change(record: Mapping[str, Any]) -> str:
@@ -241,7 +248,7 @@ def plot_sizes(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     shares = [own[key]["pruned"] / own[key]["dense"] for own in records]
     cosines = [own["feature_cosine"] for own in records]
     refit = settings["prune"]["compensation"]
-    figure.suptitle(f"{_model(records[0])}pruned to several sizes" + f", refit: {refit}" * (refit != "none"))
+    figure.suptitle(f"{_model(settings)}: pruned to several sizes" + f", refit: {refit}" * (refit != "none"))
     axes[0].plot([1.0, *shares], [1.0, *cosines], marker="o", color=BLUE)
     for share, cosine in zip(shares, cosines, strict=True):
         axes[0].annotate(f"{cosine:.4f}", (share, cosine), (5, -9), textcoords="offset points", fontsize=8)

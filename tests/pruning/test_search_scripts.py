@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from amp.models.folder import load_tower
+from amp.pruning import report
 from amp.pruning.measure.held_out import HeldOutEntropy
 from amp.run.sealed import read_json
 from amp.scoring.scores_file import load_scores, save_scores
@@ -173,3 +174,17 @@ def test_mistakes_are_one_line(prune_yaml: Path, tmp_path: Path, call: Call, wor
     assert code == 2
     assert says in err.splitlines()[-1]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_picture_names_the_model_and_what_was_chosen(
+    words: tuple[str, str], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headings: list[str] = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: headings.append(figure.get_suptitle()))
+    chosen = ("--set", "prune.widths=[32,32,32,32,32]", "--set", "prune.compensation=mean")
+    code, _, err = call("main_prune.py", *words, *chosen)
+    assert code == 0, err
+    (heading,) = headings
+    first, size = heading.splitlines()
+    assert first == "tiny-clip (criterion: entropy, given widths, compensation: mean)"
+    assert "parameters (" in size
