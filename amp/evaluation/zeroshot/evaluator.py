@@ -141,7 +141,7 @@ class Evaluator:
         self.check_text()
         tokenizer = self.tower.make_tokenizer()
         own: dict[int, tuple[Tensor, ...]] = {}
-        for index, (images, captions) in self._own_batches.batches(dataset, list, self.option):
+        for index, (images, captions) in self._own_batches.batches(dataset, list, self.option, "captioned images"):
             counts_B = torch.tensor([len(of_image) for of_image in captions])
             texts_TD = self._embed_texts(tokenizer, [text for of_image in captions for text in of_image])
             own[index] = (self._embed_images(images).cpu(), texts_TD.cpu(), counts_B)
