@@ -80,8 +80,8 @@ class Batches:
     settings: DataSettings
     num_samples: int | None = None
     broken: dict[str, str] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
     _num_read: int = field(init=False, default=0)
-    _num_told: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._share = world().share(self.settings.batch_size)
@@ -141,12 +141,12 @@ class Batches:
             if path not in self.broken:
                 self.broken[path] = reason
                 if len(self.broken) <= NAMED or is_verbose():
-                    self._num_told += 1
+                    self._told.add(path)
                     warn_here(f"skipped broken image {path} ({reason})")
 
     def _tell_rest(self) -> None:
-        if rest := len(self.broken) - self._num_told:
-            self._num_told += rest
+        if rest := len(self.broken.keys() - self._told):
+            self._told |= self.broken.keys()
             warn_here(f"skipped {rest} more broken image{'s' * (rest > 1)}")
 
     def _check_share(self, last: str, reason: str) -> None:

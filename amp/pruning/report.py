@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from matplotlib import colormaps
@@ -23,6 +24,9 @@ from amp.run.world import world
 from amp.settings.prune import PruneConfig
 from amp.statistics.saved_sums import forget_sums
 from amp.towers import Tower
+
+
+LETTERS = 56  # of a heading, above each panel
 
 
 def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Mapping[str, float]) -> None:
@@ -158,7 +162,8 @@ def draw_pruning(record: Mapping[str, Any]) -> Figure:
     if errors:
         draw_errors(axes[-1], errors)
     heading = [f"{_model(record['settings'])} ({_choices(record['settings'])})"] if "settings" in record else []
-    figure.suptitle("\n".join([*heading, describe_change(record)]))
+    lines = [part for line in [*heading, describe_change(record)] for part in wrap(line, LETTERS * number)]
+    figure.suptitle("\n".join(lines))
     return figure
 
 
