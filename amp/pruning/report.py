@@ -25,7 +25,6 @@ from amp.settings.prune import PruneConfig
 from amp.statistics.saved_sums import forget_sums
 from amp.towers import Tower
 
-
 LETTERS = 56  # of a heading, above each panel
 
 
