@@ -16,6 +16,7 @@ from amp.api.objects import device_of, frozen, known_of, unwrapped
 from amp.api.pruned import computing, object_of
 from amp.data.given import Stream, is_path
 from amp.data.layouts import Source
+from amp.data.listing import Listing
 from amp.distillation import Loop, MemoryKeeper, Trainer, share_head, training_images
 from amp.errors import UserError
 from amp.run.figures import BLUE, panels
@@ -174,6 +175,6 @@ class _Again:
 
 def _images(images: Any, teacher: Tower, config: DistillConfig, steps: int) -> Any:
     if is_path(images):
-        return _Again(training_images(config, teacher), steps)
+        return _Again(training_images(config, teacher, Listing(config.data)), steps)
     seed = config.data.seed if config.data.shuffle else None
     return Stream(images, teacher.transform, teacher.image_size, config.data.batch_size, steps, seed)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from amp.data.listing import check_fills_batch, check_images
+from amp.data.listing import Listing
 from amp.errors import under
 from amp.evaluation.student import check_metric
 from amp.run.console import reproduce, say
@@ -32,7 +32,7 @@ def read_config() -> DistillConfig | None:
     return config
 
 
-def _check_inputs(config: DistillConfig) -> None:
+def _check_inputs(config: DistillConfig, listing: Listing) -> None:
     """What is missing is told at once, unless the distillation may be done, which needs no more."""
     check_output(config.output.dir)
     check_metric(config)
@@ -40,18 +40,18 @@ def _check_inputs(config: DistillConfig) -> None:
         return
     if not Path(config.student.pretrained).is_file():
         check_model_folder(config.student.pretrained)
-    check_images(config.data, ["train"])
+    listing.check(config.data.batch_size, ["train"])
 
 
 def main() -> None:
     config = read_config()
     if config is None:
         return
-    _check_inputs(config)
+    listing = Listing(config.data)
+    _check_inputs(config, listing)
     begin_sha256(config.dense.weights)
 
     from amp.commands._plan import after_distilling, describe_distillation, describe_steps
-    from amp.data.identity import digests_of
     from amp.distillation import (
         Loop,
         RunKeeper,
@@ -76,8 +76,8 @@ def main() -> None:
         with under("teacher", instead_of="model"):
             library(frame).check(config.dense)
         check_student(config.student.pretrained)
-        check_fills_batch(config.data, "train")
-        return {"student_sha256": file_sha256(config.student.pretrained), **digests_of(config.data, "train")}
+        listing.check_fills_batch("train", config.data.batch_size)
+        return {"student_sha256": file_sha256(config.student.pretrained), **listing.digests("train")}
 
     outputs = ("distilled/config.json", "distilled/model.safetensors")
     with open_run(config, inputs, outputs) as run:
@@ -85,8 +85,10 @@ def main() -> None:
             return
         teacher, student, pruned = load_teacher_and_student(config)
         say(describe_distillation(config))
-        batches = training_images(config, teacher)
-        validation = Validation(held_out_images(config, teacher.transform), build_metric(config, teacher, student))
+        batches = training_images(config, teacher, listing)
+        validation = Validation(
+            held_out_images(config, teacher.transform, listing), build_metric(config, teacher, student)
+        )
         trainer = Trainer(teacher, student, config.optim, config.data.batch_size, len(batches))
         keeper = RunKeeper(run)
         say(describe_steps(trainer, batches, max(keeper.checkpoints.steps(), default=0)))

@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from amp.data.layouts import Split
-from amp.data.listing import check_fills_batch, check_images
+from amp.data.layouts import SPLITS, Split
+from amp.data.listing import Listing
 from amp.run.console import say
 from amp.run.files import SCORES, begin_sha256, check_outside_models
 from amp.run.options import check_output, check_scored
@@ -27,19 +27,20 @@ def main() -> None:
         print(describe_plan(config, options.gpu_memory))
         return
 
-    _check_inputs(config, options)
+    listing = Listing(config.data)
+    _check_inputs(config, options, listing)
     begin_sha256(config.dense.weights)
 
     from amp.commands._plan import after_pruning
     from amp.run.world import start
 
     with start():
-        folder = prune_models(config, options)
+        folder = prune_models(config, options, listing)
         if not options.sweep.thresholds and not options.compensate_only:
             say(after_pruning(folder, config.data))
 
 
-def _check_inputs(config: PruneConfig, options: PruneOptions) -> None:
+def _check_inputs(config: PruneConfig, options: PruneOptions, listing: Listing) -> None:
     """What is missing is told at once, unless the folder holds a pruning, which may be the one that is asked for."""
     folder = Path(config.output.dir)
     check_outside_models(folder)
@@ -47,7 +48,7 @@ def _check_inputs(config: PruneConfig, options: PruneOptions) -> None:
         return
     if not options.compensate_only:
         check_scored(folder / SCORES)
-    check_images(config.data, _filled(config, options), ["train", "val"])
+    listing.check(config.data.batch_size, _filled(config, options), SPLITS)
 
 
 def _filled(config: PruneConfig, options: PruneOptions) -> list[Split]:
@@ -56,19 +57,17 @@ def _filled(config: PruneConfig, options: PruneOptions) -> list[Split]:
     return [*(() if options.compensate_only else ("val",)), *(("train",) if refits else ())]
 
 
-def _digests(config: PruneConfig, options: PruneOptions) -> dict[str, str]:
-    from amp.data.identity import digests_of
-
+def _digests(config: PruneConfig, options: PruneOptions, listing: Listing) -> dict[str, str]:
     for split in _filled(config, options):
-        check_fills_batch(config.data, split)
-    return digests_of(config.data, "train", "val")
+        listing.check_fills_batch(split, config.data.batch_size)
+    return listing.digests(*SPLITS)
 
 
-def prune_models(config: PruneConfig, options: PruneOptions) -> Path:
+def prune_models(config: PruneConfig, options: PruneOptions, listing: Listing) -> Path:
     """One pruning, or one for each size of `--sweep`; gives the folder of the last one."""
     from amp.pruning import write_sizes
 
-    folders = [prune_model(own, options) for own in each_of(config, options)]
+    folders = [prune_model(own, options, listing) for own in each_of(config, options)]
     if options.sweep.targets:
         write_sizes(Path(config.output.dir), folders)
     return folders[-1]
@@ -79,7 +78,7 @@ def each_of(config: PruneConfig, options: PruneOptions) -> list[PruneConfig]:
     return [config.of_target(key, value) for key, value in options.sweep.targets] or [config]
 
 
-def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
+def prune_model(config: PruneConfig, options: PruneOptions, listing: Listing) -> Path:
     """One pruning, or one sweep of thresholds, unless its files are there; gives its folder."""
     from amp.commands._plan import describe_slicing
     from amp.pruning import (
@@ -106,9 +105,9 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
             return place_to_refit(run)
         return own_place(run) if options.sweep.targets else place_of(run, thresholds)
 
-    with open_run(config, lambda: _digests(config, options), outputs, place=place) as run:
+    with open_run(config, lambda: _digests(config, options, listing), outputs, place=place) as run:
         if options.compensate_only:
-            refit_pruned(run)
+            refit_pruned(run, listing)
             return run.folder
         if not thresholds and run.with_frame_of(*outputs).done(*outputs):
             return run.folder
@@ -126,7 +125,7 @@ def prune_model(config: PruneConfig, options: PruneOptions) -> Path:
             tell_preprocess(tower)
         # A size that cannot be had ends a sweep before its first.
         check_possible(tower, [each.prune for each in each_of(config, options)])
-        with open_networks(run, tower, scores, thresholds) as networks:
+        with open_networks(run, tower, scores, listing, thresholds) as networks:
             if thresholds:
                 write_sweep(run, networks, thresholds)
                 return run.folder

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amp.data.listing import check_fills_batch, check_images, list_images
+from amp.data.listing import Listing
 from amp.run.console import called, say
 from amp.run.files import HEAD_SCORES, SCORES, begin_sha256
 from amp.run.options import check_output
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from amp.data.batches import Batches
     from amp.run.run import Run
     from amp.towers import Tower
+
+    Look = Callable[[Tower, Batches], None]
 
 
 def main() -> None:
@@ -34,25 +36,24 @@ def main() -> None:
 
         print(describe_plan(config, options.gpu_memory))
         return
+    listing = Listing(config.data)
     if not Path(config.output.dir, SCORES).exists():
-        check_images(config.data, ["val"], ["train"])
+        listing.check(config.data.batch_size, ["val"], ["train"])
     begin_sha256(config.dense.weights)
-    score_model(config)
+    score_model(config, listing)
     say(f"next: {called('main_prune.py', 'amp prune')} with the same settings")
 
 
-def score_model(
-    config: PruneConfig, plan: str | None = None, look: "Callable[[Tower, Batches], None] | None" = None
-) -> bool:
+def score_model(config: PruneConfig, listing: Listing, plan: str | None = None, look: "Look | None" = None) -> bool:
     """One scoring, unless its file is there; whether it was not.
 
     Args:
+        listing: of the images of these settings.
         plan: what is said once the model is open; None: what the scoring will do.
         look: is shown the dense tower and the images before they are scored.
     """
     from amp.commands._plan import describe_scoring
     from amp.data.batches import Batches
-    from amp.data.identity import digests_of
     from amp.run.run import open_run
     from amp.run.world import world
     from amp.scoring import reads_images
@@ -66,10 +67,11 @@ def score_model(
 
     def inputs() -> dict[str, str]:
         library(frame).check(config.model)
-        check_fills_batch(config.data, "val")  # What the search needs is better missed now than after the scoring.
+        # What the search needs is better missed now than after the scoring.
+        listing.check_fills_batch("val", config.data.batch_size)
         if reads_images(config.score):
-            check_fills_batch(config.data, "train")
-        return digests_of(config.data, "train")
+            listing.check_fills_batch("train", config.data.batch_size)
+        return listing.digests("train")
 
     with open_run(config, inputs, outputs, leave_out=("prune",)) as run:
         unfinished = {name: run.path(name.replace("scores", "scores_unfinished")) for name in outputs}
@@ -79,7 +81,6 @@ def score_model(
             if config.score.keep_moments and not world().from_main(partial(_has_moments, run.folder, len(outputs) > 1)):
                 say(f"note: {run.path(MOMENTS)} is incomplete or from another scoring; to redo both, delete {SCORES}")
             return False
-        paths = list_images(config.data, "train")
         tower = with_attention(build_tower(config.model, str(world().device)), config.attention)
         names = outputs if tower.heads else (SCORES,)
         if names != outputs and run.done(*names):
@@ -90,7 +91,7 @@ def score_model(
         tell_preprocess(tower)
         images: Batches | list[Tensor] = []
         if reads_images(config.score):
-            images = Batches(paths, tower.transform, config.data, config.data.num_samples)
+            images = Batches(listing.images("train"), tower.transform, config.data, config.data.num_samples)
             if look:
                 look(tower, images)
         for name in names:

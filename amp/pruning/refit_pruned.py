@@ -2,6 +2,7 @@
 
 import torch
 
+from amp.data.listing import Listing
 from amp.errors import UserError
 from amp.models.folder import read_folder_config, save_tower
 from amp.pruning.measure.networks import keep_units, rank
@@ -16,7 +17,7 @@ from amp.statistics.saved_sums import forget_sums
 from amp.towers import build_tower, in_order, with_heads
 
 
-def refit_pruned(run: Run[PruneConfig]) -> None:
+def refit_pruned(run: Run[PruneConfig], listing: Listing) -> None:
     """Writes compensated/: the neurons of pruned/, compensated as `prune.compensation` says.
 
     Raises:
@@ -38,7 +39,7 @@ def refit_pruned(run: Run[PruneConfig]) -> None:
     ]
     orders = [slot.inputs_of(rank(chosen_U)) for slot, chosen_U in zip(tower.units, chosen, strict=True)]
     compensation = open_compensation(
-        tower, orders, run.config.prune, lambda: calibration_batches(run.config, tower), calibration_sums(run)
+        tower, orders, run.config.prune, lambda: calibration_batches(run.config, tower, listing), calibration_sums(run)
     )
     _, errors = keep_units(tower, chosen, pruned.counts, compensation)
     say(describe_errors(errors))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from amp.data.batches import Batches
-from amp.data.listing import list_images
+from amp.data.listing import Listing
 from amp.distillation import Trainer, share_head
 from amp.distillation.trainer import NotFiniteError
 from amp.errors import under
@@ -61,11 +61,15 @@ class Trial:
         """The dense tower, a new one."""
         return build_tower(self.config.model, str(world().device))
 
+    @cached_property
+    def _listing(self) -> Listing:
+        return Listing(self.config.data)
+
     def images(self, split: Any, batch_size: int, num_samples: int | None) -> list[Tensor]:
         """Batches (B, C, S, S) in this seed's order."""
         own = self.config.data.model_dump(include=set(DataSettings.model_fields))
         data = DataSettings(**own | {"seed": self.seed, "batch_size": batch_size})
-        batches = Batches(list_images(data, split), self.dense.transform, data, num_samples)
+        batches = Batches(self._listing.images(split), self.dense.transform, data, num_samples)
         return [images_BCHW.to(world().device, self.dense.dtype) for images_BCHW in batches]
 
     @cached_property

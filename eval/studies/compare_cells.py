@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from amp.data.identity import digests_of
+from amp.data.layouts import SPLITS
+from amp.data.listing import Listing
 from amp.errors import StoppedError, UserError
 from amp.run.console import progress, say, warn_here
 from amp.run.identity import identity, versions
@@ -67,7 +68,7 @@ def open_cells(run: Run[CompareConfig]) -> Cells:
     there.
     """
     config = run.config
-    digests = {**digests_of(config.data, "train", "val"), **digests_of_test(config)}
+    digests = {**Listing(config.data).digests(*SPLITS), **digests_of_test(config)}
     common = identity(config, NOT_OF_A_CELL, **digests)
     cells = {}
     sizes, seeds = config.compare.sizes, config.compare.seeds
