@@ -67,13 +67,13 @@ def _score(each: Sequence[PruneConfig], listing: Listing, plan: str) -> bool:
     from amp.commands._plan import describe_time, estimate_seconds
     from amp.pruning import check_possible
 
-    config = each[0]
+    def check(shapes: "Tower") -> None:
+        check_possible(shapes, [own.prune for own in each])
 
     def look(tower: "Tower", images: "Batches") -> None:
-        check_possible(tower, [own.prune for own in each])
-        say(describe_time(estimate_seconds(config, tower, images)))
+        say(describe_time(estimate_seconds(each[0], tower, images)))
 
-    return score_model(config, listing, plan, look)
+    return score_model(each[0], listing, plan, check, look)
 
 
 def fitted(named: Named, listing: Listing) -> PruneConfig:

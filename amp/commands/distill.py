@@ -8,7 +8,7 @@ from amp.errors import under
 from amp.evaluation.student import check_metric
 from amp.run.console import reproduce, say
 from amp.run.files import begin_sha256
-from amp.run.options import check_model_folder, check_output
+from amp.run.options import check_model_folder, check_run_folder
 from amp.run.processes.environment import MOST_PROCESSES, place_of
 from amp.settings.base import at_least
 from amp.settings.distill import DistillConfig
@@ -34,7 +34,7 @@ def read_config() -> DistillConfig | None:
 
 def _check_inputs(config: DistillConfig, listing: Listing) -> None:
     """What is missing is told at once, unless the distillation may be done, which needs no more."""
-    check_output(config.output.dir)
+    check_run_folder(config)
     check_metric(config)
     if Path(config.output.dir, "distilled").exists():
         return

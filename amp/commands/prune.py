@@ -6,8 +6,8 @@ from pathlib import Path
 from amp.data.layouts import SPLITS, Split
 from amp.data.listing import Listing
 from amp.run.console import say
-from amp.run.files import SCORES, begin_sha256, check_outside_models
-from amp.run.options import check_output, check_scored
+from amp.run.files import SCORES, begin_sha256
+from amp.run.options import check_run_folder, check_scored
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import PruneOptions, parse_prune
 
@@ -15,7 +15,9 @@ from amp.settings.reading.command_line import PruneOptions, parse_prune
 def main() -> None:
     config, options = parse_prune(__doc__)
     with options.as_typed():
-        check_output(config.output.dir)
+        check_run_folder(config)
+        if not options.dry_run:
+            begin_sha256(config.dense.weights)
         if options.named:
             from amp.commands._without_file import prune_named
 
@@ -29,7 +31,6 @@ def main() -> None:
 
     listing = Listing(config.data)
     _check_inputs(config, options, listing)
-    begin_sha256(config.dense.weights)
 
     from amp.commands._plan import after_pruning
     from amp.run.world import start
@@ -43,7 +44,6 @@ def main() -> None:
 def _check_inputs(config: PruneConfig, options: PruneOptions, listing: Listing) -> None:
     """What is missing is told at once, unless the folder holds a pruning, which may be the one that is asked for."""
     folder = Path(config.output.dir)
-    check_outside_models(folder)
     if any(record for pattern in ("prune.json", "*/prune.json") for record in folder.glob(pattern)):
         return
     if not options.compensate_only:
@@ -95,7 +95,7 @@ def prune_model(config: PruneConfig, options: PruneOptions, listing: Listing) ->
     from amp.run.run import Run, open_run
     from amp.run.world import world
     from amp.scoring.scores_file import check_fit, check_scores, load_scores, with_scored_heads
-    from amp.towers import build_tower, tell_preprocess
+    from amp.towers import build_tower, tell_preprocess, with_heads
 
     thresholds = options.sweep.thresholds
     outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
@@ -116,15 +116,16 @@ def prune_model(config: PruneConfig, options: PruneOptions, listing: Listing) ->
         run = run.with_frame(recorded_frame(scored))
         check_scores(scored, run.header, scores_file)
         started, own = time.monotonic(), run.config.prune
-        tower = build_tower(run.config.model, str(world().device))
-        if not options.named:
-            say(describe_slicing(run.config))
-        check_fit(scores, tower, scores_file)
-        tower, scores = with_scored_heads(run, tower, scores, told=bool(options.named))
-        if not options.named:  # whose scoring has told it
-            tell_preprocess(tower)
+        shapes = build_tower(run.config.model, "meta")  # What does not fit it is told before its weights are read.
+        check_fit(scores, shapes, scores_file)
+        shapes, scores = with_scored_heads(run, shapes, scores, told=bool(options.named))
         # A size that cannot be had ends a sweep before its first.
-        check_possible(tower, [each.prune for each in each_of(config, options)])
+        check_possible(shapes, [each.prune for each in each_of(config, options)])
+        tower = build_tower(run.config.model, str(world().device), shapes=shapes)
+        tower = with_heads(tower) if shapes.heads else tower
+        if not options.named:  # whose scoring has told it
+            say(describe_slicing(run.config))
+            tell_preprocess(tower)
         with open_networks(run, tower, scores, listing, thresholds) as networks:
             if thresholds:
                 write_sweep(run, networks, thresholds)

@@ -125,6 +125,20 @@ def check_outside_models(folder: str | Path) -> None:
             )
 
 
+def check_outside_images(folder: str | Path, root: str | Path, key: str = "output.dir") -> None:
+    """Raises UserError where a run would write among the images that it reads, and find other ones the next time.
+
+    Args:
+        root: of the images; what is no folder, as a pattern of shards, does not count.
+        key: the setting or option that chose the folder.
+    """
+    if not Path(root).is_dir():
+        return
+    own, images = Path(folder).resolve(), Path(root).resolve()
+    if images in (own, *own.parents):
+        raise UserError(key, f"{folder} is inside {root}, which holds the input images; choose a folder outside it")
+
+
 @contextmanager
 def made(folder: Path) -> Iterator[None]:
     """The folder is there; what is new of it and of those above it goes at the end, where nothing was written."""

@@ -16,8 +16,9 @@ from typing import Any
 
 from amp.errors import UserError, under
 from amp.run.console import called
-from amp.run.files import DESCRIPTIONS, made
+from amp.run.files import DESCRIPTIONS, check_outside_images, check_outside_models, made
 from amp.settings.base import MOST, Parser, at_least
+from amp.settings.run import RunConfig
 
 OF_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
@@ -86,6 +87,14 @@ def check_output(folder: str, option: str = "output.dir") -> None:
         raise UserError(option, f"{folder}: {above} is a file; choose a folder")
     if not os.access(above, os.W_OK):
         raise UserError(option, f"{folder}: {above} cannot be written to; choose another folder")
+
+
+def check_run_folder(config: RunConfig) -> None:
+    """Raises UserError where no run may write: as of `check_output`, in a model's folder, or among the images that the
+    run reads. Writes nothing."""
+    check_output(config.output.dir)
+    check_outside_models(config.output.dir)
+    check_outside_images(config.output.dir, config.data.root)
 
 
 def prepare_output(folder: str) -> Path:

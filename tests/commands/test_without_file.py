@@ -177,7 +177,10 @@ BAD = {
     "few images": ([*TINY, "--images", "{few}", "--params", "0.5"], "--images: {few}: 7 images; at least 8 are needed"),
     "no weights": ([*TINY[:2], "--images", "{photos}", "--params", "0.5"], "--weights: missing; give a file"),
     "wrong weights": (["--model", "ViT-B-32", *TINY[2:], "--images", "{photos}", "--params", "0.5"], "--weights: "),
-    "out of reach": ([*TINY, "--images", "{photos}", "--params", "0.01"], "--params: 0.01: out of reach"),
+    "out of reach": (
+        [*TINY[:2], "--weights", "README.md", "--images", "{photos}", "--params", "0.01"],  # which are not read yet
+        "--params: 0.01: out of reach",
+    ),
     "sweep": ([*TINY, "--images", "{photos}", "--sweep", "params", "0.9", "0.01"], "--params: 0.01: out of reach"),
     "output": ([*TINY, "--images", "{photos}", "--params", ".5", "--output", "README.md/x"], "--output: README.md/x"),
 }
