@@ -23,7 +23,14 @@ from amp.settings.run import RunConfig
 OF_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
 
-def option(text: str, default: object = MISSING, aside: bool = False, also: str | None = None, **how: object) -> Any:
+def option(
+    text: str,
+    default: object = MISSING,
+    aside: bool = False,
+    also: str | None = None,
+    where_set: bool = False,
+    **how: object,
+) -> Any:
     """A field of a class of options.
 
     Args:
@@ -31,15 +38,16 @@ def option(text: str, default: object = MISSING, aside: bool = False, also: str 
         default: without one the option is required.
         aside: whether it leaves the result as it is.
         also: another name of it, as other commands call it.
+        where_set: whether it is recorded only where it is given, so that results of earlier versions, which do not know
+            it, are found again.
         how: it is read, as for `argparse.ArgumentParser.add_argument`.
     """
+    own = {"aside": aside, "also": also, "where_set": where_set}
     if default is MISSING:
-        return field(
-            metadata={"aside": aside, "also": also, "how": how | {"required": True, "help": f"{text} (required)"}}
-        )
+        return field(metadata=own | {"how": how | {"required": True, "help": f"{text} (required)"}})
     shown = default is not None and not isinstance(default, (bool, tuple))
     how |= {"default": default, "help": f"{text} (default: %(default)s)" if shown else text}
-    return field(default=default, metadata={"aside": aside, "also": also, "how": how})
+    return field(default=default, metadata=own | {"how": how})
 
 
 def argument(text: str, **how: object) -> Any:
@@ -47,9 +55,17 @@ def argument(text: str, **how: object) -> Any:
     return field(metadata={"aside": False, "positional": True, "how": how | {"help": text}})
 
 
-def count(text: str, default: int | None, least: int, aside: bool = False, metavar: str = "N", most: int = MOST) -> Any:
+def count(
+    text: str,
+    default: int | None,
+    least: int,
+    aside: bool = False,
+    metavar: str = "N",
+    most: int = MOST,
+    where_set: bool = False,
+) -> Any:
     """An option that is a whole number from `least` to `most`."""
-    return option(text, default, aside, type=at_least(least, most), metavar=metavar)
+    return option(text, default, aside, where_set=where_set, type=at_least(least, most), metavar=metavar)
 
 
 def read_options(declared: type, description: str | None) -> tuple[argparse.ArgumentParser, dict[str, Any]]:
@@ -66,8 +82,10 @@ def read_options(declared: type, description: str | None) -> tuple[argparse.Argu
 
 
 def decisive(options: Any) -> dict[str, Any]:
-    """The options that decide a result: all but those declared aside."""
-    return {own.name: getattr(options, own.name) for own in fields(options) if not own.metadata["aside"]}
+    """The options that decide a result: all but those declared aside, or `where_set` and not given."""
+    values = {own.name: getattr(options, own.name) for own in fields(options) if not own.metadata["aside"]}
+    optional = {own.name for own in fields(options) if own.metadata.get("where_set")}
+    return {key: value for key, value in values.items() if key not in optional or value is not None}
 
 
 def check_place(option: str, file: str | None) -> None:
