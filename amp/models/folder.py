@@ -194,16 +194,19 @@ def read_folder_config(folder: str | Path) -> FolderConfig:
     return config
 
 
-def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | None = None) -> Tower:
+def load_tower(
+    folder: str | Path, device: str = "cpu", precision: Precision | None = None, config: FolderConfig | None = None
+) -> Tower:
     """The pruned model of a folder, frozen and in eval mode. Runs no code from the files.
 
     Args:
         device: 'cpu', 'cuda' or 'meta' (shapes only, no weights are read).
         precision: of the weights; None keeps the one it was saved in.
+        config: of the folder, where it was read before.
     Raises:
         UserError: not such a folder, or one whose parts do not fit together.
     """
-    config = read_folder_config(folder)
+    config = config or read_folder_config(folder)
     base = config.base | ({"precision": precision} if precision else {})
     weights = Path(folder) / "model.safetensors"
     if device != "meta":
