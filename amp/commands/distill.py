@@ -7,7 +7,7 @@ from amp.data.listing import Listing
 from amp.errors import under
 from amp.evaluation.student import check_metric
 from amp.run.console import reproduce, say
-from amp.run.files import begin_sha256
+from amp.run.files import begin_sha256, model_files
 from amp.run.options import check_model_folder, check_run_folder
 from amp.run.processes.environment import MOST_PROCESSES, place_of
 from amp.settings.base import at_least
@@ -79,7 +79,7 @@ def main() -> None:
         listing.check_fills_batch("train", config.data.batch_size)
         return {"student_sha256": file_sha256(config.student.pretrained), **listing.digests("train")}
 
-    outputs = ("distilled/config.json", "distilled/model.safetensors")
+    outputs = model_files("distilled")
     with open_run(config, inputs, outputs) as run:
         if run.done(*outputs):
             return

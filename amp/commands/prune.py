@@ -6,7 +6,7 @@ from pathlib import Path
 from amp.data.layouts import SPLITS, Split
 from amp.data.listing import Listing
 from amp.run.console import say
-from amp.run.files import SCORES, begin_sha256
+from amp.run.files import PRUNE_RECORD, SCORES, begin_sha256, model_files
 from amp.run.options import check_run_folder, check_scored
 from amp.settings.prune import PruneConfig
 from amp.settings.reading.command_line import PruneOptions, parse_prune
@@ -44,7 +44,7 @@ def main() -> None:
 def _check_inputs(config: PruneConfig, options: PruneOptions, listing: Listing) -> None:
     """What is missing is told at once, unless the folder holds a pruning, which may be the one that is asked for."""
     folder = Path(config.output.dir)
-    if any(record for pattern in ("prune.json", "*/prune.json") for record in folder.glob(pattern)):
+    if any(record for pattern in (PRUNE_RECORD, f"*/{PRUNE_RECORD}") for record in folder.glob(pattern)):
         return
     if not options.compensate_only:
         check_scored(folder / SCORES)
@@ -98,7 +98,7 @@ def prune_model(config: PruneConfig, options: PruneOptions, listing: Listing) ->
     from amp.towers import build_tower, tell_preprocess, with_heads
 
     thresholds = options.sweep.thresholds
-    outputs = ("prune.json", "pruned/config.json", "pruned/model.safetensors")
+    outputs = (PRUNE_RECORD, *model_files("pruned"))
 
     def place(run: Run[PruneConfig]) -> Path:
         if options.compensate_only:

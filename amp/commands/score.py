@@ -40,7 +40,7 @@ def main() -> None:
     if not Path(config.output.dir, SCORES).exists():
         listing.check(config.data.batch_size, ["val"], ["train"])
     score_model(config, listing)
-    say(f"next: {called('main_prune.py', 'amp prune')} with the same settings")
+    say(f"next: {called('prune')} with the same settings")
 
 
 def score_model(

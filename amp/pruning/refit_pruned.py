@@ -10,6 +10,7 @@ from amp.pruning.measure.open import calibration_batches
 from amp.pruning.refit import CALIBRATION, calibration_sums, open_compensation
 from amp.pruning.report import describe_errors
 from amp.run.console import reproduce, say
+from amp.run.files import model_files
 from amp.run.run import Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
@@ -25,7 +26,7 @@ def refit_pruned(run: Run[PruneConfig], listing: Listing) -> None:
     """
     pruned = read_folder_config(run.path("pruned"))
     run = run.with_frame(pruned.base["frame"])
-    if run.done("compensated/config.json", "compensated/model.safetensors"):
+    if run.done(*model_files("compensated")):
         return
     tower = build_tower(run.config.model, str(world().device))
     tower = with_heads(tower) if pruned.heads else tower

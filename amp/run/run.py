@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar
 
 from amp.errors import UserError
 from amp.run.console import reproduce, say
-from amp.run.files import alone_in, check_outside_images, check_outside_models
+from amp.run.files import alone_in
 from amp.run.identity import PACKAGES, check_same, identity, read_header, recorded_frame, versions
-from amp.run.options import prepare_output
+from amp.run.options import check_outside_images, check_outside_models, prepare_output
 from amp.run.sealed import check_whole, is_there, read_json, write_json
 from amp.run.world import start, world
 from amp.settings.model import Frame

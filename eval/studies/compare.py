@@ -16,6 +16,7 @@ from amp.data.listing import Listing
 from amp.distillation import Trainer, share_head
 from amp.distillation.trainer import NotFiniteError
 from amp.errors import under
+from amp.models.sizes import count_params
 from amp.pruning.measure.held_out import HeldOutEntropy
 from amp.pruning.measure.journal import Journal
 from amp.pruning.measure.networks import NarrowedNetworks, rank
@@ -55,7 +56,7 @@ class Trial:
 
     @cached_property
     def num_params(self) -> int:
-        return num_params(self.dense)
+        return count_params(self.dense)
 
     def build(self) -> Tower:
         """The dense tower, a new one."""
@@ -170,8 +171,3 @@ class Trial:
                 if trainer.step % own.measure_every == 0 or trainer.step == trainer.total_steps:
                     curve.append((trainer.step, top1(student)))
         return curve
-
-
-def num_params(tower: Tower) -> int:
-    """Parameters of a vision tower as it is."""
-    return sum(parameter.numel() for parameter in tower.visual.parameters())

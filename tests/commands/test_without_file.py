@@ -91,7 +91,7 @@ def test_a_command_lists_its_images_once(
         listed.append(str(folder))
         return walk(folder, key)
 
-    monkeypatch.setattr("amp.data.layouts._folders.walk", noted)
+    monkeypatch.setattr("amp.data.pixels.walk", noted)
     words = [*TINY, "--images", photos, "--output", tmp_path / "out", "--set", "data.num_workers=0"]
     ended = call("main_prune.py", *words, "--set", "prune.refit_steps=0", "--sweep", "params", "0.8", "0.7")
     assert (ended[0], listed) == (0, [photos]), ended[2]

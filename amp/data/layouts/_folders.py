@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from amp.data.files import check_root, walk
+from amp.data.files import check_root
 from amp.data.layouts import SPLITS
-from amp.data.pixels import EXTENSIONS
+from amp.data.pixels import image_files
 from amp.errors import UserError
 
 
@@ -24,7 +24,7 @@ def folder_in(root: str, folder: str, layout: str) -> Path:
 
 def images_below(folder: Path) -> list[Path]:
     """Image files of a folder, at any depth, sorted. Raises UserError where there is none."""
-    paths = sorted(p for p in walk(folder, "data.root") if p.suffix.lower() in EXTENSIONS)
+    paths = sorted(image_files(folder, "data.root"))
     if not paths:
         raise UserError("data.root", f"{folder}: holds no image file")
     return paths
