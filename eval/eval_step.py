@@ -37,13 +37,14 @@ def time_distillation(config: DistillConfig, num_rounds: int) -> None:
     from studies.step import DISTILLATION, describe_times, time_steps
 
     from amp.commands._plan.evaluations import describe_study
+    from amp.data.listing import Listing
     from amp.distillation import Trainer, load_teacher_and_student, training_images
     from amp.run.world import start
 
     with start() as world:
         say(describe_study(f"a distillation of {config.teacher.name}", [_rounds(num_rounds)], SHOWN))
         teacher, student, _ = load_teacher_and_student(config)
-        steps_per_epoch = len(training_images(config, teacher))
+        steps_per_epoch = len(training_images(config, teacher, Listing(config.data)))
         trainer = Trainer(teacher, student, config.optim, config.data.batch_size, steps_per_epoch)
         times = time_steps(trainer, num_rounds)
         if world.is_main:

@@ -17,7 +17,7 @@ from amp.api.objects import device_of, frozen, known_of, unwrapped
 from amp.api.pruned import computing, object_of
 from amp.data.given import Stream, count_images, is_path
 from amp.data.layouts import Source
-from amp.data.listing import list_images
+from amp.data.listing import Listing
 from amp.distillation import Loop, MemoryKeeper, Trainer, share_head, training_images
 from amp.errors import UserError
 from amp.run.figures import BLUE, panels
@@ -86,7 +86,7 @@ def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, 
         raise UserError("teacher", "is the student itself; give the dense model")
     with ExitStack() as within:
         within.enter_context(arguments_named())
-        config = _config(model, images, steps, settings)
+        config, listing = _config(model, images, steps, settings)
         within.enter_context(computing())
         within.enter_context(alone(device))
         within.enter_context(frozen(dense))
@@ -94,7 +94,7 @@ def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, 
         dense_tower = wrap_tower(dense)
         _check_pair(dense_tower, tower)
         share_head(dense_tower, tower, after_last_block(on_meta(dense_tower)))
-        own = _images(images, dense_tower, config, steps)
+        own = _images(images, listing, dense_tower, config, steps)
         trainer = Trainer(dense_tower, tower, config.optim, config.data.batch_size, len(own))
         within.callback(trainer.close)
         keeper = MemoryKeeper()
@@ -102,7 +102,10 @@ def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, 
     return Distilled(model, keeper.records)
 
 
-def _config(model: nn.Module, images: Any, steps: int, keywords: Mapping[str, Any]) -> DistillConfig:
+def _config(
+    model: nn.Module, images: Any, steps: int, keywords: Mapping[str, Any]
+) -> tuple[DistillConfig, Listing | None]:
+    """The settings, with batches that the images fill; and what is listed of a folder of images."""
     raw: dict[str, Any] = from_keywords(DistillConfig, keywords, SOURCE, ("data", "optim"))
     if long := raw.get("optim", {}).keys() & {"epochs", "warmup_epochs"}:
         raise UserError(f"{SOURCE}: {min(long)}", "not used here; steps and warmup_steps set the length")
@@ -123,15 +126,16 @@ def _config(model: nn.Module, images: Any, steps: int, keywords: Mapping[str, An
     }
     whole = merged(merged(at_hand, RECOMMENDED), raw)
     config = validate(DistillConfig, whole, SOURCE)
+    listing = Listing(config.data) if is_path(images) else None
     if "batch_size" not in raw.get("data", {}):
-        count = len(list_images(config.data, "train")) if is_path(images) else count_images(images)
+        count = count_images(images) if listing is None else len(listing.images("train"))
         parts = config.optim.accumulate
         fitted = batch_within(config.data.batch_size, count) // parts * parts
         config = validate(DistillConfig, merged(whole, {"data": {"batch_size": max(parts, fitted)}}), SOURCE)
     if config.optim.activation_checkpointing or config.optim.parallel != "ddp":
         advice = "here call model.set_grad_checkpointing() or model.gradient_checkpointing_enable()"
         raise UserError(f"{SOURCE}: optim", f"activation_checkpointing and fsdp work only in distill.py; {advice}")
-    return config
+    return config, listing
 
 
 def _check_pair(dense: Tower, pruned: Tower) -> None:
@@ -182,8 +186,8 @@ class _Again:
         return found
 
 
-def _images(images: Any, teacher: Tower, config: DistillConfig, steps: int) -> Any:
-    if is_path(images):
-        return _Again(training_images(config, teacher), steps)
+def _images(images: Any, listing: Listing | None, teacher: Tower, config: DistillConfig, steps: int) -> Any:
+    if listing is not None:
+        return _Again(training_images(config, teacher, listing), steps)
     seed = config.data.seed if config.data.shuffle else None
     return Stream(images, teacher.transform, teacher.image_size, config.data.batch_size, steps, seed)

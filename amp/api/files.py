@@ -101,7 +101,8 @@ def load_pruned(folder: str | Path, device: str = "cpu", trainable: bool = True)
         torch.empty(0, device=device)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise UserError("device", f"{device!r} is not available on this machine ({shortened(error)})") from None
-    tower, config = load_tower(folder, device), read_folder_config(folder)
+    config = read_folder_config(folder)
+    tower = load_tower(folder, device, config=config)
     tower.model.requires_grad_(trainable)
     remember(tower.model, Known(tower, config.kept, config.provenance, {}))
     return tower.model, tower.transform, tower.make_tokenizer()

@@ -15,13 +15,12 @@ from torch import Tensor
 from amp.api.settings import Asked
 from amp.data.batches import Batches
 from amp.data.given import batches_of, collect, is_path
+from amp.data.layouts import SPLITS, Split
 from amp.data.layouts._folders import images_below
-from amp.data.listing import HELD_OUT, SCORED, list_images, too_few
+from amp.data.listing import HELD_OUT, HELD_OUT_EVERY, SCORED, Listing, too_few
 from amp.errors import under
 from amp.settings.prune import PruneConfig
 from amp.towers import Tower
-
-HELD_OUT_SHARE = 4  # one image in so many, as of a folder that has no split
 
 Given = Batches | Sequence[Tensor]
 
@@ -59,7 +58,7 @@ def open_images(images: Any, held_out: Any, tower: Tower, asked: Asked) -> Image
     read = partial(_read, tower, data.seed if data.shuffle else None)
     if held_out is None:
         found = read(images, scored_most + held_out_most, "images")
-        count = min(held_out_most, max(len(found) // HELD_OUT_SHARE, min(data.batch_size, len(found) // 2)))
+        count = min(held_out_most, max(len(found) // HELD_OUT_EVERY, min(data.batch_size, len(found) // 2)))
         scored, apart = found[: len(found) - count], found[len(found) - count :]
     else:
         scored, apart = read(images, scored_most, "images"), read(held_out, held_out_most, "held_out")
@@ -80,8 +79,9 @@ def _read(tower: Tower, seed: int | None, images: Any, most: int, key: str) -> T
 
 def _of_folder(tower: Tower, asked: Asked) -> Images:
     data = asked.config().data
-    config = asked.config(*(len(list_images(data, split)) for split in ("train", "val")))
-    own = partial(_batches, tower, config)
+    listing = Listing(data)
+    config = asked.config(*(len(listing.images(split)) for split in SPLITS))
+    own = partial(_batches, tower, config, listing)
     return Images(
         own("train", config.data.num_samples),
         own("val", config.data.num_val_samples),
@@ -90,5 +90,5 @@ def _of_folder(tower: Tower, asked: Asked) -> Images:
     )
 
 
-def _batches(tower: Tower, config: PruneConfig, split: Any, num_samples: int | None) -> Batches:
-    return Batches(list_images(config.data, split), tower.transform, config.data, num_samples)
+def _batches(tower: Tower, config: PruneConfig, listing: Listing, split: Split, num_samples: int | None) -> Batches:
+    return Batches(listing.images(split), tower.transform, config.data, num_samples)

@@ -9,12 +9,11 @@ from amp.errors import UserError
 from amp.settings.base import MOST
 from amp.settings.data import batch_within
 from amp.settings.model import IN_MEMORY, GivenModelSettings
-from amp.settings.prune import RECOMMENDED, PruneConfig, SearchSettings
+from amp.settings.prune import RECOMMENDED, PruneConfig, SearchSettings, TargetSettings
 from amp.settings.reading.keywords import from_keywords, merged
 from amp.settings.reading.yaml_files import Raw, validate
 
 SOURCE = "amp.prune"
-SIZES = ("params", "flops", "throughput", "latency")
 AT_HAND = "images-in-memory"
 
 
@@ -35,7 +34,7 @@ class Asked:
         """Raises UserError for unknown names, and where nothing says how small the model is to be."""
         raw = from_keywords(PruneConfig, keywords, SOURCE, ("model", "data", "score", "prune"))
         own: Any = raw.get("prune") or {}
-        sized = any((own.get("target") or {}).get(key) is not None for key in SIZES)
+        sized = any((own.get("target") or {}).get(key) is not None for key in TargetSettings.model_fields)
         if not sized and own.get("widths") is None and own.get("allocation") != "search":
             advice = (
                 "give a size: params=0.6 for 60 % of the tower's parameters, flops=0.6, throughput=1.5 or latency=0.6"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from amp.commands.prune import each_of, prune_models
 from amp.commands.score import score_model
-from amp.data.listing import HELD_OUT, SCORED, list_images, too_few
+from amp.data.layouts import SPLITS
+from amp.data.listing import HELD_OUT, SCORED, Listing, too_few
 from amp.errors import UserError
 from amp.run.console import say
 from amp.settings.model import RANDOM, Frame, ModelSettings
@@ -24,7 +25,8 @@ FEWEST = 8  # images, of which a fourth is held out: a batch of two
 
 def score_named(named: Named, options: ScoreOptions) -> None:
     """Scores."""
-    config = fitted(named)
+    listing = Listing(named.config().data)
+    config = fitted(named, listing)
     if options.dry_run:
         from amp.scoring import describe_plan
 
@@ -35,14 +37,15 @@ def score_named(named: Named, options: ScoreOptions) -> None:
     from amp.run.world import start
 
     with start():
-        if not _score([config], describe_pruning(config)):
+        if not _score([config], listing, describe_pruning(config)):
             say(named_model(config.model))
         say("next: run `amp prune` with the same options and a size, such as --params 0.6 for 60 % of the parameters")
 
 
 def prune_named(named: Named, options: PruneOptions) -> None:
     """Scores where that is not done, and prunes."""
-    config = fitted(named)
+    listing = Listing(named.config().data)
+    config = fitted(named, listing)
     if options.dry_run:
         from amp.pruning.memory import describe_plan
 
@@ -54,33 +57,33 @@ def prune_named(named: Named, options: PruneOptions) -> None:
 
     with start():
         targets = options.sweep.targets
-        if not _score(each_of(config, options), describe_pruning(config, targets)):
+        if not _score(each_of(config, options), listing, describe_pruning(config, targets)):
             say(describe_slicing(config, targets))
-        say(after_pruning(prune_models(config, options), config.data))
+        say(after_pruning(prune_models(config, options, listing), config.data))
 
 
-def _score(each: Sequence[PruneConfig], plan: str) -> bool:
+def _score(each: Sequence[PruneConfig], listing: Listing, plan: str) -> bool:
     """What all of the prunings to come share; whether it was not done."""
     from amp.commands._plan import describe_time, estimate_seconds
     from amp.pruning import check_possible
 
-    config = each[0]
+    def check(shapes: "Tower") -> None:
+        check_possible(shapes, [own.prune for own in each])
 
     def look(tower: "Tower", images: "Batches") -> None:
-        check_possible(tower, [own.prune for own in each])
-        say(describe_time(estimate_seconds(config, tower, images)))
+        say(describe_time(estimate_seconds(each[0], tower, images)))
 
-    return score_model(config, plan, look)
+    return score_model(each[0], listing, plan, check, look)
 
 
-def fitted(named: Named) -> PruneConfig:
+def fitted(named: Named, listing: Listing) -> PruneConfig:
     """The settings, with the library and the weights that the name says, and batches that the images fill.
 
     Raises:
         UserError: no library knows the name, or it does not say which weights; there are too few images.
     """
     config = named.config()
-    counts = {split: len(list_images(config.data, split)) for split in ("train", "val")}
+    counts: dict[str, int] = {split: len(listing.images(split)) for split in SPLITS}
     data = _batches(config, counts, named.says("data.batch_size"))
 
     from amp.towers import find_frame

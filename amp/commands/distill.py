@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from amp.data.listing import check_fills_batch, check_images
+from amp.data.listing import Listing
 from amp.errors import under
 from amp.evaluation.student import check_metric
 from amp.run.console import reproduce, say
-from amp.run.files import begin_sha256
-from amp.run.options import check_model_folder, check_output
+from amp.run.files import begin_sha256, model_files
+from amp.run.options import check_model_folder, check_run_folder
 from amp.run.processes.environment import MOST_PROCESSES, place_of
 from amp.settings.base import at_least
 from amp.settings.distill import DistillConfig
@@ -32,26 +32,26 @@ def read_config() -> DistillConfig | None:
     return config
 
 
-def _check_inputs(config: DistillConfig) -> None:
+def _check_inputs(config: DistillConfig, listing: Listing) -> None:
     """What is missing is told at once, unless the distillation may be done, which needs no more."""
-    check_output(config.output.dir)
+    check_run_folder(config)
     check_metric(config)
     if Path(config.output.dir, "distilled").exists():
         return
     if not Path(config.student.pretrained).is_file():
         check_model_folder(config.student.pretrained)
-    check_images(config.data, ["train"])
+    listing.check(config.data.batch_size, ["train"])
 
 
 def main() -> None:
     config = read_config()
     if config is None:
         return
-    _check_inputs(config)
+    listing = Listing(config.data)
+    _check_inputs(config, listing)
     begin_sha256(config.dense.weights)
 
     from amp.commands._plan import after_distilling, describe_distillation, describe_steps
-    from amp.data.identity import digests_of
     from amp.distillation import (
         Loop,
         RunKeeper,
@@ -76,17 +76,19 @@ def main() -> None:
         with under("teacher", instead_of="model"):
             library(frame).check(config.dense)
         check_student(config.student.pretrained)
-        check_fills_batch(config.data, "train")
-        return {"student_sha256": file_sha256(config.student.pretrained), **digests_of(config.data, "train")}
+        listing.check_fills_batch("train", config.data.batch_size)
+        return {"student_sha256": file_sha256(config.student.pretrained), **listing.digests("train")}
 
-    outputs = ("distilled/config.json", "distilled/model.safetensors")
+    outputs = model_files("distilled")
     with open_run(config, inputs, outputs) as run:
         if run.done(*outputs):
             return
         teacher, student, pruned = load_teacher_and_student(config)
         say(describe_distillation(config))
-        batches = training_images(config, teacher)
-        validation = Validation(held_out_images(config, teacher.transform), build_metric(config, teacher, student))
+        batches = training_images(config, teacher, listing)
+        validation = Validation(
+            held_out_images(config, teacher.transform, listing), build_metric(config, teacher, student)
+        )
         trainer = Trainer(teacher, student, config.optim, config.data.batch_size, len(batches))
         keeper = RunKeeper(run)
         say(describe_steps(trainer, batches, max(keeper.checkpoints.steps(), default=0)))

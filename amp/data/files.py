@@ -30,22 +30,37 @@ def walk(folder: str | Path, key: str) -> Iterator[Path]:
         UserError: a folder cannot be read.
     """
 
-    def refuse(error: OSError) -> None:
-        raise UserError(key, f"{error.filename}: cannot be read ({error.strerror})") from None
-
     seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if not is_litter(name))
+    waiting = [os.fspath(folder)]
+    while waiting:
+        parent = waiting.pop()
         if (real := os.path.realpath(parent)) in seen:
-            folders.clear()
             continue
         seen.add(real)
         try:
-            yield from (
-                path for name in sorted(files) if not is_litter(name) and (path := Path(parent, name)).is_file()
-            )
+            with os.scandir(parent) as found:
+                entries = sorted((own for own in found if not is_litter(own.name)), key=lambda own: own.name)
+            folders = []
+            for own in entries:
+                if _is_folder(own):
+                    folders.append(own.path)
+                elif _is_file(own):
+                    yield Path(own.path)
         except OSError as error:
-            refuse(error)
+            raise UserError(key, f"{error.filename}: cannot be read ({error.strerror})") from None
+        waiting += reversed(folders)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Only links are asked for: of others the listing of their folder tells, and network file systems answer late."""
+    return Path(entry.path).is_file() if entry.is_symlink() else entry.is_file()
 
 
 def printable(name: object) -> str:

@@ -8,34 +8,16 @@ from itertools import groupby
 from pathlib import Path
 
 from amp.data.files import walk
-from amp.data.layouts import Source, Split
-from amp.data.listing import list_images
+from amp.data.layouts import Source
 from amp.data.shards import Member
-from amp.settings.data import DataSettings
 
 _AT_ONCE = 16  # files asked for at the same time: network file systems answer late
 _RUN = 512
 
 
-def digests_of(settings: DataSettings, *splits: Split) -> dict[str, str]:
-    """`{train_sha256, train_names_sha256, ...}`: what a run's identity holds of the images of some splits.
-
-    Without `data.compare_times` that of the names and sizes alone.
-
-    Raises:
-        UserError: a split holds no image, or cannot be read.
-    """
-    found = {}
-    for split in splits:
-        names, with_times = _digests(list_images(settings, split), settings.root)
-        found[f"{split}_names_sha256"] = names
-        if settings.compare_times:
-            found[f"{split}_sha256"] = with_times
-    return found
-
-
-def data_digest(sources: Sequence[Source], root: str | Path) -> str:
-    """The sha256, in hexadecimal, of which images these are, in their order.
+def data_digests(sources: Sequence[Source], root: str | Path) -> tuple[str, str]:
+    """The sha256, in hexadecimal, of which images these are, in their order: without the times of the files, and with
+    them.
 
     Of a file: its name relative to `root`, its size in bytes and its time of modification in ns. Of members of a shard:
     that of the shard, and the name, place and size of each member. A folder that is moved or copied with its times
@@ -43,14 +25,9 @@ def data_digest(sources: Sequence[Source], root: str | Path) -> str:
     each file or shard; nothing is opened. The same in every process.
 
     Args:
-        sources: as of `amp.data.list_images`.
+        sources: as of `amp.data.listing.Listing.images`.
         root: their folder, or the pattern of shards. What does not lie below it counts by its absolute path.
     """
-    return _digests(sources, root)[1]
-
-
-def _digests(sources: Sequence[Source], root: str | Path) -> tuple[str, str]:
-    """Without the times of the files, and with them."""
     runs = [(file, list(members)) for file, members in groupby(sources, _file)]
     names, with_times = hashlib.sha256(), hashlib.sha256()
     for (name, size, time), (_, members) in zip(_facts([file for file, _ in runs], _base(root)), runs, strict=True):
@@ -66,8 +43,8 @@ def _digests(sources: Sequence[Source], root: str | Path) -> tuple[str, str]:
 def folder_digest(root: str | Path, key: str = "--dataset_root") -> str:
     """The sha256, in hexadecimal, of the names, sizes and times of all files below a folder, or of one file.
 
-    As `data_digest` of a folder's files, in sorted order. Hidden files, and `meta.bin`, which torchvision writes into a
-    folder of ImageNet when it first reads it, do not count. What evaluation builds where it is missing (digit scenes)
+    As `data_digests` of a folder's files, in sorted order. Hidden files, and `meta.bin`, which torchvision writes into
+    a folder of ImageNet when it first reads it, do not count. What evaluation builds where it is missing (digit scenes)
     must be there before.
 
     Args:

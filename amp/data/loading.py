@@ -38,7 +38,7 @@ def read_batches(
     loader: DataLoader[Any] = DataLoader(
         dataset,
         generator=torch.Generator(),  # its own, since the loader draws a seed from the global one
-        num_workers=min(num_workers, os.cpu_count() or 1),
+        num_workers=at_work(num_workers),
         collate_fn=_HandOver(collate),
         pin_memory=world().device.type == "cuda",
         worker_init_fn=outlive_signals,
@@ -73,6 +73,11 @@ def read_batches(
     finally:
         del batches
         atexit.unregister(end)
+
+
+def at_work(num_workers: int) -> int:
+    """How many of the workers that are asked for read images: at most one a core."""
+    return min(num_workers, os.cpu_count() or 1)
 
 
 def outlive_signals(worker: int) -> None:

@@ -8,11 +8,13 @@
 """
 
 import io
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from amp.data.files import printable
+from amp.data.files import printable, walk
 from amp.data.shards import Member
 
 # What Pillow decodes by itself; of others it calls a program (EPS: ghostscript) or a library that it does not bring.
@@ -23,6 +25,11 @@ _BY_ITSELF = (
 EXTENSIONS = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in _BY_ITSELF)
 FORMATS = tuple(kind for kind in _BY_ITSELF if kind in Image.OPEN)
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def image_files(folder: str | Path, key: str) -> Iterator[Path]:
+    """The image files of a folder, at any depth, by their names; args and errors as of `amp.data.files.walk`."""
+    return (path for path in walk(folder, key) if path.suffix.lower() in EXTENSIONS)
 
 
 class BrokenImageError(ValueError):

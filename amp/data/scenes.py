@@ -24,7 +24,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from amp.errors import UserError
-from amp.run.console import progress
+from amp.run.console import progress, say
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -71,18 +71,19 @@ def build_scenes(
     num_pairs: int = 512,
     seed: int = 0,
 ) -> None:
-    """Writes the scenes to `root`; does nothing if `root` already holds a whole build, of whatever settings.
+    """Writes the scenes to `root`, and says so; does nothing if `root` holds a whole build, of whatever settings.
 
     The same arguments give the same bytes. The files go to a hidden folder beside `root`, which takes the name
     `root` when it is whole: a killed build leaves nothing under that name, and of several processes that build
     at once the first to end wins.
     Raises UserError when `root` holds anything but a whole build, or when a count is out of range.
     """
-    root = Path(root).resolve()
+    given, root = root, Path(root).resolve()
     if _is_built(root):
         return
     settings = dict(num_train=num_train, num_val=num_val, num_test=num_test, num_pairs=num_pairs, seed=seed)
     _check_settings(settings)
+    say(f"building the digit scenes in {given}")
     partial = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
     try:

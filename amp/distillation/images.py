@@ -2,14 +2,14 @@
 
 from amp.data.augmentation import augmentation
 from amp.data.batches import Batches, Transform
-from amp.data.listing import list_images
+from amp.data.listing import Listing
 from amp.errors import UserError
 from amp.run.console import say
 from amp.settings.distill import DistillConfig
 from amp.towers import Tower
 
 
-def training_images(config: DistillConfig, teacher: Tower) -> Batches:
+def training_images(config: DistillConfig, teacher: Tower, listing: Listing) -> Batches:
     """The training split, augmented by the recipe `data.augment`, at the teacher's size and normalisation.
 
     Raises:
@@ -18,16 +18,16 @@ def training_images(config: DistillConfig, teacher: Tower) -> Batches:
     recipe, view, transform = config.data.augment, teacher.preprocess, teacher.transform
     if recipe != "none":
         transform = augmentation(recipe, teacher.image_size, view["mean"], view["std"], view["interpolation"])
-    return Batches(list_images(config.data, "train"), transform, config.data)
+    return Batches(listing.images("train"), transform, config.data)
 
 
-def held_out_images(config: DistillConfig, transform: Transform) -> Batches | None:
+def held_out_images(config: DistillConfig, transform: Transform, listing: Listing) -> Batches | None:
     """Whole batches of the validation split; None, and a line that says why, where there is none."""
     if config.output.eval_every == 0:
         return None
     num_samples = max(config.output.eval_images, config.data.batch_size)
     try:
-        return Batches(list_images(config.data, "val"), transform, config.data, num_samples)
+        return Batches(listing.images("val"), transform, config.data, num_samples)
     except UserError as error:
         say(f"the loss on held-out images is not measured: {error}")
         return None

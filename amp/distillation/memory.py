@@ -14,6 +14,8 @@ from amp.errors import UserError
 from amp.models.folder import read_folder_config
 from amp.models.memory import GB, describe_memory, tensor_bytes, with_total
 from amp.models.published import published_widths
+from amp.models.sizes import count_params
+from amp.run.files import PRUNE_RECORD, is_described
 from amp.run.sealed import read_json
 from amp.settings.distill import DistillConfig, OptimSettings
 from amp.towers import TokenReadout, Tower, after_last_block, build_tower, with_heads
@@ -41,7 +43,7 @@ def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
     teacher = build_tower(config.teacher.as_model("bf16" if low else "fp32"), "meta")
     student = _student(config)
     head = after_last_block(build_tower(config.teacher.as_model("fp32"), "meta"))
-    num_student = sum(p.numel() for p in student.visual.parameters())
+    num_student = count_params(student)
     trained = [p.numel() for n, p in student.visual.named_parameters() if n not in head]
     student.visual.to(torch.bfloat16 if low else torch.float32)
     by_block, before, block_input = _saved_bytes(student)
@@ -83,7 +85,7 @@ def plan_memory(config: DistillConfig, num_gpus: int) -> dict[str, float]:
 def describe_plan(config: DistillConfig, num_gpus: int) -> str:
     """The plan as a table, with what it assumes."""
     plan, optim = plan_memory(config, num_gpus), config.optim
-    num_student = sum(p.numel() for p in _student(config).visual.parameters())
+    num_student = count_params(_student(config))
     recomputed = str(optim.activation_checkpointing).lower()
     title = [
         f"{config.teacher.name} -> {config.student.pretrained}, memory on each of {num_gpus} GPUs",
@@ -109,9 +111,9 @@ def _widths(config: DistillConfig) -> list[int] | None:
     folder = Path(config.student.pretrained)
     if folder.is_file():
         return published_widths(folder, build_tower(config.teacher.as_model("fp32"), "meta"))
-    if (folder / "config.json").is_file():
+    if is_described(folder):
         return read_folder_config(folder).counts
-    record = folder.parent / "prune.json"
+    record = folder.parent / PRUNE_RECORD
     return list(read_json(record)["widths"]) if record.is_file() else None
 
 

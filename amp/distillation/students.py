@@ -21,11 +21,12 @@ def load_teacher_and_student(config: DistillConfig) -> tuple[Tower, Tower, Folde
     """
     dense = config.teacher.as_model("fp32")
     with under("teacher", instead_of="model"):
-        teacher = build_tower(dense)
+        shapes = build_tower(dense, "meta")
+        teacher = build_tower(dense, shapes=shapes)
     tell_preprocess(teacher)
     student, student_config = load_student(config.student.pretrained, teacher)
     check_architecture(teacher, student)
-    share_head(teacher, student, after_last_block(build_tower(dense, "meta")))
+    share_head(teacher, student, after_last_block(shapes))
     if config.optim.precision == "pure_bf16":
         # Neither the head, nor buffers: rotary frequencies in bf16 would move every patch.
         for parameter in student.visual.parameters():
@@ -33,7 +34,7 @@ def load_teacher_and_student(config: DistillConfig) -> tuple[Tower, Tower, Folde
                 parameter.data = parameter.data.bfloat16()
     if config.optim.precision != "fp32":
         del teacher  # before the other one is there
-        teacher = build_tower(config.teacher.as_model("bf16"))
+        teacher = build_tower(config.teacher.as_model("bf16"), shapes=shapes)
     return teacher, student, student_config
 
 

@@ -67,6 +67,11 @@ class Benchmark:
         classes = name_classes(folders, "--classnames", self.classnames)
         return classes, read_templates("--templates", self.templates) if self.templates else [*TEMPLATES]
 
+    @property
+    def brings_files(self) -> bool:
+        """Whether `build` may make or fetch images."""
+        return self.download or self.dataset == "digit_scenes"
+
     def missing(self) -> str | None:
         """What the folder lacks, and where to get it; None when it lacks nothing."""
         if self.dataset == "digit_scenes":
@@ -182,8 +187,6 @@ class Benchmark:
         from amp.evaluation.readers.folders import ClassFolders
 
         root = Path(self.root)
-        if not root.is_dir():
-            say(f"building the digit scenes in {root}")
         build_scenes(root)
         if self.task == "zeroshot_retrieval":
             return open_captions(self.dataset, root / "pairs", root / "annotations/captions_pairs.json", transform)

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from amp.errors import UserError, shortened
 from amp.models.native import names_of, native_files, settle, with_what_stands_beside, write_beside
-from amp.run.files import atomic, begin_sha256, file_sha256
+from amp.run.files import BESIDE, CONFIG, MODEL, atomic, begin_sha256, file_sha256
 from amp.run.options import check_model_folder
 from amp.run.sealed import (
-    BESIDE,
     WEIGHTS_DIGEST,
     check_digest,
     description_of,
@@ -146,9 +145,9 @@ def save_tower(
     with atomic(folder) as partial:
         partial.mkdir()
         own = {prefix_of(tower) + name: tensor for name, tensor in (weights or {}).items()}
-        write_tensors(partial / "model.safetensors", tower.model.state_dict() | own)
-        digest = {WEIGHTS_DIGEST: file_sha256(str(partial / "model.safetensors"))}
-        name = BESIDE if files.alone else "config.json"
+        write_tensors(partial / MODEL, tower.model.state_dict() | own)
+        digest = {WEIGHTS_DIGEST: file_sha256(str(partial / MODEL))}
+        name = BESIDE if files.alone else CONFIG
         own_keys = config.model_dump(mode="json", exclude=None if tower.heads else {"heads"})
         write_json(partial / name, own_keys | digest | beside)
         write_beside(files, tower, provenance, partial, folder, measured, command)
@@ -194,18 +193,21 @@ def read_folder_config(folder: str | Path) -> FolderConfig:
     return config
 
 
-def load_tower(folder: str | Path, device: str = "cpu", precision: Precision | None = None) -> Tower:
+def load_tower(
+    folder: str | Path, device: str = "cpu", precision: Precision | None = None, config: FolderConfig | None = None
+) -> Tower:
     """The pruned model of a folder, frozen and in eval mode. Runs no code from the files.
 
     Args:
         device: 'cpu', 'cuda' or 'meta' (shapes only, no weights are read).
         precision: of the weights; None keeps the one it was saved in.
+        config: of the folder, where it was read before.
     Raises:
         UserError: not such a folder, or one whose parts do not fit together.
     """
-    config = read_folder_config(folder)
+    config = config or read_folder_config(folder)
     base = config.base | ({"precision": precision} if precision else {})
-    weights = Path(folder) / "model.safetensors"
+    weights = Path(folder) / MODEL
     if device != "meta":
         tell_loading(str(folder), weights)
         if config.weights_sha256 is not None:

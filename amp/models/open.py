@@ -21,11 +21,13 @@ def open_tower(
     device: str = "cpu",
     text_pretrained: str | None = None,
     img_size: int | None = None,
+    shapes: Tower | None = None,
 ) -> Tower:
     """A dense or a pruned model from what a user types: `--model NAME|JSON|FOLDER --pretrained TAG|FILE|FOLDER`.
 
     Args:
         img_size: side of a dense model's images in pixels; None: the model's own. That of a folder is fixed.
+        shapes: the dense model on the meta device, where it is at hand.
         text_pretrained: weights of the dense model, whose text tower a published vision checkpoint goes with.
     Raises:
         UserError: neither is known, or a folder does not belong to the model named beside it.
@@ -51,7 +53,7 @@ def open_tower(
             precision=precision or "fp32",
             kwargs=kwargs,
         )
-        return open_published(settings, text_pretrained, device) or build_tower(settings, device)
+        return open_dense(settings, text_pretrained, device, shapes)
     if folder == name and pretrained not in (None, name):
         raise UserError(
             "--pretrained", f"{pretrained}: not allowed, because {name} is a pruned model with its own weights"
@@ -82,18 +84,32 @@ def check_no_part(pretrained: str | None) -> None:
         )
 
 
-def open_published(settings: ModelSettings, text_pretrained: str | None = None, device: str = "cpu") -> Tower | None:
+def open_dense(
+    settings: ModelSettings, text_pretrained: str | None = None, device: str = "cpu", shapes: Tower | None = None
+) -> Tower:
+    """The model of the settings; a pruned one where `settings.pretrained` is a published checkpoint.
+
+    Args and errors: as of `open_published` and `amp.towers.build_tower`.
+    """
+    published = open_published(settings, text_pretrained, device, shapes)
+    return published or build_tower(settings, device, shapes=shapes)
+
+
+def open_published(
+    settings: ModelSettings, text_pretrained: str | None = None, device: str = "cpu", shapes: Tower | None = None
+) -> Tower | None:
     """The tower of the published checkpoint `settings.pretrained`; None where that is none of `settings.name`.
 
     Args:
         text_pretrained: tag or file of the dense model's weights; without it the text tower stays empty.
+        shapes: the dense model on the meta device, with the images of these weights, where it is at hand.
     Raises:
         UserError: widths that do not belong to that model, blocks that are missing.
     """
     path, rest = settings.pretrained, None
     if path is None or device == "meta" or not Path(path).is_file():
         return None
-    dense = build_tower(settings.model_copy(update={"pretrained": text_pretrained or path}), "meta")
+    dense = shapes or build_tower(settings.model_copy(update={"pretrained": text_pretrained or path}), "meta")
     if not is_published(path, dense):
         return None
     if text_pretrained is not None:
@@ -119,7 +135,8 @@ def load_student(path: str, teacher: Tower) -> tuple[Tower, FolderConfig]:
         UserError: neither, or a damaged one.
     """
     if not Path(path).is_file():
-        return load_tower(path, precision="fp32"), read_folder_config(path)
+        config = read_folder_config(path)
+        return load_tower(path, precision="fp32", config=config), config
     tower = load_published(path, teacher.base, outside_tower(teacher))
     return tower, describe_published(tower, path)
 

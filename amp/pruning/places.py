@@ -8,15 +8,15 @@ from typing import Any
 from amp.errors import UserError
 from amp.pruning.measure.journal import other_search
 from amp.run.console import called, say
-from amp.run.files import SCORES, atomic, file_sha256, json_sha256, room_for
+from amp.run.files import PRUNE_RECORD, SCORES, atomic, file_sha256, json_sha256, model_files, room_for
 from amp.run.identity import first_difference, in_words, read_header, recorded_frame
 from amp.run.run import Run
-from amp.settings.prune import PruneConfig, SearchSettings
+from amp.settings.prune import OF_RECOVERY, OF_SEQUENTIAL, PruneConfig, SearchSettings
 
-RECORD = "prune.json"
 REFIT = (
-    *("compensation", "compensate_in_search", "damping", "refit_steps", "refit_views", "num_calibration_samples"),
-    *("recover_steps", "recover_images"),
+    *("compensation", "compensate_in_search", "damping", "num_calibration_samples"),
+    *OF_SEQUENTIAL,
+    *OF_RECOVERY,
 )
 JOURNAL = "prune_journal.jsonl"
 
@@ -37,7 +37,7 @@ def place_of(run: Run[PruneConfig], thresholds: Sequence[float] = ()) -> Path:
         thresholds: of a sweep, in nats.
     """
     own = own_place(run, thresholds)
-    if not thresholds and (own / RECORD).exists():
+    if not thresholds and (own / PRUNE_RECORD).exists():
         return own
     if _is_free(run, run.folder, thresholds):
         return run.folder
@@ -70,10 +70,10 @@ def place_to_refit(run: Run[PruneConfig]) -> Path:
     own = run.config.prune
     if len(places) == 1 and own.widths is None and not own.target.asked:
         return places[0]
-    prune = called("main_prune.py", "amp prune")
+    prune = called("prune")
     said = f"{run.folder}: has no folder pruned/; run {prune} with the same settings first"
     for place in places:
-        header = read_header(place / "pruned" / "config.json")
+        header = read_header(place / model_files("pruned")[0])
         wanted = run.with_frame(recorded_frame(header)).identity
         difference = first_difference(_uncompensated(header), _uncompensated(wanted))
         if difference is None:
@@ -99,7 +99,7 @@ def size_name(settings: SearchSettings) -> str:
 
 def _is_free(run: Run[PruneConfig], folder: Path, thresholds: Sequence[float]) -> bool:
     """Whether the folder holds no pruning, or this one's; or one that differs in more than what it asks for."""
-    record = folder / RECORD
+    record = folder / PRUNE_RECORD
     if record.exists() and not thresholds:
         header = read_header(record, f"delete {record} to prune again")
         difference = first_difference(header, run.with_frame(recorded_frame(header)).identity)

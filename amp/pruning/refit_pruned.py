@@ -2,6 +2,7 @@
 
 import torch
 
+from amp.data.listing import Listing
 from amp.errors import UserError
 from amp.models.folder import read_folder_config, save_tower
 from amp.pruning.measure.networks import keep_units, rank
@@ -9,6 +10,7 @@ from amp.pruning.measure.open import calibration_batches
 from amp.pruning.refit import CALIBRATION, calibration_sums, open_compensation
 from amp.pruning.report import describe_errors
 from amp.run.console import reproduce, say
+from amp.run.files import model_files
 from amp.run.run import Run
 from amp.run.world import world
 from amp.settings.prune import PruneConfig
@@ -16,7 +18,7 @@ from amp.statistics.saved_sums import forget_sums
 from amp.towers import build_tower, in_order, with_heads
 
 
-def refit_pruned(run: Run[PruneConfig]) -> None:
+def refit_pruned(run: Run[PruneConfig], listing: Listing) -> None:
     """Writes compensated/: the neurons of pruned/, compensated as `prune.compensation` says.
 
     Raises:
@@ -24,7 +26,7 @@ def refit_pruned(run: Run[PruneConfig]) -> None:
     """
     pruned = read_folder_config(run.path("pruned"))
     run = run.with_frame(pruned.base["frame"])
-    if run.done("compensated/config.json", "compensated/model.safetensors"):
+    if run.done(*model_files("compensated")):
         return
     tower = build_tower(run.config.model, str(world().device))
     tower = with_heads(tower) if pruned.heads else tower
@@ -38,7 +40,7 @@ def refit_pruned(run: Run[PruneConfig]) -> None:
     ]
     orders = [slot.inputs_of(rank(chosen_U)) for slot, chosen_U in zip(tower.units, chosen, strict=True)]
     compensation = open_compensation(
-        tower, orders, run.config.prune, lambda: calibration_batches(run.config, tower), calibration_sums(run)
+        tower, orders, run.config.prune, lambda: calibration_batches(run.config, tower, listing), calibration_sums(run)
     )
     _, errors = keep_units(tower, chosen, pruned.counts, compensation)
     say(describe_errors(errors))

@@ -18,6 +18,7 @@ from amp.pruning.refit import CALIBRATION
 from amp.pruning.widths import Pruned
 from amp.run.console import detail, reproduce, say
 from amp.run.figures import BLUE, GREY, ORANGE, panels, save_figure
+from amp.run.files import PRUNE_RECORD
 from amp.run.run import Run
 from amp.run.tables import human, table
 from amp.run.world import world
@@ -41,7 +42,7 @@ def write_pruning(run: Run[PruneConfig], tower: Tower, pruned: Pruned, cost: Map
     if world().is_main:
         save_figure(draw_pruning({**record, **run.header}), run.path("prune.png"))
         save_tower(tower, pruned.kept, run.header, run.path("pruned"), command=reproduce("main_prune.py"))
-    run.write("prune.json", record, "main_prune.py")
+    run.write(PRUNE_RECORD, record, "main_prune.py")
     world().from_main(lambda: forget_sums(run.path(CALIBRATION)))
     say(describe_sizes(record["params"], record["flops"]))
     if pruned.found:

@@ -12,7 +12,7 @@ from amp.pruning.refit import CALIBRATION
 from amp.pruning.report import plot_sizes, plot_sweep, sizes_table, sweep_table
 from amp.pruning.size import sizes_of
 from amp.run.console import say
-from amp.run.files import atomic
+from amp.run.files import PRUNE_RECORD, atomic
 from amp.run.run import Run
 from amp.run.sealed import read_json
 from amp.run.world import world
@@ -62,7 +62,7 @@ def write_sizes(home: Path, folders: Sequence[Path]) -> None:
     """
 
     def write() -> None:
-        records = [read_json(folder / "prune.json") for folder in folders]
+        records = [read_json(folder / PRUNE_RECORD) for folder in folders]
         plot_sizes(records, home / "prune_sizes.png")
         with atomic(home / "prune_sizes.md") as partial:
             partial.write_text(sizes_table(records) + "\n", encoding="utf-8")

@@ -280,9 +280,9 @@ def reproduce(script: str) -> str:
     return shlex.join([*(sys.argv[0].split() if _is_command() else ("python", script)), *sys.argv[1:]])
 
 
-def called(script: str, command: str) -> str:
-    """Which of the two names a user knows: that of the command where `amp` was called, else that of the script."""
-    return command if _is_command() else script
+def called(command: str) -> str:
+    """What a user knows `amp score` or `amp prune` by: that name where `amp` was called, else the script's."""
+    return f"amp {command}" if _is_command() else f"main_{command}.py"
 
 
 def _is_command() -> bool:

@@ -25,8 +25,9 @@ from amp.run.processes.environment import speaks
 LOCK = ".lock"
 SCORES = "scores.safetensors"  # Written by a scoring, read by the prunings of its folder.
 HEAD_SCORES = "head_scores.safetensors"
-DESCRIPTIONS = ("config.json", "amp.json")  # of a model, beside its weights
-WEIGHTS = ("*model*.safetensors", "*model*.bin")
+PRUNE_RECORD = "prune.json"
+CONFIG, BESIDE = "config.json", "amp.json"  # by which a folder describes its model
+MODEL = "model.safetensors"
 READ = 64 << 20  # bytes, of which a digest takes so long that the interpreter is free for others meanwhile
 
 
@@ -111,18 +112,14 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def check_outside_models(folder: str | Path) -> None:
-    """Raises UserError where a run's folder is a model's own, or lies in one: its files would count as the model's,
-    and go when the model is written anew."""
-    own = Path(folder).resolve()
-    for place in (own, *own.parents):
-        described = any((place / name).is_file() for name in DESCRIPTIONS)
-        if described and any(file for pattern in WEIGHTS for file in place.glob(pattern)):
-            is_it = "is" if place == own else "is inside"
-            other = place.parent / f"{place.name}-run"
-            raise UserError(
-                "output.dir", f"{folder} {is_it} the folder of a model, {place}; choose one outside it, such as {other}"
-            )
+def is_described(folder: Path) -> bool:
+    """Whether a folder holds a description of a model."""
+    return any((folder / name).is_file() for name in (CONFIG, BESIDE))
+
+
+def model_files(folder: str) -> tuple[str, str]:
+    """What a folder that holds a model must have, as `Run.done` takes it."""
+    return f"{folder}/{CONFIG}", f"{folder}/{MODEL}"
 
 
 @contextmanager

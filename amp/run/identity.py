@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from amp.errors import UserError
-from amp.run.files import file_sha256, texts_sha256
+from amp.run.files import CONFIG, file_sha256, texts_sha256
 from amp.run.sealed import description_of, read_json, read_tensor_header
 from amp.settings.run import RunConfig
 from amp.version import __version__
@@ -71,7 +71,7 @@ def read_header(path: Path, advice: str = "") -> dict[str, Any]:
     """
     if path.suffix == ".safetensors":
         return read_tensor_header(path, advice)
-    if path.name == "config.json":
+    if path.name == CONFIG:
         return dict(read_json(description_of(path.parent), advice).get("provenance", {}))
     return read_json(path, advice)
 

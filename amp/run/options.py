@@ -16,9 +16,11 @@ from typing import Any
 
 from amp.errors import UserError, under
 from amp.run.console import called
-from amp.run.files import DESCRIPTIONS, made
+from amp.run.files import is_described, made
 from amp.settings.base import MOST, Parser, at_least
+from amp.settings.run import RunConfig
 
+_OF_A_MODEL = ("*model*.safetensors", "*model*.bin")
 OF_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
 
@@ -28,6 +30,7 @@ def option(
     aside: bool = False,
     also: str | None = None,
     needed: bool = False,
+    where_set: bool = False,
     **how: object,
 ) -> Any:
     """A field of a class of options.
@@ -38,14 +41,17 @@ def option(
         aside: whether it leaves the result as it is.
         also: another name of it, as other commands call it.
         needed: whether `--help` shows it before the others, as it shows what is required.
+        where_set: whether it is recorded only where it is given, so that results of earlier versions, which do not know
+            it, are found again.
         how: it is read, as for `argparse.ArgumentParser.add_argument`.
     """
+    own = {"aside": aside, "also": also, "where_set": where_set}
     if default is MISSING:
         how |= {"required": True, "help": f"{text} (required)"}
-        return field(metadata={"aside": aside, "also": also, "needed": True, "how": how})
+        return field(metadata=own | {"needed": True, "how": how})
     shown = default is not None and not isinstance(default, (bool, tuple))
     how |= {"default": default, "help": f"{text} (default: %(default)s)" if shown else text}
-    return field(default=default, metadata={"aside": aside, "also": also, "needed": needed, "how": how})
+    return field(default=default, metadata=own | {"needed": needed, "how": how})
 
 
 def argument(text: str, **how: object) -> Any:
@@ -53,9 +59,17 @@ def argument(text: str, **how: object) -> Any:
     return field(metadata={"aside": False, "positional": True, "how": how | {"help": text}})
 
 
-def count(text: str, default: int | None, least: int, aside: bool = False, metavar: str = "N", most: int = MOST) -> Any:
+def count(
+    text: str,
+    default: int | None,
+    least: int,
+    aside: bool = False,
+    metavar: str = "N",
+    most: int = MOST,
+    where_set: bool = False,
+) -> Any:
     """An option that is a whole number from `least` to `most`."""
-    return option(text, default, aside, type=at_least(least, most), metavar=metavar)
+    return option(text, default, aside, where_set=where_set, type=at_least(least, most), metavar=metavar)
 
 
 def read_options(declared: type, description: str | None) -> tuple[argparse.ArgumentParser, dict[str, Any]]:
@@ -73,8 +87,10 @@ def read_options(declared: type, description: str | None) -> tuple[argparse.Argu
 
 
 def decisive(options: Any) -> dict[str, Any]:
-    """The options that decide a result: all but those declared aside."""
-    return {own.name: getattr(options, own.name) for own in fields(options) if not own.metadata["aside"]}
+    """The options that decide a result: all but those declared aside, or `where_set` and not given."""
+    values = {own.name: getattr(options, own.name) for own in fields(options) if not own.metadata["aside"]}
+    optional = {own.name for own in fields(options) if own.metadata.get("where_set")}
+    return {key: value for key, value in values.items() if key not in optional or value is not None}
 
 
 def check_place(option: str, file: str | None) -> None:
@@ -94,6 +110,41 @@ def check_output(folder: str, option: str = "output.dir") -> None:
         raise UserError(option, f"{folder}: {above} is a file; choose a folder")
     if not os.access(above, os.W_OK):
         raise UserError(option, f"{folder}: {above} cannot be written to; choose another folder")
+
+
+def check_outside_models(folder: str | Path) -> None:
+    """Raises UserError where a run's folder is a model's own, or lies in one: its files would count as the model's,
+    and go when the model is written anew."""
+    own = Path(folder).resolve()
+    for place in (own, *own.parents):
+        if is_described(place) and any(file for pattern in _OF_A_MODEL for file in place.glob(pattern)):
+            is_it = "is" if place == own else "is inside"
+            other = place.parent / f"{place.name}-run"
+            raise UserError(
+                "output.dir", f"{folder} {is_it} the folder of a model, {place}; choose one outside it, such as {other}"
+            )
+
+
+def check_outside_images(folder: str | Path, root: str | Path, key: str = "output.dir") -> None:
+    """Raises UserError where a run would write among the images that it reads, and find other ones the next time.
+
+    Args:
+        root: of the images; what is no folder, as a pattern of shards, does not count.
+        key: the setting or option that chose the folder.
+    """
+    if not Path(root).is_dir():
+        return
+    own, images = Path(folder).resolve(), Path(root).resolve()
+    if images in (own, *own.parents):
+        raise UserError(key, f"{folder} is inside {root}, which holds the input images; choose a folder outside it")
+
+
+def check_run_folder(config: RunConfig) -> None:
+    """Raises UserError where no run may write: as of `check_output`, in a model's folder, or among the images that the
+    run reads. Writes nothing."""
+    check_output(config.output.dir)
+    check_outside_models(config.output.dir)
+    check_outside_images(config.output.dir, config.data.root)
 
 
 def prepare_output(folder: str) -> Path:
@@ -120,19 +171,19 @@ def check_writable(key: str, file: str) -> Path:
 def check_scored(path: Path) -> None:
     """Raises UserError unless the file of a scoring, which a pruning reads, is there."""
     if not path.exists():
-        score = called("main_score.py", "amp score")
+        score = called("score")
         raise UserError(path, f"no such file; run {score} with the same --config_file first")
 
 
 def check_model_folder(folder: str | Path) -> None:
     """Raises UserError unless `folder` holds a description of a model; names those in it that do."""
     path, expected = Path(folder), "expected a pruned/ or distilled/ folder"
-    if _described(path):
+    if is_described(path):
         return
     if not path.is_dir():
         where = "is a file" if path.exists() else "no such folder"
         raise UserError(folder, f"{where}; {expected}")
-    below = [str(own) for own in sorted(path.iterdir()) if _described(own)]
+    below = [str(own) for own in sorted(path.iterdir()) if is_described(own)]
     meant = f"; did you mean {' or '.join(below[:3])}?" if below else ""
     raise UserError(folder, f"holds no config.json; {expected}{meant}")
 
@@ -140,12 +191,12 @@ def check_model_folder(folder: str | Path) -> None:
 def check_model(option: str, name: str | None) -> None:
     """Raises UserError for a path that is no model, where no library's name looks like it: before one is loaded."""
     path = Path(name or "")
-    if name is None or _described(path):
+    if name is None or is_described(path):
         return
     if path.is_dir() and "/" in name:
         check_model_folder(name)
     if path.is_file() and path.suffix != ".json":
-        if _described(path.parent):
+        if is_described(path.parent):
             raise UserError(option, f"{name}: is one file of a model folder; give the folder, {path.parent}")
         told = "is a file; give a model name, a model's .json or a folder; give weights with --pretrained"
         raise UserError(option, f"{name}: {told}")
@@ -157,7 +208,3 @@ def check_weights(option: str, weights: str | None) -> None:
     """Raises UserError for a file of weights that is not there."""
     if weights and Path(weights).suffix in OF_WEIGHTS and not Path(weights).exists():
         raise UserError(option, f"{weights}: no such file; give a file, a tag of the library or a pruned/ folder")
-
-
-def _described(folder: Path) -> bool:
-    return any((folder / name).exists() for name in DESCRIPTIONS)

@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar
 
 from amp.errors import UserError
 from amp.run.console import reproduce, say
-from amp.run.files import alone_in, check_outside_models
+from amp.run.files import alone_in
 from amp.run.identity import PACKAGES, check_same, identity, read_header, recorded_frame, versions
-from amp.run.options import prepare_output
+from amp.run.options import check_outside_images, check_outside_models, prepare_output
 from amp.run.processes.signals import continues
 from amp.run.sealed import check_whole, is_there, read_json, write_json
 from amp.run.world import start, world
@@ -126,19 +126,6 @@ def _as_told(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _check_apart(run: Run[Any]) -> None:
-    """Raises UserError where the run would write among the images that it reads, and find other ones the next time."""
-    root = getattr(getattr(run.config, "data", None), "root", None)
-    if root is None or not Path(root).is_dir():
-        return
-    images = Path(root).resolve()
-    folder = run.folder.resolve()
-    if images in (folder, *folder.parents):
-        raise UserError(
-            run.key, f"{run.folder} is inside {root}, which holds the input images; choose a folder outside it"
-        )
-
-
 Inputs = Callable[[], Mapping[str, str | None]]
 
 
@@ -177,7 +164,7 @@ def open_run(
                     raise
             run = Run(config, Path(config.output.dir), identity(config, leave_out, **digests), missing=missing)
             run = replace(run, folder=place(run))
-            _check_apart(run)
+            check_outside_images(run.folder, config.data.root)
             if missing and not (outputs and all(is_there(run.path(name)) for name in outputs)):
                 raise missing
             locks.enter_context(alone_in(prepare_output(str(run.folder))))

@@ -19,24 +19,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amp.errors import UserError
-from amp.run.files import atomic, file_sha256
+from amp.run.files import BESIDE, CONFIG, MODEL, atomic, file_sha256
 
 CHECKSUM = "checksum"
 WEIGHTS_DIGEST = "weights_sha256"
 HEADER = "amp"  # The one key of a tensor file's metadata: of several, safetensors writes a random order.
 UNREADABLE = (OSError, ValueError, RecursionError)
-BESIDE = "amp.json"
 
 
 def description_of(folder: Path) -> Path:
     """The file by which a model folder describes itself: `config.json`; where that is a library's alone, `amp.json`."""
     beside = folder / BESIDE
-    return beside if beside.exists() else folder / "config.json"
+    return beside if beside.exists() else folder / CONFIG
 
 
 def is_there(path: Path) -> bool:
     """Whether an output is there; a folder's `config.json`, with the folder's description of itself, damaged or not."""
-    if path.name != "config.json" or not path.exists():
+    if path.name != CONFIG or not path.exists():
         return path.exists()
     try:
         return "provenance" in json.loads(description_of(path.parent).read_text(encoding="utf-8"))
@@ -177,11 +176,11 @@ def read_tensors(path: Path, advice: str = "") -> tuple[dict[str, Any], dict[str
 def check_whole(path: Path, advice: str = "") -> None:
     """Raises UserError where an output is not as it was written: a record, a file of tensors, a folder's weights."""
     config = description_of(path.parent)
-    if path.name == "config.json":
+    if path.name == CONFIG:
         read_json(config, advice)
     elif path.suffix == ".json":
         read_json(path, advice)
-    elif path.name == "model.safetensors" and config.exists():
+    elif path.name == MODEL and config.exists():
         check_digest(path, read_json(config, advice).get(WEIGHTS_DIGEST), advice)
     else:
         read_tensors(path, advice)

@@ -102,4 +102,4 @@ def check_scores(scored: Mapping[str, Any], wanted: Mapping[str, Any], path: Pat
 
 
 def _score() -> str:
-    return called("main_score.py", "amp score")
+    return called("score")

@@ -113,6 +113,8 @@ ModelArguments = Annotated[dict[str, Any], AfterValidator(check_numbers)]
 
 # Of a setting that leaves a run's result as it is, up to rounding: how images are read, how work is divided.
 ASIDE: dict[str, Any] = {"json_schema_extra": {"decides the result": False}}
+# Of a setting that came later: at its default it is not recorded, so that folders of earlier versions are found again.
+WHERE_SET: dict[str, Any] = {"json_schema_extra": {"decides the result": "where it is set"}}
 
 
 def names_of(registry: Registry, *more: str) -> Any:
@@ -205,11 +207,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The settings that decide a run's result, JSON-able: all but those marked with `ASIDE` and `leave_out`."""
+        """The settings that decide a run's result, JSON-able: without those marked with `ASIDE`, those marked with
+        `WHERE_SET` that are at their default, and `leave_out`."""
         dumped = self.model_dump(mode="json")
         kept = {}
         for key, field in type(self).model_fields.items():
-            if field.json_schema_extra != ASIDE["json_schema_extra"] and key not in leave_out:
-                value = getattr(self, key)
+            value, mark = getattr(self, key), field.json_schema_extra
+            unset = mark == WHERE_SET["json_schema_extra"] and value == field.default
+            if not unset and mark != ASIDE["json_schema_extra"] and key not in leave_out:
                 kept[key] = value.decisive() if isinstance(value, Settings) else dumped[key]
         return kept

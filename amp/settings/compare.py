@@ -1,10 +1,10 @@
 """Settings of eval/eval_compare.py."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from amp.settings.base import ASIDE, Count, Fraction, PathOrName, Seed, Settings, Some
+from amp.settings.base import ASIDE, WHERE_SET, Count, Fraction, PathOrName, Seed, Settings, Some
 from amp.settings.distill import OptimSettings
 from amp.settings.model import ModelSettings
 from amp.settings.prune import ALIGNED, PruneDataSettings, SearchSettings
@@ -93,7 +93,7 @@ class CompareConfig(RunConfig):
     score: ScoreSettings = ScoreSettings()
     compare: CompareSettings = CompareSettings()
     test: CompareTestSettings | None = Field(
-        None, description="test of the towers; null: the scenes and captions of data.name: digit_scenes"
+        None, description="test of the towers; null: the scenes and captions of data.name: digit_scenes", **WHERE_SET
     )
     rows: dict[str, CompareRowSettings] = Field(
         {}, description="rows to compare: for each name, a criterion and any settings of prune except widths and target"
@@ -108,10 +108,6 @@ class CompareConfig(RunConfig):
     def lines(self) -> dict[str, CompareRowSettings | PeerSettings]:
         """Rows and peers by their names, in the table's order."""
         return {**self.rows, **self.peers}
-
-    def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The settings that decide the result; without `test` if it is not set, as in older folders."""
-        return super().decisive(leave_out if self.test is not None else (*leave_out, "test"))
 
     @model_validator(mode="after")
     def _rows_are_there(self) -> "CompareConfig":

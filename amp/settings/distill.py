@@ -5,7 +5,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from amp.settings.base import ASIDE, Count, CountOrZero, ModelArguments, NonNegative, PathOrName, Precision, Settings
+from amp.settings.base import (
+    ASIDE,
+    WHERE_SET,
+    Count,
+    CountOrZero,
+    ModelArguments,
+    NonNegative,
+    PathOrName,
+    Precision,
+    Settings,
+)
 from amp.settings.data import DataSettings
 from amp.settings.model import MODEL_NAME, MODEL_WEIGHTS, Frame, ModelSettings, TransformSettings
 from amp.settings.run import OutputSettings, RunConfig
@@ -79,12 +89,7 @@ class TeacherSettings(Settings):
     name: PathOrName = Field(description=MODEL_NAME)
     pretrained: PathOrName | None = Field(None, description=MODEL_WEIGHTS)
     kwargs: ModelArguments = Field({}, description="arguments for the library's factory function (img_size, ...)")
-    transform: TransformSettings = TransformSettings()
-
-    def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The settings that decide the result; without `transform` if it is not set, as in older folders."""
-        unset = self.transform == TransformSettings()
-        return super().decisive((*leave_out, "transform") if unset else leave_out)
+    transform: TransformSettings = Field(TransformSettings(), **WHERE_SET)
 
     def as_model(self, precision: Precision) -> ModelSettings:
         """The dense model to build, frozen, in `precision`."""

@@ -11,6 +11,7 @@ from amp.settings.base import (
     ASIDE,
     MOST_LAYERS,
     MOST_WIDTH,
+    WHERE_SET,
     Count,
     Fraction,
     NonNegative,
@@ -41,9 +42,9 @@ OF_SEQUENTIAL, OF_RECOVERY = ("refit_steps", "refit_views"), ("recover_steps", "
 FINEST = 64  # least number of widths to choose from in a block, as in the published search
 PUBLISHED = ("plain", "exact")  # searches that use the paper's own widths if there is no target
 
-# The recommended settings, used if only a model, images and a size are given.
 Attention = Literal["none", "heads", "auto"]
 
+# The recommended settings, used if only a model, images and a size are given.
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
     "data": {"batch_size": 64, "num_samples": 2048, "num_val_samples": 512},
     "score": {"criterion": "reconstruction"},
@@ -157,6 +158,7 @@ class SearchSettings(Settings):
         description="what to remove from attention. heads: whole heads, together with neurons, by the same loss; needs "
         "criterion reconstruction, allocation global and a target of params or flops. auto: heads, if the "
         "other settings and the model allow it",
+        **WHERE_SET,
     )
     compensation: Compensation = Field(
         "none",
@@ -205,11 +207,9 @@ class SearchSettings(Settings):
 
     def decisive(self, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
         """The settings that decide the result: `width_multiple` with its default filled in, without unused settings."""
-        own = {**super().decisive(leave_out), "width_multiple": self.multiple}
-        unused = () if self.compensation == "sequential" else OF_SEQUENTIAL
-        unused = unused if self.recover_steps else (*unused, *OF_RECOVERY)
-        unused = unused if self.attention != "none" else (*unused, "attention")
-        return {key: value for key, value in own.items() if key not in unused}
+        leave_out += () if self.compensation == "sequential" else OF_SEQUENTIAL
+        leave_out += () if self.recover_steps else OF_RECOVERY
+        return {**super().decisive(leave_out), "width_multiple": self.multiple}
 
     def check_calibration(self, key: str, batch_size: int) -> None:
         """Raises ValueError if the calibration images are needed, or set, and do not fill a batch."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field
 
 from amp.settings.base import PathOrName, Settings
+from amp.settings.data import DataSettings
 from amp.settings.model import Frame, ModelSettings
 
 
@@ -15,7 +16,8 @@ class OutputSettings(Settings):
 class RunConfig(Settings):
     """Settings of a script that works in a folder."""
 
-    if TYPE_CHECKING:  # Each declares its own, as the last of its groups.
+    if TYPE_CHECKING:  # Each declares its own; `output` as the last of its groups.
+        data: DataSettings
         output: OutputSettings
 
     @property

@@ -51,7 +51,9 @@ __all__ = [
 ]
 
 
-def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, Any] | None = None) -> Tower:
+def build_tower(
+    settings: ModelSettings, device: str = "cpu", saved: dict[str, Any] | None = None, shapes: Tower | None = None
+) -> Tower:
     """Builds a dense model, frozen and in eval mode.
 
     Args:
@@ -59,6 +61,8 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
         device: 'cpu', 'cuda' or 'meta' (shapes only, no weights).
         saved: the `base` of an earlier Tower: rebuild that model. Off 'meta' its parameters are empty until a state
             dict is loaded into it.
+        shapes: the tower of these settings on the meta device, where it is at hand: what it has proved is not proved
+            again.
     Raises:
         UserError: unknown name, missing weights, weights of another architecture, no prunable MLP, other images than
             square RGB ones, tokens instead of one feature an image.
@@ -66,10 +70,11 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
     with torch.random.fork_rng(devices=[]):
         # Without weights every process and every script must draw the same ones.
         torch.manual_seed(0)
-        frame, before = settings.frame or default_frame(settings.name), None
-        if saved is None and device != "meta" and settings.pretrained and _is_the_users_own(settings):
+        frame = settings.frame or default_frame(settings.name)
+        own = saved is None and shapes is None and device != "meta"
+        if own and settings.pretrained and _is_the_users_own(settings):
             # What cannot be built is told from weights that do not fit.
-            before = build_tower(settings.model_copy(update={"pretrained": None}), "meta")
+            shapes = build_tower(settings.model_copy(update={"pretrained": None}), "meta")
         if saved is None and device != "meta":
             _tell_loading(settings, library(frame))
         try:
@@ -79,7 +84,7 @@ def build_tower(settings: ModelSettings, device: str = "cpu", saved: dict[str, A
             raise (UserError(error.key, f"{error.text}{more}") if more else error) from None
     if saved is None and device != "meta":
         check_complete(tower.model, str(settings.pretrained))
-    tower = replace(tower, read_tokens=before.read_tokens) if before else check_readout(tower)
+    tower = replace(tower, read_tokens=shapes.read_tokens) if shapes else check_readout(tower)
     if saved is None and device != "meta":
         tower.model.to(device)
     return tower

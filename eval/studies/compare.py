@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from amp.data.batches import Batches
-from amp.data.listing import list_images
+from amp.data.listing import Listing
 from amp.distillation import Trainer, share_head
 from amp.distillation.trainer import NotFiniteError
 from amp.errors import under
+from amp.models.sizes import count_params
 from amp.pruning.measure.held_out import HeldOutEntropy
 from amp.pruning.measure.journal import Journal
 from amp.pruning.measure.networks import NarrowedNetworks, rank
@@ -55,17 +56,21 @@ class Trial:
 
     @cached_property
     def num_params(self) -> int:
-        return num_params(self.dense)
+        return count_params(self.dense)
 
     def build(self) -> Tower:
         """The dense tower, a new one."""
         return build_tower(self.config.model, str(world().device))
 
+    @cached_property
+    def _listing(self) -> Listing:
+        return Listing(self.config.data)
+
     def images(self, split: Any, batch_size: int, num_samples: int | None) -> list[Tensor]:
         """Batches (B, C, S, S) in this seed's order."""
         own = self.config.data.model_dump(include=set(DataSettings.model_fields))
         data = DataSettings(**own | {"seed": self.seed, "batch_size": batch_size})
-        batches = Batches(list_images(data, split), self.dense.transform, data, num_samples)
+        batches = Batches(self._listing.images(split), self.dense.transform, data, num_samples)
         return [images_BCHW.to(world().device, self.dense.dtype) for images_BCHW in batches]
 
     @cached_property
@@ -166,8 +171,3 @@ class Trial:
                 if trainer.step % own.measure_every == 0 or trainer.step == trainer.total_steps:
                     curve.append((trainer.step, top1(student)))
         return curve
-
-
-def num_params(tower: Tower) -> int:
-    """Parameters of a vision tower as it is."""
-    return sum(parameter.numel() for parameter in tower.visual.parameters())

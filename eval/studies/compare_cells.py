@@ -10,8 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from amp.data.identity import digests_of
+from amp.data.layouts import SPLITS
+from amp.data.listing import Listing
 from amp.errors import StoppedError, UserError
+from amp.models.sizes import count_params
 from amp.run.console import progress, say, warn_here
 from amp.run.identity import identity, versions
 from amp.run.run import Run
@@ -19,7 +21,7 @@ from amp.run.world import World, among, world
 from amp.settings.compare import CompareConfig, CompareRowSettings
 from amp.towers import Tower
 from amp.towers.base import first_line
-from studies.compare import Trial, num_params
+from studies.compare import Trial
 from studies.methods import load_method
 from studies.quality import InMemoryQuality, digests_of_test
 
@@ -67,7 +69,7 @@ def open_cells(run: Run[CompareConfig]) -> Cells:
     there.
     """
     config = run.config
-    digests = {**digests_of(config.data, "train", "val"), **digests_of_test(config)}
+    digests = {**Listing(config.data).digests(*SPLITS), **digests_of_test(config)}
     common = identity(config, NOT_OF_A_CELL, **digests)
     cells = {}
     sizes, seeds = config.compare.sizes, config.compare.seeds
@@ -109,14 +111,14 @@ def prune_cell(run: Run[CompareConfig], cell: Cell, trial: Trial, quality: InMem
     if isinstance(line, CompareRowSettings):
         widths = trial.widths(line, cell.size)
         tower = trial.prune(line, widths)
-        share = num_params(tower) / trial.num_params
+        share = count_params(tower) / trial.num_params
         run.write(cell.file, {"widths": widths, "params": share, "pruned": quality.measure(tower)}, SCRIPT)
         return
     with _telling(run, cell, {}):
         method, started = load_method(line.method), time.monotonic()
         tower = method.prune(trial, line, cell.size)
         seconds = round(time.monotonic() - started, 1)
-        own = {"widths": tower.widths, "params": num_params(tower) / trial.num_params, "seconds": seconds}
+        own = {"widths": tower.widths, "params": count_params(tower) / trial.num_params, "seconds": seconds}
         own["software"] = versions(tuple(pip.partition("==")[0] for pip in method.NEEDS.values()))
         run.write(cell.file, {**own, "pruned": quality.measure(tower)}, SCRIPT)
 

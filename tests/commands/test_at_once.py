@@ -18,11 +18,11 @@ MODEL = f"{{frame: open_clip, name: {GOLDEN}/tiny-clip.json, pretrained: {GOLDEN
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Twelve images, an empty folder, one of other files, scores, a student, and settings that can be changed."""
+    """Twelve images, an empty folder, one of other files, scores, a student's folder, and settings to change."""
     write_images(tmp_path / "twelve", *(f"{index}.png" for index in range(12)))
     for name in ("empty", "texts", "scored", "student"):
         (tmp_path / name).mkdir()
-    for name in ("texts/a.txt", "scored/scores.safetensors", "student/config.json"):
+    for name in ("texts/a.txt", "scored/scores.safetensors", "student/config.json", "student/model.safetensors"):
         (tmp_path / name).write_text("{}")
     data = "data: {name: imagefolder, root: %s, batch_size: 4}\noutput: {dir: %s}\n"
     (tmp_path / "prune.yaml").write_text(f"model: {MODEL}\n{data % (tmp_path / 'twelve', tmp_path / 'out')}")
@@ -55,6 +55,13 @@ SCORE, PRUNE, DISTILL = (
         ([*DISTILL, BATCH + "10"], "data.batch_size: 10 is more than the 9 images of the split 'train'"),
         ([*PRUNE, "output.dir={}/out"], "{}/out/scores.safetensors: no such file; run main_score.py"),
         ([*DISTILL, "student.pretrained={}/none"], "{}/none: no such folder; expected a pruned/"),
+        (
+            ["main_score.py", *TINY, "--images", "{}/twelve", "--output", "{}/twelve/o"],
+            "--output: {}/twelve/o is inside",
+        ),
+        ([*SCORE, "output.dir={}/student"], "output.dir: {}/student is the folder of a model"),
+        ([*PRUNE, "output.dir={}/twelve/out"], "output.dir: {}/twelve/out is inside {}/twelve, which holds the input"),
+        ([*DISTILL, "output.dir={}/student/out"], "output.dir: {}/student/out is inside the folder of a model"),
         (["eval/eval_models.py", "{}/student", "--images", "{}/texts"], "--images: {}/texts: holds no image file"),
     ],
 )
@@ -62,7 +69,7 @@ def test_what_is_missing_is_told_without_torch(at_once: Any, place: Path, words:
     before = sorted(place.rglob("*"))
     done = at_once(*(word.format(place) for word in words))
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    assert done.stderr.startswith(f"error: {said.format(place)}")
+    assert done.stderr.startswith(f"error: {said.replace('{}', str(place))}")
     assert sorted(place.rglob("*")) == before
 
 

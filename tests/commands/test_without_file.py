@@ -1,7 +1,7 @@
 """A model, images and a size without a YAML: from the command line to a folder that loads."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import amp
 from amp.commands._plan import estimate_seconds, in_words, times
 from amp.commands._without_file import find_weights, fitted
 from amp.data.batches import Batches
-from amp.data.listing import list_images
+from amp.data.files import walk
+from amp.data.listing import Listing, list_images
 from amp.settings.model import ModelSettings
 from amp.settings.prune import RECOMMENDED, PruneConfig
 from amp.settings.reading.command_line import parse_prune, parse_score
@@ -36,7 +37,7 @@ def photos(tmp_path: Path, golden_images: Path) -> str:
 def _config(*words: str) -> PruneConfig:
     _, options = parse_prune("", words)
     assert options.named
-    return fitted(options.named)
+    return fitted(options.named, Listing(options.named.config().data))
 
 
 @pytest.mark.slow
@@ -82,6 +83,22 @@ def test_one_command_scores_prunes_and_says_what_is_next(golden_images: Path, tm
     assert call("main_prune.py", *words, "--sweep", "params", "0.6", "--params", "0.6")[0] == 2
     for size in ("0.6", "0.5"):
         assert (tmp_path / "out" / f"params-{size}" / "pruned").is_dir()
+
+
+@pytest.mark.slow
+def test_a_command_lists_its_images_once(
+    photos: str, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = []
+
+    def noted(folder: Path, key: str) -> Iterator[Path]:
+        listed.append(str(folder))
+        return walk(folder, key)
+
+    monkeypatch.setattr("amp.data.pixels.walk", noted)
+    words = [*TINY, "--images", photos, "--output", tmp_path / "out", "--set", "data.num_workers=0"]
+    ended = call("main_prune.py", *words, "--set", "prune.refit_steps=0", "--sweep", "params", "0.8", "0.7")
+    assert (ended[0], listed) == (0, [photos]), ended[2]
 
 
 @pytest.mark.parametrize("inside", ["", "out"])
@@ -170,7 +187,10 @@ BAD = {
     ),
     "no weights": ([*TINY[:2], "--images", "{photos}", "--params", "0.5"], "--weights: missing; give a file"),
     "wrong weights": (["--model", "ViT-B-32", *TINY[2:], "--images", "{photos}", "--params", "0.5"], "--weights: "),
-    "out of reach": ([*TINY, "--images", "{photos}", "--params", "0.01"], "--params: 0.01: out of reach"),
+    "out of reach": (
+        [*TINY[:2], "--weights", "README.md", "--images", "{photos}", "--params", "0.01"],  # which are not read yet
+        "--params: 0.01: out of reach",
+    ),
     "sweep": ([*TINY, "--images", "{photos}", "--sweep", "params", "0.9", "0.01"], "--params: 0.01: out of reach"),
     "output": ([*TINY, "--images", "{photos}", "--params", ".5", "--output", "README.md/x"], "--output: README.md/x"),
 }

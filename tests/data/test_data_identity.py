@@ -7,14 +7,14 @@ from pathlib import Path
 import webdataset
 from helpers.numbered_images import settings, write_images
 
-from amp.data.identity import data_digest, folder_digest
+from amp.data.identity import data_digests, folder_digest
 from amp.data.listing import list_images
 
 NAMES = ("train/a.png", "train/b.png", "train/c.png")
 
 
 def digest(root: Path) -> str:
-    return data_digest(list_images(settings(root, name="imagenet1k"), "train"), root)
+    return data_digests(list_images(settings(root, name="imagenet1k"), "train"), root)[1]
 
 
 def test_a_folder_copied_with_its_times_is_the_same_data(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_members_of_shards_count_by_name_place_and_size(tmp_path: Path) -> None:
             for key in keys:
                 writer.write({"__key__": key, "png": key.encode() * 9})
         os.utime(root / "0.tar", ns=(1, 1))
-        return data_digest(list_images(settings(root, name="webdataset"), "train"), root)
+        return data_digests(list_images(settings(root, name="webdataset"), "train"), root)[1]
 
     first = write(tmp_path / "one", "a", "b", "c", "d")
     assert first == write(tmp_path / "two", "a", "b", "c", "d")

@@ -1,6 +1,8 @@
 """Laws of the images' files: which ones a layout on disk holds, for training and held out."""
 
 import os
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +10,7 @@ import pytest
 from conftest import refusal
 from helpers.numbered_images import settings, write_images
 
-from amp.data.listing import list_images
+from amp.data.listing import Listing, list_images
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,43 @@ def test_one_folder_holds_out_every_fourth_image(tmp_path: Path) -> None:
     assert val == paths[3::4]
     assert sorted(train + val) == paths
     assert not set(train) & set(val)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each folder is listed and each file's state is asked for."""
+    counted: Counter[str] = Counter()
+
+    def counting(name: str) -> Callable[..., Any]:
+        own = getattr(os, name)
+
+        def count(path: Any, *rest: Any, **named: Any) -> Any:
+            counted[f"{name} {os.path.basename(path)}"] += 1
+            return own(path, *rest, **named)
+
+        return count
+
+    for name in ("scandir", "stat"):
+        monkeypatch.setattr(os, name, counting(name))
+    return counted
+
+
+def test_a_listing_asks_a_network_file_system_once(tmp_path: Path, asked: Counter[str]) -> None:
+    write_images(tmp_path, *(f"{'ab'[i % 2]}/{i:02d}.png" for i in range(8)))
+    asked.clear()
+    listing = Listing(settings(tmp_path))
+    listing.check(2, ["train", "val"])
+    assert {asked["scandir a"], asked["scandir b"]} == {1}
+    assert not any(key.startswith("stat") and key.endswith(".png") for key in asked)
+    before = listing.digests("val", "train")
+    assert [asked[f"stat {i:02d}.png"] for i in range(8)] == [1] * 8
+
+    write_images(tmp_path, "c/new.png")
+    assert (len(listing.images("train")), listing.digests("val", "train")) == (6, before)
+    assert asked["scandir c"] == 0
+    anew = Listing(settings(tmp_path))
+    assert len(anew.images("train")) == 7
+    assert anew.digests("train")["train_sha256"] != before["train_sha256"]
 
 
 def test_a_folder_too_small_to_hold_anything_out_is_refused(tmp_path: Path) -> None:

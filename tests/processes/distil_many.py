@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from amp.data.listing import Listing
 from amp.distillation import Loop, RunKeeper, Trainer, Validation, load_teacher_and_student, training_images
 from amp.distillation.trainer import Outcome
 from amp.errors import StoppedError
@@ -27,7 +28,7 @@ def prepare(config: DistillConfig) -> Loop:
     """As distill.py does it."""
     teacher, student, _ = load_teacher_and_student(config)
     augmented = config.model_copy(update={"data": config.data.model_copy(update={"augment": "clip"})})
-    batches = training_images(augmented, teacher)
+    batches = training_images(augmented, teacher, Listing(augmented.data))
     validation = Validation(metric=build_metric(config, teacher, student))
     trainer = Trainer(teacher, student, config.optim, config.data.batch_size, len(batches))
     keeper = RunKeeper(Run(config, Path(config.output.dir), {}))

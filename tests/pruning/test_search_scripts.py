@@ -143,8 +143,11 @@ def test_a_size_is_met_without_a_search(words: tuple[str, str], tmp_path: Path, 
         ["--set", "prune.target.params=0.1", "--set", "prune.allocation=uniform"],
     ],
 )
-def test_a_size_out_of_reach_leaves_nothing(words: tuple[str, str], scored: Path, call: Call, size: list[str]) -> None:
+def test_a_size_out_of_reach_reads_no_weights_and_leaves_nothing(
+    words: tuple[str, str], scored: Path, call: Call, size: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = sorted(scored.rglob("*"))
+    monkeypatch.setattr("amp.towers.check_complete", lambda *_: pytest.fail("weights are read"))
     code, _, err = call("main_prune.py", *words, *size)
     assert code == 2
     assert "prune.target.params: 0.1: out of reach; the smallest network" in err.splitlines()[-1]

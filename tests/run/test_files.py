@@ -12,8 +12,8 @@ import torch
 from conftest import ROOT, refusal
 
 from amp.errors import UserError
-from amp.run.files import alone_in, atomic, check_outside_models
-from amp.run.options import prepare_output
+from amp.run.files import alone_in, atomic
+from amp.run.options import check_outside_models, prepare_output
 from amp.run.sealed import append_line, read_json, read_lines, read_tensors, write_json, write_tensors
 
 HOLD = """

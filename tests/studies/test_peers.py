@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from studies.compare import Trial, num_params
+from studies.compare import Trial
 from studies.methods import METHODS, load_method
 from studies.methods.osscar import choose
 
+from amp.models.sizes import count_params
 from amp.settings.compare import CompareConfig, PeerSettings
 
 pytestmark = pytest.mark.slow
@@ -65,7 +66,7 @@ def trial(settings: dict[str, object]) -> Trial:
 @pytest.mark.parametrize("method", ["grail", "osscar", "snapvit"])
 def test_own_methods_meet_the_size(trial: Trial, method: str) -> None:
     tower = load_method(method).prune(trial, PeerSettings(method=method), 0.8)
-    assert num_params(tower) / trial.num_params == pytest.approx(0.8, rel=0.02)
+    assert count_params(tower) / trial.num_params == pytest.approx(0.8, rel=0.02)
     assert tower.feature(trial.held_out_images[0]).isfinite().all()
 
 
@@ -88,7 +89,7 @@ def test_libraries_meet_the_size(trial: Trial, method: str, importance: str, sco
             load_method(method).prune(trial, own, 0.8)
         return
     tower = load_method(method).prune(trial, own, 0.8)
-    assert num_params(tower) / trial.num_params == pytest.approx(0.8, rel=0.02)
+    assert count_params(tower) / trial.num_params == pytest.approx(0.8, rel=0.02)
     images_BCSS = trial.held_out_images[0]
     assert tower.feature(images_BCSS).shape == trial.dense.feature(images_BCSS).shape
     assert (scope == "mlp") == (tower.slots[0].in_projections[0].in_features == 48)

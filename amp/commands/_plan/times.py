@@ -3,7 +3,6 @@
 B images of a batch, C channels, S side in pixels, H hidden neurons, D width of the tower.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from amp.data.batches import Batches
+from amp.data.loading import at_work
 from amp.data.pixels import read_rgb
 from amp.pruning.refit import refits_whole
 from amp.run.world import world
@@ -156,7 +156,7 @@ def _read(sources: Sequence[Any], read: Callable[[Any], Tensor], num_workers: in
             images.append(read(source))
     if not images:
         return None
-    return images, (time.monotonic() - started) / len(images) / max(1, min(num_workers, os.cpu_count() or 1))
+    return images, (time.monotonic() - started) / len(images) / max(1, at_work(num_workers))
 
 
 def _both(reading: float, computing: float, num_workers: int) -> float:

@@ -18,7 +18,7 @@ def main() -> None:
     from amp.run.world import start
 
     with start():
-        run = open_comparison(options)
+        run, dense = open_comparison(options)
         look = time_teller(options.batch_size, options.num_workers, BOTH)
-        show(run, measured(run, run.found(run.name), lambda: run, partial(measure_comparison, look=look)))
+        show(run, measured(run, run.found(run.name), lambda: dense, partial(measure_comparison, run, look=look)))
         say(after_evaluation(options))

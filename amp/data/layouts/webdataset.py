@@ -3,18 +3,20 @@
 Of one folder, or of a pattern such as `shards/train-{0000..1023}.tar`, every fourth image is held out.
 """
 
-from amp.data.layouts import Split
-from amp.data.layouts._folders import folder_in, is_split, part
+from collections.abc import Sequence
+
+from amp.data.layouts import Source, Split, Undivided
+from amp.data.layouts._folders import folder_in, is_split
 from amp.data.pixels import EXTENSIONS
-from amp.data.shards import Member, find_shards, list_members
+from amp.data.shards import find_shards, list_members
 from amp.errors import UserError
 
 
-def images(root: str, split: Split) -> list[Member]:
+def images(root: str, split: Split) -> Sequence[Source]:
     """Images of a split in the order of the sorted shards. Raises UserError."""
     divided = is_split(root)
     folder = str(folder_in(root, split, "webdataset")) if divided else root
     members = list_members(find_shards(folder), EXTENSIONS)
     if not members:
         raise UserError("data.root", f"{folder}: holds no image file")
-    return members if divided else part(members, split, root)
+    return members if divided else Undivided(members)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from amp.evaluation.dataset_files import check_class_folders
 from amp.evaluation.options.images import one_in, split_roots
-from amp.evaluation.options.model import batches_of, check_dense, given, result_file, workers
+from amp.evaluation.options.model import batches_of, check_dense, result_file, workers
 from amp.evaluation.readers.class_folders import check_holds_image, class_names
 from amp.evaluation.readers.texts import name_classes, read_lines, read_pairs, read_templates
 from amp.registry import FRAMES
@@ -15,7 +15,6 @@ from amp.settings.model import Frame
 
 Measured = Literal["zeroshot", "retrieval", "knn", "probe", "top1"]
 TASKS: tuple[Measured, ...] = ("zeroshot", "retrieval", "knn", "probe", "top1")
-_OPTIONAL = ("dense", "model_type", "pretrained", "images", "train_root", "val_root", "held_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +23,30 @@ class CompareOptions:
 
     folder: str = argument("the pruned model: a pruned/ or distilled/ folder", metavar="FOLDER")
     dense: str | None = option(
-        "the dense model (default: the one that FOLDER was pruned from)", None, metavar="NAME|JSON|FOLDER"
+        "the dense model (default: the one that FOLDER was pruned from)",
+        None,
+        where_set=True,
+        metavar="NAME|JSON|FOLDER",
     )
     model_type: Frame | None = option(
-        "library of --dense (default: found by its name)", None, also="--frame", choices=FRAMES.names
+        "library of --dense (default: found by its name)",
+        None,
+        also="--frame",
+        where_set=True,
+        choices=FRAMES.names,
     )
     pretrained: str | None = option(
         "weights of the dense model, or random (default: those recorded in FOLDER)",
         None,
         also="--weights",
+        where_set=True,
         metavar="CKPT",
     )
     images: str | None = option(
         "any folder of images, to compare features (default: the images of the evaluation)",
         None,
         needed=True,
+        where_set=True,
         metavar="DIR",
     )
     num_images: int = count("most images of --images to use, spread evenly over them", 10_000, least=2)
@@ -98,7 +106,7 @@ class CompareOptions:
 
     def decisive(self) -> dict[str, Any]:
         """The options that decide the numbers."""
-        return given({**decisive(self), **self.roots}, *_OPTIONAL)
+        return {**decisive(self), **{key: root for key, root in self.roots.items() if root is not None}}
 
     def asks_for(self, task: Measured) -> bool:
         """Whether the options leave room for a task: it is not left out, and they name its data."""

@@ -8,7 +8,6 @@ from amp.errors import UserError
 from amp.evaluation.options.model import (
     ModelOptions,
     batches_of,
-    given,
     read_model_options,
     result_file,
     workers,
@@ -25,6 +24,7 @@ def one_in() -> Any:
         f"{HELD_OUT_EVERY})",
         None,
         least=2,
+        where_set=True,
     )
 
 
@@ -49,10 +49,6 @@ class DividedOptions(ModelOptions):
     batch_size: int = batches_of(256)
     num_workers: int = workers()
     output: str | None = result_file("DATASET_TASK_MODEL")
-
-    def decisive(self) -> dict[str, Any]:
-        """The options that decide the numbers; --held_out where one folder is divided."""
-        return given(super().decisive(), "held_out")
 
 
 @dataclass(frozen=True, kw_only=True)

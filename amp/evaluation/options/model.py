@@ -33,12 +33,6 @@ def slug(*words: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(words))
 
 
-def given(values: dict[str, Any], *optional: str) -> dict[str, Any]:
-    """The values without the optional ones that were not given: results of earlier versions, which do not know them,
-    are found again."""
-    return {key: value for key, value in values.items() if key not in optional or value is not None}
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Which model is measured, as `amp.models.open.open_tower` takes it."""
@@ -59,7 +53,12 @@ class ModelOptions:
         metavar="CKPT",
     )
     img_size: int | None = count(
-        "image size of a dense model (default: the model's own)", None, least=1, metavar="PIXELS", most=MOST_SIDE
+        "image size of a dense model (default: the model's own)",
+        None,
+        least=1,
+        metavar="PIXELS",
+        most=MOST_SIDE,
+        where_set=True,
     )
 
     @property
@@ -68,8 +67,8 @@ class ModelOptions:
         return Path(str(self.model or self.pretrained)).stem
 
     def decisive(self) -> dict[str, Any]:
-        """The options that decide the numbers, as a result records them; --img_size only where it was given."""
-        return given(decisive(self), "img_size")
+        """The options that decide the numbers, as a result records them."""
+        return decisive(self)
 
 
 def read_model_options(declared: type[ModelOptions], description: str | None) -> Any:

@@ -9,7 +9,7 @@ Light to import: a mistake in a folder answers before torch is loaded.
 from collections.abc import Iterator
 from pathlib import Path
 
-from amp.data.files import check_root, is_litter, walk
+from amp.data.files import check_root, is_litter
 from amp.errors import UserError
 
 HELD_OUT_EVERY = 4
@@ -18,9 +18,9 @@ _TO_TEST = ("val", "test", "train")  # the first one there
 
 def images_below(option: str, root: str | Path) -> Iterator[str]:
     """The image files of a folder at any depth. Raises UserError where a folder cannot be read."""
-    from amp.data.pixels import EXTENSIONS
+    from amp.data.pixels import image_files
 
-    return (str(path) for path in walk(root, option) if path.suffix.lower() in EXTENSIONS)
+    return map(str, image_files(root, option))
 
 
 def check_holds_image(option: str, root: str) -> None:

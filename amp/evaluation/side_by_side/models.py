@@ -9,10 +9,10 @@ from torch import Tensor
 
 from amp.errors import UserError, under
 from amp.evaluation.options import CompareOptions
-from amp.models.folder import load_tower, read_folder_config
-from amp.models.open import open_published, open_tower
+from amp.models.folder import FolderConfig, load_tower, read_folder_config
+from amp.models.open import open_dense, open_tower
 from amp.settings.model import IN_MEMORY, TEACHER_IN_MEMORY, Frame, ModelSettings
-from amp.towers import Tower, build_tower, known_weights, library, tell_preprocess
+from amp.towers import Tower, known_weights, library, tell_preprocess
 
 ROUNDING = 2.0**-7  # of a weight's norm; storing it in bf16 changes less
 _KEYS = ("frame", "name", "kwargs", "transform")
@@ -23,26 +23,32 @@ class Dense:
     """The dense model of a comparison, before it is opened.
 
     Attributes:
+        pruned: what the pruned model's folder says of itself.
         name: a library's name, a model JSON or a folder.
         pretrained: its weights, as the user or the folder names them; None where `name` holds them, or without any.
-        base: of the pruned folder, whose model it is; None where the user names another.
+        base: that of `pruned`, whose model it is; None where the user names another.
         recorded: the folder whose config.json names the weights, for messages; None where the user does.
     """
 
+    pruned: FolderConfig
     name: str
     pretrained: str | None
     base: Mapping[str, Any] | None
     recorded: str | None
 
-    def open(self, options: CompareOptions, device: str) -> Tower:
-        """In fp32. Raises UserError under the option that holds the mistake."""
+    def open(self, options: CompareOptions, device: str, shapes: Tower | None = None) -> Tower:
+        """In fp32. Raises UserError under the option that holds the mistake.
+
+        Args:
+            shapes: what this gave on the meta device, where that is at hand.
+        """
         with (
             under("--dense", instead_of="model.name"),
             under("--dense", instead_of="--model"),
             under("--pretrained", instead_of="model.pretrained"),
         ):
             if self.base is None:
-                tower = open_tower(self.name, options.model_type, self.pretrained, "fp32", device)
+                tower = open_tower(self.name, options.model_type, self.pretrained, "fp32", device, shapes=shapes)
                 frame: Frame = tower.base["frame"]
                 weights = known_weights(self.pretrained, frame)
                 if device == "meta" and weights and not Path(weights).exists():
@@ -54,7 +60,7 @@ class Dense:
             try:
                 if device == "meta":
                     library(self.base["frame"]).check(settings)
-                return open_published(settings, device=device) or build_tower(settings, device)
+                return open_dense(settings, device=device, shapes=shapes)
             except UserError as error:
                 if self.recorded is None:
                     raise
@@ -71,9 +77,9 @@ def find_dense(options: CompareOptions) -> Dense:
     config = read_folder_config(options.folder)
     name, own = str(config.base["name"]), library(config.base["frame"])
     if options.dense is not None and options.dense != name:
-        return Dense(options.dense, options.pretrained, None, None)
+        return Dense(config, options.dense, options.pretrained, None, None)
     if options.pretrained is not None or (options.dense is not None and own.folders):
-        return Dense(name, options.pretrained, config.base, None)
+        return Dense(config, name, options.pretrained, config.base, None)
     model = _recorded(config.provenance)
     if model is None:
         hint = f"give --dense {name}" if own.folders else "give a tag or a file, or the dense model's folder as --dense"
@@ -83,12 +89,12 @@ def find_dense(options: CompareOptions) -> Dense:
             "--pretrained",
             f"missing; {options.folder} does not record the weights of the dense {name}: {hint}{example}",
         )
-    return Dense(name, model.get("pretrained"), config.base, options.folder)
+    return Dense(config, name, model.get("pretrained"), config.base, options.folder)
 
 
-def pruned_on(folder: str, roots: Sequence[str | None]) -> str | None:
-    """The one of these folders of images that is, holds or lies in the one that the pruning of `folder` saw, if any."""
-    settings = read_folder_config(folder).provenance.get("settings")
+def pruned_on(pruned: FolderConfig, roots: Sequence[str | None]) -> str | None:
+    """The one of these folders of images that is, holds or lies in the one that the pruning saw, if any."""
+    settings = pruned.provenance.get("settings")
     data = settings.get("data") if isinstance(settings, Mapping) else None
     seen = data.get("root") if isinstance(data, Mapping) else None
     if not isinstance(seen, str) or not Path(seen).is_dir():
@@ -107,9 +113,9 @@ def _recorded(provenance: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None if found is not None and found.get("name") in (IN_MEMORY, TEACHER_IN_MEMORY) else found
 
 
-def open_pruned(options: CompareOptions, device: str) -> Tower:
+def open_pruned(options: CompareOptions, config: FolderConfig, device: str) -> Tower:
     """The folder's model, in fp32. Raises UserError."""
-    tower = load_tower(options.folder, device, "fp32")
+    tower = load_tower(options.folder, device, "fp32", config)
     tell_preprocess(tower)
     return tower
 

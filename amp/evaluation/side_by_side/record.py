@@ -9,8 +9,8 @@ from amp.errors import under
 from amp.evaluation.options import CompareOptions, ModelOptions
 from amp.evaluation.results import Evaluation, Look, digest_model, digest_texts, open_evaluation, with_images
 from amp.evaluation.side_by_side.agreement import agree
-from amp.evaluation.side_by_side.models import find_dense, is_of, open_pruned, pruned_on, weights_beside_blocks
-from amp.evaluation.side_by_side.sides import Side, choose_tasks, images_of, measure_side, open_data, takes_for_classes
+from amp.evaluation.side_by_side.models import Dense, find_dense, is_of, open_pruned, pruned_on, weights_beside_blocks
+from amp.evaluation.side_by_side.sides import Side, choose_tasks, measure_side, open_data, takes_for_classes
 from amp.run.console import progress_of, say
 from amp.run.identity import PACKAGES
 from amp.run.tables import human, percent, table
@@ -21,14 +21,14 @@ _NAMES = {"zeroshot": "zero-shot", "retrieval": "retrieval", "knn": "k-NN", "pro
 _OF_METRICS = {"acc1": "top-1", "acc5": "top-5", "mean_per_class_recall": "mean per class"}
 
 
-def open_comparison(options: CompareOptions) -> Evaluation[CompareOptions]:
-    """The evaluation; nothing is measured.
+def open_comparison(options: CompareOptions) -> tuple[Evaluation[CompareOptions], Dense]:
+    """The evaluation, and the dense model, which is not open yet; nothing is measured.
 
     Raises:
         UserError: FOLDER is none of a pruned model, or its dense model is not known, or the file cannot be written.
     """
 
-    def opened() -> Evaluation[CompareOptions]:
+    def opened() -> tuple[Evaluation[CompareOptions], Dense]:
         dense = find_dense(options)
         of_dense = digest_model(ModelOptions(model=dense.name, pretrained=dense.pretrained))
         run = open_evaluation(
@@ -40,43 +40,40 @@ def open_comparison(options: CompareOptions) -> Evaluation[CompareOptions]:
             **digest_texts(options, "captions", "classnames", "templates", "labels"),
         )
         roots = {"--images": options.images, "--dataset_root": options.dataset_root}
-        return with_images(run, *((key, root) for key, root in roots.items() if root))
+        return with_images(run, *((key, root) for key, root in roots.items() if root)), dense
 
     return world().from_main(opened)
 
 
-def measure_comparison(run: Evaluation[CompareOptions], look: Look | None = None) -> dict[str, Any]:
+def measure_comparison(run: Evaluation[CompareOptions], found: Dense, look: Look | None = None) -> dict[str, Any]:
     """The record, which is written: `{sizes, metrics, agreement, head, num_images, notes, ...}`, `sizes` and `metrics`
     of `dense` and of `pruned`. One model after the other is in memory."""
     options, device, started = run.config, str(world().device), time.monotonic()
-    found = find_dense(options)
     notes: list[str] = []
 
     def note(text: str) -> None:
         notes.append(f"note: {text}")
         say(notes[-1])
 
-    dense = found.open(options, "meta")  # what is wrong with it is told before the pruned one is measured
-    frame = dense.base["frame"]
+    shapes = found.open(options, "meta")  # what is wrong with it is told before the pruned one is measured
+    frame = shapes.base["frame"]
     if not (known_weights(found.pretrained, frame) or Path(found.name).is_dir() or library(frame).folders):
         note(f"the dense {found.name} has random weights; use --pretrained to give others")
-    pruned = open_pruned(options, device)
-    if seen := pruned_on(options.folder, (options.images, options.dataset_root)):
+    pruned = open_pruned(options, found.pruned, device)
+    if seen := pruned_on(found.pruned, (options.images, options.dataset_root)):
         note(f"the pruning used or held out images of {seen}; on new images, the pruned model may be worse")
     with under("--dataset_root", instead_of="--train_root"), under("--dataset_root", instead_of="--val_root"):
         data = open_data(options, pruned.transform)
     tasks = choose_tasks(data, pruned)
     with_head = takes_for_classes(data, pruned, tasks)
-    if look:
-        look(pruned, images_of(data, pruned, tasks))
-    difference, own_weights = dense.difference(pruned.base), weights_beside_blocks(pruned)
+    difference, own_weights = shapes.difference(pruned.base), weights_beside_blocks(pruned)
     if difference:
         key, own, other = difference
         note(f"{options.folder} was not pruned from {found.name}: its {key} is {own!r} instead of {other!r}")
     with progress_of("pruned model"):
-        sides = {"pruned": measure_side(pruned, data, tasks, with_head)}
+        sides = {"pruned": measure_side(pruned, data, tasks, with_head, look)}
     del pruned
-    dense = found.open(options, device)
+    dense = found.open(options, device, shapes)
     if not difference and not is_of(own_weights, weights_beside_blocks(dense)):
         note(
             f"{options.folder} was not pruned from these weights of {found.name}: none outside the blocks is the "

@@ -19,6 +19,7 @@ from amp.evaluation.readers.captions import Captioned
 from amp.evaluation.readers.class_folders import images_below
 from amp.evaluation.readers.folders import ClassFolders, ImageFiles, open_divided
 from amp.evaluation.readers.texts import TEMPLATES, name_classes, read_lines, read_templates
+from amp.evaluation.results import Look
 from amp.evaluation.sharding import ShardedBatches
 from amp.evaluation.side_by_side.agreement import read_outputs
 from amp.evaluation.top1 import Top1, class_order, open_classifier
@@ -30,6 +31,9 @@ from amp.run.world import world
 from amp.towers import Tower, find_classifier
 
 DATASET_ROOT = "--dataset_root"
+
+# Data sets that pass a model, and what gives the metrics of them by task.
+Step = tuple[Sequence[Any], Callable[[], dict[str, Metrics]]]
 
 
 @dataclass(frozen=True)
@@ -69,24 +73,15 @@ class Data:
     classes: list[str] | None
     templates: list[str]
 
-    def images(self, tower: Tower) -> tuple[ClassFolders, ClassFolders]:
-        """(to learn from, to test on), as a tower reads them."""
-        assert self.train is not None
-        assert self.val is not None
-        return self.train.seen_by(tower.transform), self.val.seen_by(tower.transform)
-
     @cached_property
-    def _pairs(self) -> Captioned:
+    def pairs(self) -> Captioned:
+        """The images with captions; their file is read once."""
         own = self.options
         built = Benchmark("zeroshot_retrieval", "captions", str(own.images), captions=own.captions).build(
             lambda image: image
         )
         assert isinstance(built, Captioned)
         return built
-
-    def pairs(self, tower: Tower) -> Captioned:
-        """The images with captions, as a tower reads them; the file is read once."""
-        return self._pairs.seen_by(tower.transform)
 
 
 def open_data(options: CompareOptions, transform: Callable[[Any], Any]) -> Data:
@@ -169,49 +164,56 @@ def takes_for_classes(data: Data, tower: Tower, tasks: Sequence[Measured]) -> bo
     return True
 
 
-def images_of(data: Data, tower: Tower, tasks: Sequence[Measured]) -> list[Any]:
-    """The data sets that pass each model, as `measure_side` reads them."""
-    images: list[Any] = [ImageFiles(data.files, tower.transform)]
-    if "retrieval" in tasks:
-        images.append(data.pairs(tower))
-    if data.val is not None:
-        images += [data.images(tower)[1] for task in ("zeroshot", "top1") if task in tasks]
-        images += data.images(tower) if {"knn", "probe"} & {*tasks} else ()
-    return images
-
-
-def measure_side(tower: Tower, data: Data, tasks: Sequence[Measured], with_head: bool) -> Side:
+def measure_side(
+    tower: Tower, data: Data, tasks: Sequence[Measured], with_head: bool, look: Look | None = None
+) -> Side:
     """Everything of one model, in fp32.
 
     Args:
         with_head: whether the images of the agreement are taken for classes.
+        look: is shown the model, and the data sets as often as each will pass it.
     """
-    own = data.options
+    own, files = data.options, ImageFiles(data.files, tower.transform)
     evaluator = Evaluator(tower, own.batch_size, "fp32", own.num_workers)
+    steps = _steps(evaluator, data, tasks)
+    if look:
+        look(tower, [files, *(images for shown, _ in steps for images in shown)])
     metrics: dict[str, Metrics] = {}
-    if "zeroshot" in tasks:
-        assert data.classes is not None
-        classifier_DC = evaluator.text_classifier(data.classes, data.templates)
-        metrics["zeroshot"] = evaluator.classify(data.images(tower)[1], classifier_DC)[0]
-    if "retrieval" in tasks:
-        metrics["retrieval"] = evaluator.retrieve(data.pairs(tower))[0]
-    if {"knn", "probe"} & {*tasks}:
-        metrics |= _learn(tower, data, tasks)
-    if "top1" in tasks:
-        classifier, images = open_classifier(tower), data.images(tower)[1]
-        top1 = Top1(classifier.logits, tower.dtype, own.batch_size, own.num_workers)
-        metrics["top1"] = top1.measure(images, class_order(classifier, images.classes, own.labels)[0])[0]
+    for _, measure in steps:
+        metrics |= measure()
     head, logits = _head(evaluator, data) if with_head else (None, None)
-    batches = ShardedBatches(own.batch_size, own.num_workers)
-    outputs = read_outputs(tower, ImageFiles(data.files, tower.transform), logits, batches, data.files_option)
+    outputs = read_outputs(tower, files, logits, ShardedBatches(own.batch_size, own.num_workers), data.files_option)
     sizes = world().from_main(lambda: describe_tower(rebuild(tower.base, "meta", tower.counts)))
     return Side(sizes, metrics, outputs, head)
 
 
-def _learn(tower: Tower, data: Data, tasks: Sequence[Measured]) -> dict[str, Metrics]:
+def _steps(evaluator: Evaluator, data: Data, tasks: Sequence[Measured]) -> list[Step]:
+    tower, steps = evaluator.tower, list[Step]()
+    if "retrieval" in tasks:
+        pairs = data.pairs.seen_by(tower.transform)
+        steps.append(([pairs], lambda: {"retrieval": evaluator.retrieve(pairs)[0]}))
+    if data.train is None or data.val is None:
+        return steps
+    train, val = data.train.seen_by(tower.transform), data.val.seen_by(tower.transform)
+    if "zeroshot" in tasks:
+        steps.insert(0, ([val], lambda: {"zeroshot": evaluator.classify(val, _classifier(evaluator, data))[0]}))
+    if {"knn", "probe"} & {*tasks}:
+        steps.append(([train, val], lambda: _learn(tower, train, val, data.options, tasks)))
+    if "top1" in tasks:
+        steps.append(([val], lambda: {"top1": _top1(tower, val, data.options)}))
+    return steps
+
+
+def _classifier(evaluator: Evaluator, data: Data) -> Tensor:
+    assert data.classes is not None
+    return evaluator.text_classifier(data.classes, data.templates)
+
+
+def _learn(
+    tower: Tower, train: ClassFolders, val: ClassFolders, own: CompareOptions, tasks: Sequence[Measured]
+) -> dict[str, Metrics]:
     """k-NN and the linear probe, of the same features."""
-    train, val = data.images(tower)
-    featurizer = Featurizer(tower, data.options.batch_size, data.options.num_workers, DATASET_ROOT)
+    featurizer = Featurizer(tower, own.batch_size, own.num_workers, DATASET_ROOT)
     of_train, of_val = featurizer.features(train, "train"), featurizer.features(val, "val")
     metrics: dict[str, Metrics] = {}
     if "knn" in tasks:
@@ -219,6 +221,12 @@ def _learn(tower: Tower, data: Data, tasks: Sequence[Measured]) -> dict[str, Met
     if "probe" in tasks:
         metrics["probe"] = probe_accuracies(of_train, of_val)[0]
     return metrics
+
+
+def _top1(tower: Tower, val: ClassFolders, own: CompareOptions) -> Metrics:
+    classifier = open_classifier(tower)
+    top1 = Top1(classifier.logits, tower.dtype, own.batch_size, own.num_workers)
+    return top1.measure(val, class_order(classifier, val.classes, own.labels)[0])[0]
 
 
 def _head(evaluator: Evaluator, data: Data) -> tuple[str | None, Callable[[Tensor], Tensor] | None]:
@@ -229,5 +237,5 @@ def _head(evaluator: Evaluator, data: Data) -> tuple[str | None, Callable[[Tenso
         return f"its classifier of {classifier.num_classes} classes", classifier.logits
     if data.classes is None or not evaluator.has_text:
         return None, None
-    classifier_DC = evaluator.text_classifier(data.classes, data.templates).to(world().device)
+    classifier_DC = _classifier(evaluator, data).to(world().device)
     return f"zero-shot, {len(data.classes)} classes", partial(evaluator.logits, classifier_DC=classifier_DC)

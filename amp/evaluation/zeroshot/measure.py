@@ -88,7 +88,8 @@ def measure_zeroshot(
     """The record of one data set, which is written: `{metrics, num_images, seconds, ...}`."""
     options, tower = run.config, evaluator.tower
     dataset = options.benchmark.build(tower.transform)
-    run = world().from_main(lambda: with_images(run, (DATASET_ROOT, options.dataset_root)))  # some are made or fetched
+    if options.benchmark.brings_files:
+        run = world().from_main(lambda: with_images(run, (DATASET_ROOT, options.dataset_root)))
     if look:
         look(tower, (dataset,))
     started = time.monotonic()

@@ -3,12 +3,13 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from amp.data.batches import Batches
-from amp.data.listing import list_images
+from amp.data.listing import Listing
 from amp.pruning.doubt import warn_of_few
 from amp.pruning.measure.held_out import HeldOutEntropy
 from amp.pruning.measure.journal import Journal
@@ -34,19 +35,24 @@ INPUTS = ".inputs."  # what the folders of a disk store begin with, one a proces
 
 @contextmanager
 def open_networks(
-    run: Run[PruneConfig], tower: Tower, scores: Sequence[Tensor], thresholds: Sequence[float] = ()
+    run: Run[PruneConfig],
+    tower: Tower,
+    scores: Sequence[Tensor],
+    listing: Listing,
+    thresholds: Sequence[float] = (),
 ) -> Iterator[NarrowedNetworks]:
     """The networks that a run looks at: the dense tower, and its blocks narrowed from the last on.
 
     Args:
         tower: dense.
         scores: (H,) a block.
+        listing: of the images of the run's settings.
         thresholds: of a sweep, in nats; none: that of the settings.
     Raises:
         UserError: the folder holds the journal of another search, or there are too few held-out images.
     """
     config, own = run.config, run.config.prune
-    batches = Batches(list_images(config.data, "val"), tower.transform, config.data, config.data.num_val_samples)
+    batches = Batches(listing.images("val"), tower.transform, config.data, config.data.num_val_samples)
     about = world().from_main(lambda: journal_header(run, Path(config.output.dir, SCORES)))
     journal = Journal(run.path(JOURNAL), about, thresholds or [own.entropy_increase], len(batches))
     world().from_main(lambda: _remove_inputs(run.folder))
@@ -57,9 +63,8 @@ def open_networks(
     wanted = config.score.keep_moments or (home / MOMENTS).exists()
     if known is None and wanted and own.compensation != "none" and not refits_whole(own):
         say(f"note: {home / MOMENTS} is incomplete or from another scoring; the refit reads images instead")
-    with networks_over(
-        tower, scores, config, batches, lambda: calibration_batches(config, tower), journal, store, saved, known
-    ) as networks:
+    calibration = partial(calibration_batches, config, tower, listing)
+    with networks_over(tower, scores, config, batches, calibration, journal, store, saved, known) as networks:
         yield networks
     batches.say_broken()
 
@@ -122,7 +127,7 @@ def _remove_inputs(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def calibration_batches(config: PruneConfig, tower: Tower) -> Batches:
+def calibration_batches(config: PruneConfig, tower: Tower, listing: Listing) -> Batches:
     """Images (B, C, S, S) that compensation sees, this process's share."""
     num_samples = config.prune.num_calibration_samples
-    return Batches(list_images(config.data, "train"), tower.transform, config.data, num_samples)
+    return Batches(listing.images("train"), tower.transform, config.data, num_samples)

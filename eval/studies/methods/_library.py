@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 
 from amp.errors import UserError
+from amp.models.sizes import count_params
 from amp.statistics.entropy import information_entropy
 from amp.towers import Tower
-from studies.compare import Trial, num_params
+from studies.compare import Trial
 
 TOLERANCE = 0.002  # of the dense tower's parameters
 MOST_ATTEMPTS = 16
@@ -41,7 +42,7 @@ def meet(trial: Trial, size: float, prune: Callable[[float], Tower]) -> Tower:
         middle = (low[0] + high[0]) / 2
         line = low[0] + (low[1] - size) / (low[1] - high[1]) * (high[0] - low[0])
         tower = prune(middle if attempt % 3 == 2 else line)
-        found = (middle if attempt % 3 == 2 else line, num_params(tower) / trial.num_params)
+        found = (middle if attempt % 3 == 2 else line, count_params(tower) / trial.num_params)
         if found[1] > size + TOLERANCE:
             low = found
             continue

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from amp.errors import UserError
+from amp.models.sizes import count_params
 from amp.settings.compare import PeerSettings
 from amp.towers import Tower
-from studies.compare import Trial, num_params
+from studies.compare import Trial
 from studies.methods._library import accumulate_gradients
 
 NEEDS = {"torch_kirigami": "torch-kirigami"}
@@ -67,7 +68,7 @@ def prune(trial: Trial, settings: PeerSettings, size: float) -> Tower:
     if settings.importance == "taylor":
         accumulate_gradients(trial, tower)
     mlps = _SideBySide([slot.module for slot in tower.slots])
-    others = num_params(tower) - sum(parameter.numel() for parameter in mlps.parameters())
+    others = count_params(tower) - sum(parameter.numel() for parameter in mlps.parameters())
     first = tower.slots[0].in_projections[0]
     example_ND = torch.zeros(2, first.in_features, device=first.weight.device, dtype=tower.dtype)
     pruner = Pruner(mlps, graph=DependencyGraph.build(mlps, args=(example_ND,)))

@@ -19,8 +19,8 @@ from amp.errors import UserError
 from amp.evaluation.options import CompareOptions
 from amp.evaluation.side_by_side.agreement import agree, same_nearest
 from amp.evaluation.side_by_side.models import find_dense, pruned_on
-from amp.evaluation.side_by_side.sides import open_data
-from amp.models.folder import save_tower
+from amp.evaluation.side_by_side.sides import choose_tasks, measure_side, open_data
+from amp.models.folder import read_folder_config, save_tower
 from amp.settings.model import IN_MEMORY, ModelSettings
 from amp.towers import Tower, build_tower
 
@@ -244,16 +244,33 @@ def test_images_that_the_pruning_saw_are_known(tmp_path: Path, clip: ModelSettin
         folder.mkdir(parents=True)
     save_tower(tower, [[*own] for own in kept], {"settings": {"data": {"root": str(seen)}}}, tmp_path / "pruned")
     for root, told in {seen: True, seen / "val": True, tmp_path: True, other: False}.items():
-        assert pruned_on(str(tmp_path / "pruned"), (None, str(root))) == (str(root) if told else None)
+        assert pruned_on(read_folder_config(tmp_path / "pruned"), (None, str(root))) == (str(root) if told else None)
+
+
+def test_the_images_of_the_estimate_are_those_that_pass_a_model(clip: ModelSettings, pictures: Path) -> None:
+    own, captions = str(pictures / "own"), str(pictures / "captions.csv")
+    options = CompareOptions(folder="x", images=own, dataset_root=own, captions=captions, num_workers=0)
+    tower, told, passed = build_tower(clip), [], []
+
+    def noted(image: Image.Image) -> torch.Tensor:
+        passed.append(image)
+        return tower.transform(image)
+
+    counting = replace(tower, transform=noted)
+    data = open_data(options, noted)
+    tasks = choose_tasks(data, counting)
+    assert tasks == ["zeroshot", "retrieval", "knn", "probe"]
+    measure_side(counting, data, tasks, True, look=lambda _, images: told.append(sum(map(len, images))))
+    assert told == [len(passed)] == [16 + 4 + 16 + 16]
 
 
 def test_captions_are_read_once_for_both_models(pictures: Path, tower: Tower) -> None:
     options = CompareOptions(folder="x", images=str(pictures / "own"), captions=str(pictures / "captions.csv"))
     data = open_data(options, tower.transform)
-    one = data.pairs(tower)
+    one = data.pairs.seen_by(tower.transform)
     (pictures / "captions.csv").rename(pictures / "gone.csv")
     try:
-        other = data.pairs(replace(tower, transform=len))
+        other = data.pairs.seen_by(len)
     finally:
         (pictures / "gone.csv").rename(pictures / "captions.csv")
     assert (one.samples, one.transform, other.transform) == (other.samples, tower.transform, len)
