@@ -37,22 +37,7 @@ def open_tower(
     check_no_part(pretrained)
     folder = next((p for p in (pretrained, name) if is_model_folder(p)), None)
     if folder is None:
-        if name is None and pretrained is not None and Path(pretrained).is_dir():
-            read_folder_config(pretrained)
-        if name is None:
-            raise UserError("--model", "missing; give a model name, an open_clip model JSON or a pruned/ folder")
-        candidates = [frame] if frame else FRAMES.names
-        if Path(name).is_dir() and not any(knows(candidate, name) for candidate in candidates):
-            read_folder_config(name)
-        frame = frame or default_frame(name, option="--model_type")
-        kwargs = {} if img_size is None else {"img_size": img_size}
-        settings = ModelSettings(
-            frame=frame,
-            name=name,
-            pretrained=known_weights(pretrained, frame),
-            precision=precision or "fp32",
-            kwargs=kwargs,
-        )
+        settings = _dense_settings(name, frame, pretrained, precision, img_size)
         return open_dense(settings, text_pretrained, device, shapes)
     if folder == name and pretrained not in (None, name):
         raise UserError(
@@ -74,6 +59,27 @@ def open_tower(
             told = f"{folder} is a pruned {tower.base['name']!r}, not {name!r}"
             raise UserError("--pretrained", f"{told}: its {key} is {own!r}, not {asked!r}")
     return tower
+
+
+def _dense_settings(
+    name: str | None, frame: Frame | None, pretrained: str | None, precision: Precision | None, img_size: int | None
+) -> ModelSettings:
+    """Of the dense model that a user names. Raises UserError where no library knows it."""
+    if name is None and pretrained is not None and Path(pretrained).is_dir():
+        read_folder_config(pretrained)
+    if name is None:
+        raise UserError("--model", "missing; give a model name, an open_clip model JSON or a pruned/ folder")
+    candidates = [frame] if frame else FRAMES.names
+    if Path(name).is_dir() and not any(knows(candidate, name) for candidate in candidates):
+        read_folder_config(name)
+    frame = frame or default_frame(name, option="--model_type")
+    return ModelSettings(
+        frame=frame,
+        name=name,
+        pretrained=known_weights(pretrained, frame),
+        precision=precision or "fp32",
+        kwargs={} if img_size is None else {"img_size": img_size},
+    )
 
 
 def check_no_part(pretrained: str | None) -> None:

@@ -230,8 +230,8 @@ def start(device: str | None = None) -> Iterator[World]:
     Raises:
         UserError: the launcher's environment is not as it should be, or not all processes come.
     """
-    if _started:
-        yield _started[-1]
+    if _started or _within.get():
+        yield world()
         return
     kind = device or _default_device().type
     place = place_of()
