@@ -53,8 +53,7 @@ def _readers(tower: Tower) -> dict[str, Read]:
         return {"embeddings": tower.encode_image, "features": tower.feature}
     if getattr(model, "num_classes", 0):  # a classifier of timm
         return {"logits": model, "features": tower.feature}
-    parameter = next(tower.visual.parameters())
-    given = model(parameter.new_zeros(1, 3, tower.image_size, tower.image_size))
+    given = model(tower.blank())
     parts = {"embeddings": "image_embeds", "logits": "logits"}
     found: dict[str, Read] = {
         name: partial(_part, model, part)

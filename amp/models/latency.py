@@ -100,7 +100,7 @@ def tower_seconds(tower: Tower, batch_size: int) -> float:
         UserError: as of `alike_blocks`.
     """
     with fitting(batch_size):
-        run, device = _whole(tower, batch_size), next(tower.visual.parameters()).device
+        run, device = _whole(tower, batch_size), tower.device
         _runs(run, device)  # Warms up.
         return statistics.median(seconds_of(run, device) for _ in range(TOWER_ROUNDS))
 
@@ -114,7 +114,7 @@ def relative_seconds(tower: Tower, widths: Sequence[int], batch_size: int) -> fl
     """
     shares = []
     with fitting(batch_size):
-        run, device = _whole(tower, batch_size), next(tower.visual.parameters()).device
+        run, device = _whole(tower, batch_size), tower.device
         runs = min(_runs(run, device), 20)
 
         def median() -> float:

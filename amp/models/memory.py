@@ -86,7 +86,7 @@ def peak_bytes(tower: Tower, batch_size: int, run: Callable[[Tensor], object]) -
     Args:
         tower: on the meta device, in the dtype that it will have.
     """
-    images_BCSS = torch.empty(batch_size, 3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta")
+    images_BCSS = tower.blank(batch_size)
     with fused_attention(), PeakMemory() as memory:
         run(images_BCSS)
     return memory.peak + images_BCSS.nbytes

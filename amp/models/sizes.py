@@ -44,11 +44,10 @@ def count_flops(tower: Tower, attention_products: bool = False) -> int:
 
 def _flops_by_op(tower: Tower) -> dict[Any, int]:
     """FLOPs of one image by torch's operator."""
-    assert next(tower.visual.parameters()).device.type == "meta"
-    image_1CSS = torch.empty(1, 3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta")
+    assert tower.device.type == "meta"
     # Under no_grad, attention takes a fused path whose products the counter misses.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        tower.visual(image_1CSS.requires_grad_())
+        tower.visual(tower.blank().requires_grad_())
     return dict(counter.get_flop_counts()["Global"])
 
 

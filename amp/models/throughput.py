@@ -58,8 +58,7 @@ def fitting(batch_size: int) -> Iterator[None]:
 
 def images_for(tower: Tower, batch_size: int) -> Tensor:
     """Random images (B, C, S, S) on the tower's device, in its dtype."""
-    device = next(tower.visual.parameters()).device
-    return torch.randn(batch_size, 3, tower.image_size, tower.image_size, device=device).to(tower.dtype)
+    return torch.randn(batch_size, 3, tower.image_size, tower.image_size, device=tower.device).to(tower.dtype)
 
 
 def seconds_of(

@@ -71,6 +71,15 @@ class Tower:
         size = self.preprocess["size"]
         return int(size if isinstance(size, int) else size[0])
 
+    @property
+    def device(self) -> torch.device:
+        """Of the vision tower."""
+        return next(self.visual.parameters()).device
+
+    def blank(self, count: int = 1) -> Tensor:
+        """Images of zeros, (count, 3, S, S), as the tower takes them: on its device, in its dtype."""
+        return torch.zeros(count, 3, self.image_size, self.image_size, dtype=self.dtype, device=self.device)
+
     def difference(self, base: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
         """(key, its value, this tower's) of the first thing in which `base`, another tower's, is of another model.
 

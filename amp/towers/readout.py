@@ -54,9 +54,8 @@ def after_last_block(tower: Tower) -> frozenset[str]:
         tower: on the meta device; its parameters are left requiring gradients.
     """
     parameters = dict(tower.visual.requires_grad_(True).named_parameters())
-    images_1CSS = torch.empty(1, 3, tower.image_size, tower.image_size, dtype=tower.dtype, device="meta")
     with torch.enable_grad():
-        tokens_1TD = TokenReadout(tower)(images_1CSS)
+        tokens_1TD = TokenReadout(tower)(tower.blank())
     gradients = torch.autograd.grad(tokens_1TD.sum(), list(parameters.values()), allow_unused=True)
     return frozenset(name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None)
 

@@ -48,7 +48,7 @@ class InMemoryQuality:
 
     @property
     def device(self) -> torch.device:
-        return next(self.dense.visual.parameters()).device
+        return self.dense.device
 
     @cached_property
     def _labelled(self) -> Tensor:

@@ -17,6 +17,7 @@ from amp.pruning.search import inputs_every
 from amp.settings.model import ModelSettings
 from amp.settings.prune import SearchSettings, TargetSettings
 from amp.towers import Tower, build_tower
+from amp.towers.mlps.inputs import input_bytes
 
 TIMM = ModelSettings(frame="timm", name="vit_tiny_patch16_224", kwargs={"depth": 4})
 
@@ -81,6 +82,18 @@ def test_what_is_kept_leaves_room_for_the_compensation_and_the_work(meta: Tower,
     assert plan["stored"] == max(0, without["stored"] - promised)
     assert plan["total"] - plan["activations"] <= max(0.6e8, plan["weights"] + plan["narrowed"] + promised)
     assert calibration_of(SearchSettings(compensation="none")) == (0, 0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_inputs_are_counted_in_the_dtype_that_blocks_are_handed(precision: Any, golden_model: ModelSettings) -> None:
+    """open_clip keeps its class token in fp32 among weights in bf16."""
+    settings = golden_model.model_copy(update={"precision": precision})
+    tower, seen = build_tower(settings), []
+    handle = tower.blocks[tower.slots[-1].name].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    tower.feature(tower.blank())
+    handle.remove()
+    assert seen[0].dtype == tower.dtype
+    assert input_bytes(tower) == input_bytes(build_tower(settings, "meta")) == seen[0].nbytes
 
 
 def test_a_plan_that_does_not_fit_says_what_to_do(prune_yaml: Path, call: Callable[..., Any]) -> None:

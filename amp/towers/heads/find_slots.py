@@ -64,7 +64,7 @@ def _provable(tower: Tower) -> tuple[tuple[HeadSlot, ...], str | None]:
         twin = on_meta(tower)
         attentions = {slot.name: slot.module for slot in _slots(twin.blocks)[0]}
         try:
-            inputs = inputs_of(attentions, lambda: twin.feature(_blank(twin)))
+            inputs = inputs_of(attentions, lambda: twin.feature(twin.blank()))
         except ValueError:  # as many calls as attentions are wanted
             return (), f"some attention module of this {type(tower.visual).__name__} is not called exactly once"
         for slot in slots:
@@ -89,11 +89,6 @@ def _slots(blocks: Mapping[str, nn.Module]) -> tuple[tuple[HeadSlot, ...], str |
             return tuple(found), name
         found.append(slot)
     return tuple(found), None
-
-
-def _blank(tower: Tower) -> Tensor:
-    size = tower.image_size
-    return torch.zeros(1, 3, size, size, dtype=tower.dtype, device=next(tower.visual.parameters()).device)
 
 
 def _attention(block: nn.Module) -> nn.Module | None:

@@ -56,7 +56,7 @@ def input_bytes(tower: Tower) -> int:
         lambda module, inputs, named: caught.append(first_input(inputs, named)), with_kwargs=True
     )
     try:
-        tower.feature(next(tower.visual.parameters()).new_empty(1, 3, tower.image_size, tower.image_size))
+        tower.feature(tower.blank())
     finally:
         handle.remove()
     return caught[0].nbytes
