@@ -80,12 +80,12 @@ row "its parts" 60 "takes| ms" 4 "$python" eval/eval_step.py --scoring --num_rou
 row "scoring by entropy, a quarter of the batch at a time" 90 "^score" 1 "${score[@]}" "${entropy[@]}" --set output.dir="$out/parts" \
     --set score.micro_batch=$((batch / 4))
 row "its memory as planned, a quarter at a time" 60 "total" 1 "${score[@]}" "${entropy[@]}" --dry_run --set score.micro_batch=$((batch / 4))
-row "scoring by reconstruction" 120 "^(score|moments|picks|wrote)" 4 "${score[@]}"
-row "pruning to 60 % of the parameters, refitted" 120 "parameters|FLOPs|wrote" 3 "${prune[@]}"
+row "scoring by reconstruction" 120 "^(score|ranking|wrote)" 3 "${score[@]}"
+row "pruning to 60 % of the parameters, refitted" 120 "^.? ?(parameters|FLOPs)|refit:|cosine|wrote" 5 "${prune[@]}"
 row "efficiency" 90 "in theory|^. (dense|pruned)" 5 "${speed[@]}" --model "$out/pruning/pruned" --modes eager compiled --json "$out/efficiency.json"
 row "distillation, parts" 90 "takes| ms" 5 "$python" eval/eval_step.py --num_rounds 5 --config_file "$out/distil.yaml"
 row "distillation, a checkpoint every 16 steps" 90 "img/s|wrote" 4 "$python" distill.py --config_file "$out/distil.yaml"
-row "exact search, 256 images" 90 "so far|wrote" 2 "${prune[@]}" --set prune.allocation=search \
+row "exact search, 256 images" 90 "measurements,|wrote" 2 "${prune[@]}" --set prune.allocation=search \
     --set prune.compensation=none --set prune.target.params=null --set prune.store=device
 for target in throughput=1.3 latency=0.8; do
     row "pruning to $target" 90 "measured|note|wrote" 3 "${prune[@]}" --set prune.target.params=null --set prune.target.$target

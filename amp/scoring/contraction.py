@@ -40,9 +40,13 @@ def sums_over_tokens(activation_BTH: Tensor, gradient_BTH: Tensor) -> Tensor:
 def _fused() -> Callable[[Tensor, Tensor], Tensor] | None:
     """The kernel, or None where Triton or its compiler is missing."""
     try:
-        from amp.scoring._contraction_kernel import contract
+        from triton.errors import TritonError
 
+        from amp.scoring._contraction_kernel import contract
+    except ImportError:
+        return None
+    try:
         contract(*torch.ones(2, 1, 1, 1, device="cuda").unbind())
-    except (ImportError, OSError, RuntimeError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError, TritonError):
         return None
     return contract

@@ -63,6 +63,19 @@ def test_attention_that_calls_no_linear_is_found(tower: Tower) -> None:
     assert attention.linear is attention.functional.out_proj
 
 
+def test_norms_that_compute_in_fp32_beside_weights_in_bf16(golden_model: ModelSettings) -> None:
+    tower = build_tower(golden_model.model_copy(update={"precision": "bf16"}))
+    images, hidden = torch.randn(2, 3, 32, 32).to(tower.dtype), list[Tensor]()
+    (call, *_) = block_calls(tower, images, hidden.append)
+    attention, mlp = find_branches(call, tower.slots[0], hidden[0])
+    block = next(iter(tower.blocks.values()))
+    assert attention is not None
+    assert mlp is not None
+    assert (attention.linear, mlp.linear, mlp.norm) == (block.attn.out_proj, tower.slots[0].out_projection, block.ln_2)
+    for gain_D in (attention.gain_D, mlp.gain_D):
+        torch.testing.assert_close(gain_D, torch.ones_like(gain_D), rtol=1e-3, atol=0)
+
+
 def test_a_probe_leaves_the_block_as_it_was() -> None:
     tower = build("plain")
     before = {key: value.clone() for key, value in tower.visual.state_dict().items()}

@@ -27,7 +27,7 @@ def find_branches(call: BlockCall, slot: MlpSlot, x_BTD: Tensor) -> tuple[Branch
         slot: the block's MLP. x_BTD: hidden states that enter it, of as many images as the call is for.
     """
     paths = {id(module): path for path, module in call.block.named_modules()}
-    twin = copy.deepcopy(call.block).double()
+    twin = _twin(call.block)
     probe = BlockCall(twin, _in_fp64(call.rest), _in_fp64(call.named), call.name)
     x_BTD = x_BTD.double()
     out = twin.get_submodule(paths[id(slot.out_projection)])
@@ -54,6 +54,26 @@ def find_branches(call: BlockCall, slot: MlpSlot, x_BTD: Tensor) -> tuple[Branch
         norm = _find_norm(probe, x_BTD, twin_attention, twin_mlp, twin_slot)
         return attention, mlp if norm is None else replace(mlp, norm=call.block.get_submodule(norm))
     return None, mlp
+
+
+def _twin(block: nn.Module) -> nn.Module:
+    """A copy in fp64. Norms that cast what they are given to fp32, as open_clip's do beside weights in bf16, are plain
+    ones in it."""
+    twin = copy.deepcopy(block).double()
+    for path, norm in list(twin.named_modules()):
+        if isinstance(norm, nn.LayerNorm) and norm.weight is not None and _casts(norm):
+            plain = nn.LayerNorm(norm.normalized_shape, norm.eps, device="meta")
+            plain.weight, plain.bias = norm.weight, norm.bias
+            twin.set_submodule(path, plain)
+    return twin
+
+
+def _casts(norm: nn.LayerNorm) -> bool:
+    try:
+        norm(norm.weight)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _branch(parent: nn.Module, linear: nn.Linear, gain_D: Tensor) -> Branch:
