@@ -114,7 +114,9 @@ def test_other_scores_in_bf16_rank_like_fp32(
     for own, other in zip(*(scores.values() for scores in found), strict=True):
         ranks = torch.stack([own, other]).argsort().argsort().float()
         alike.append(float(torch.corrcoef(ranks)[0, 1]))
-    assert sum(alike) / len(alike) > 0.8  # on a CPU 0.85, of the last block alone 0.64: many of its neurons say the same
+    assert (
+        sum(alike) / len(alike) > 0.8
+    )  # on a CPU 0.85, of the last block alone 0.64: many of its neurons say the same
 
 
 @pytest.mark.parametrize("target", ["throughput=1.05", "latency=0.99"])
