@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from amp.run.world import gpu_gigabytes
 from amp.towers import Tower
 
 GB = 1e9
+ASSUMED_GB = 80.0  # of the GPU that is planned for where there is none
 
 Bytes = TypeVar("Bytes", int, float)
 
@@ -92,6 +94,11 @@ def peak_bytes(tower: Tower, batch_size: int, run: Callable[[Tensor], object]) -
     return memory.peak + images_BCSS.nbytes
 
 
+def planned_gigabytes(asked: float | None) -> float:
+    """Memory of the GPU that is planned for: as asked, else of the one at hand."""
+    return asked or gpu_gigabytes() or ASSUMED_GB
+
+
 def describe_memory(
     title: Sequence[str],
     plan: Mapping[str, float],
@@ -114,5 +121,5 @@ def describe_memory(
     if gpu_gb is None:
         return "\n".join(lines)
     verdict = "fits" if plan["total"] <= gpu_gb * GB else "does not fit"
-    lines.append(f"{verdict} a GPU of {gpu_gb:g} GB{'' if verdict == 'fits' else f'; {advice}'}")
+    lines.append(f"{verdict} a GPU of {gpu_gb:.4g} GB{'' if verdict == 'fits' else f'; {advice}'}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from amp.data.listing import list_images
 from amp.errors import UserError
-from amp.models.memory import describe_memory, peak_bytes, weight_bytes, with_total
+from amp.models.memory import describe_memory, peak_bytes, planned_gigabytes, weight_bytes, with_total
 from amp.pruning.measure.store import room_for_inputs
 from amp.pruning.refit import refits_whole
 from amp.pruning.refit._rows import AT_ONCE, most_tokens
@@ -109,9 +109,11 @@ def _refit_of_the_whole(tower: Tower, num_images: int, views: int) -> int:
     return max(2 * tokens, tokens + 2 * rows + work_bytes(slot.hidden_width))
 
 
-def describe_plan(config: PruneConfig, gpu_gb: float) -> str:
+def describe_plan(config: PruneConfig, asked_gb: float | None) -> str:
     """The plan of a search on one process as lines, and whether it fits a GPU.
 
+    Args:
+        asked_gb: memory of the GPU; None: of the one at hand.
     Raises:
         UserError: the model is unknown.
     """
@@ -124,7 +126,7 @@ def describe_plan(config: PruneConfig, gpu_gb: float) -> str:
         except UserError:
             num_images = GUESSED_IMAGES
             title.append(f"{config.data.root} does not exist on this machine: {num_images} held-out images are assumed")
-    every, num_batches = inputs_every(own), num_images // batch_size
+    every, num_batches, gpu_gb = inputs_every(own), num_images // batch_size, planned_gigabytes(asked_gb)
     plan = plan_search(tower, batch_size, num_batches, own.store, every, *calibration_of(own), gpu_gb=gpu_gb)
     advice = "more processes, or model.precision: bf16"
     if plan["stored"] and own.store == "device":

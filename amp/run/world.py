@@ -185,6 +185,12 @@ def _default_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def gpu_gigabytes() -> float | None:
+    """Memory of this process's GPU; None on a CPU."""
+    device = world().device
+    return torch.cuda.get_device_properties(device).total_memory / 1e9 if device.type == "cuda" else None
+
+
 def gradients_stay_local(module: nn.Module) -> AbstractContextManager[None]:
     """Around the micro-batches of a step but the last: replicas average the sum of them once."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from amp.models.memory import describe_memory, peak_bytes, weight_bytes
+from amp.models.memory import describe_memory, peak_bytes, planned_gigabytes, weight_bytes
 from amp.scoring.criterion import Load, load_criterion
 from amp.scoring.taylor import TaylorScorer
 from amp.settings.prune import PruneConfig
@@ -68,9 +68,14 @@ def plan_scoring(
     return {"weights": weights, **passes, "total": weights + max(passes.values(), default=0)}
 
 
-def describe_plan(config: PruneConfig, gpu_gb: float) -> str:
-    """The plan on one process as lines, and whether it fits a GPU. Raises UserError where the model is unknown."""
+def describe_plan(config: PruneConfig, asked_gb: float | None) -> str:
+    """The plan on one process as lines, and whether it fits a GPU. Raises UserError where the model is unknown.
+
+    Args:
+        asked_gb: memory of the GPU; None: of the one at hand.
+    """
     tower, size, score = build_tower(config.model, "meta"), config.data.batch_size, config.score
+    gpu_gb = planned_gigabytes(asked_gb)
     plan = plan_scoring(tower, size, score.criterion, score.micro_batch, gpu_gb)
     parts = f", score.micro_batch {score.micro_batch}" if score.micro_batch else ""
     title = f"scoring of {config.model.name} in {config.model.precision} on one process, {size} images per batch{parts}"

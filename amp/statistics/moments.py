@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amp.errors import UserError
-from amp.run.world import world
+from amp.run.world import gpu_gigabytes, world
 from amp.statistics.hooks import MlpHooks
 from amp.towers.mlps.slots import MlpSlot, Slot
 
@@ -201,9 +201,7 @@ def gigabytes_for_moments(gpu_gb: float | None = None) -> float:
     Args:
         gpu_gb: memory of the GPU that this is asked for; None: of the device at hand.
     """
-    device = world().device
-    if gpu_gb is None and device.type == "cuda":
-        gpu_gb = torch.cuda.get_device_properties(device).total_memory / 1e9
+    gpu_gb = gpu_gb or gpu_gigabytes()
     return GIGABYTES if gpu_gb is None else SHARE * gpu_gb
 
 

@@ -84,9 +84,8 @@ def plan_options() -> argparse.ArgumentParser:
     options.add_argument(
         "--gpu_memory",
         type=number_from(0.001),
-        default=80.0,
         metavar="GB",
-        help="GPU memory to plan for with --dry_run (default: 80)",
+        help="GPU memory to plan for with --dry_run (default: that of this machine's GPU, else 80)",
     )
     return options
 
@@ -165,12 +164,12 @@ class ScoreOptions:
     Attributes:
         named: what was typed instead of a YAML.
         dry_run: print what a process's memory must hold.
-        gpu_memory: of a dry run, in GB.
+        gpu_memory: of a dry run, in GB; None: of the GPU at hand.
     """
 
     named: Named | None
     dry_run: bool
-    gpu_memory: float
+    gpu_memory: float | None
 
     def as_typed(self) -> AbstractContextManager[None]:
         """Within it, mistakes are told of what was typed: of an option where there is no YAML, else of a setting."""
