@@ -1,4 +1,4 @@
-# Every command does all the set-up: `make demo`, `make demo-full`, `make test`, `make quick`, `make check`, `make build`.
+# Every command does all the set-up: `make demo`, `make demo-full`, `make test`, `make quick`, `make test-simulated-gpu`, `make check`, `make build`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -lt 4 ] && echo $$n 
 # Tests that are compiled once, and not by each worker in every run, save six seconds a worker.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo demo-full test quick check build clean
+.PHONY: demo demo-full test quick test-simulated-gpu check build clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m amp.demo
@@ -28,6 +28,9 @@ test: $(INSTALLED)
 
 quick: $(INSTALLED)
 	$(PYTEST) -m "not slow and not gpu"
+
+test-simulated-gpu: $(INSTALLED)
+	$(BIN)/python tests/simulated_gpu/run.py -n $(WORKERS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

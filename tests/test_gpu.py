@@ -66,6 +66,22 @@ def test_racing_and_compensation_on_cuda(
     assert params["pruned"] / params["dense"] == pytest.approx(0.7, rel=0.01)
 
 
+@pytest.mark.parametrize("compensation", ["ridge", "sequential"])
+def test_compensation_in_bf16_is_as_good_as_in_fp32(
+    compensation: str, prune_yaml: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    cosines = []
+    for precision in ("fp32", "bf16"):
+        words = [f"model.precision={precision}", f"output.dir={tmp_path}/{precision}", "prune.target.params=0.7"]
+        words += [f"prune.compensation={compensation}", "prune.num_calibration_samples=64", "prune.allocation=global"]
+        for script in ("main_score.py", "main_prune.py"):
+            code, _, err = call(script, "--config_file", prune_yaml, *(f"--set={word}" for word in words))
+            assert code == 0, err
+        cosines.append(json.loads((tmp_path / precision / "prune.json").read_text())["feature_cosine"])
+    assert cosines[1] == pytest.approx(cosines[0], abs=0.005)
+    assert min(cosines) > 0.95
+
+
 @pytest.mark.parametrize("words", [("compile=true",), ("activation_checkpointing=true",), ("parallel=fsdp",)])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
 def test_distillation_learns_on_cuda(
