@@ -7,11 +7,11 @@ from torch import Tensor
 
 from amp.data.listing import list_images
 from amp.errors import UserError
-from amp.models.memory import describe_memory, peak_bytes, planned_gigabytes, weight_bytes, with_total
+from amp.models.memory import describe_memory, peak_bytes, planned_gigabytes, tensor_bytes, weight_bytes, with_total
 from amp.pruning.measure.store import room_for_inputs
 from amp.pruning.refit import refits_whole
 from amp.pruning.refit._rows import AT_ONCE, most_tokens
-from amp.pruning.search import inputs_every
+from amp.pruning.search import inputs_every, searches
 from amp.settings.prune import PruneConfig, SearchSettings
 from amp.statistics.moments import gigabytes_for_moments, group_bytes, groups, num_sums, work_bytes
 from amp.towers import Tower, build_tower
@@ -31,6 +31,7 @@ def plan_search(
     num_calibration: int = 0,
     views: int = 0,
     gpu_gb: float = 80.0,
+    narrows: bool = True,
 ) -> dict[str, int]:
     """Bytes while widths are searched: on the device `{weights, narrowed, activations, stored, total}`, and elsewhere.
 
@@ -43,6 +44,7 @@ def plan_search(
         views: of a calibration image, where the sliced network is refitted as a whole, which keeps what blocks are
             handed of all of them, four times, after the search.
         gpu_gb: the GPU's memory, of which moments, and a `store` that is `auto`, may take a share.
+        narrows: whether widths are tried; else blocks are sliced for good alone.
     """
 
     @torch.inference_mode()
@@ -53,7 +55,8 @@ def plan_search(
     levels = 0 if every is None else (len(tower.blocks) - 1) // every + (every > 1)
     inputs = 0 if every is None else levels * input_bytes(tower)
     stored = num_batches * batch_size * (3 * size * size * one + inputs)
-    narrowed = sum(p.numel() * p.element_size() for slot in tower.slots for m in slot.modules for p in m.parameters())
+    modules = [module for slot in tower.slots for module in slot.modules] if narrows else []
+    narrowed = tensor_bytes(p for module in modules for p in module.parameters())
     stored = max(stored, STREAMS * num_calibration * input_bytes(tower) * views)
     weights = weight_bytes(tower)
     compensation = refit_bytes(tower, num_calibration, views, gpu_gb)
@@ -127,7 +130,7 @@ def describe_plan(config: PruneConfig, asked_gb: float | None) -> str:
             num_images = GUESSED_IMAGES
             title.append(f"{config.data.root} does not exist on this machine: {num_images} held-out images are assumed")
     every, num_batches, gpu_gb = inputs_every(own), num_images // batch_size, planned_gigabytes(asked_gb)
-    plan = plan_search(tower, batch_size, num_batches, own.store, every, *calibration_of(own), gpu_gb=gpu_gb)
+    plan = plan_search(tower, batch_size, num_batches, own.store, every, *calibration_of(own), gpu_gb, searches(own))
     advice = "more processes, or model.precision: bf16"
     if plan["stored"] and own.store == "device":
         advice = "prune.store: auto, host or disk, or a larger prune.store_every"

@@ -55,7 +55,8 @@ def test_a_refit_of_the_whole_takes_what_the_plan_says(golden_model: ModelSettin
     kept, settings = [torch.arange(slot.hidden_width) for slot in tower.slots], SearchSettings(refit_steps=5)
     store = InputStore("host", torch.device("cpu"))
     found = measured(lambda: refit_whole(tower, kept, images, settings, store, None))
-    planned = plan_search(meta, 8, 1, "host", None, 64, settings.refit_views)
+    planned = plan_search(meta, 8, 1, "host", None, 64, settings.refit_views, narrows=False)
+    assert planned["narrowed"] == 0
     assert planned["compensation"] + planned["stored_elsewhere"] == pytest.approx(found, rel=0.2)
 
 

@@ -19,7 +19,7 @@ from amp.pruning.memory import calibration_of, refit_bytes
 from amp.pruning.places import JOURNAL, journal_header
 from amp.pruning.recovery import Recovery
 from amp.pruning.refit import calibration_sums, open_compensation, refits_whole
-from amp.pruning.search import inputs_every
+from amp.pruning.search import inputs_every, searches
 from amp.run.console import detail, say
 from amp.run.files import SCORES
 from amp.run.identity import read_header
@@ -96,7 +96,7 @@ def networks_over(
     gigabytes = measured.stored_bytes / 1e9
     stored = f"; up to {gigabytes:.1f} GB of stored hidden states (prune.store: {own.store})" if gigabytes > 0.1 else ""
     detail(f"held-out batches: {measured.num_batches}{stored}")
-    if own.widths is None and own.allocation == "search":
+    if searches(own):
         warn_of_few(measured.num_batches, config.data)
     orders = [slot.inputs_of(rank(score_U)) for slot, score_U in zip(tower.units, scores, strict=True)]
     compensation = open_compensation(tower, orders, own, calibration, saved, store.beside(), known)

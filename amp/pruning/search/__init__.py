@@ -17,10 +17,14 @@ def search_of(settings: SearchSettings) -> Search:
     return search
 
 
+def searches(settings: SearchSettings) -> bool:
+    """Whether widths are tried on the network, block by block."""
+    return settings.widths is None and settings.allocation == "search"
+
+
 def inputs_every(settings: SearchSettings) -> int | None:
     """Of every how many blocks the inputs are kept; None: of none."""
-    searches = settings.widths is None and settings.allocation == "search"
-    return settings.store_every if searches and search_of(settings).keeps_inputs else None
+    return settings.store_every if searches(settings) and search_of(settings).keeps_inputs else None
 
 
 def trial_of(settings: SearchSettings, num_batches: int) -> tuple[SearchSettings, int]:
