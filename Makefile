@@ -1,4 +1,5 @@
-# Every command does all the set-up: `make demo`, `make demo-full`, `make test`, `make quick`, `make test-simulated-gpu`, `make check`, `make build`.
+# Every command does all the set-up: `make demo`, `make demo-full`, `make quick`, `make test`, `make test-simulated-gpu`,
+# `make check`, `make build`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
