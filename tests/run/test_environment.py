@@ -1,11 +1,13 @@
 """Laws of a process's place: derived where it can be, refused in one line that the process says itself."""
 
 import pytest
+import torch
 from conftest import refusal
 
 from amp.errors import UserError
 from amp.run.console import main_process
 from amp.run.processes.environment import Place, place_of
+from amp.run.world import World, among, start, world
 
 HERE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 LOCAL = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
@@ -62,3 +64,9 @@ def test_a_process_that_does_not_know_its_place_speaks(
     for key, text in (HERE | {"RANK": rank}).items():
         monkeypatch.setenv(key, text)
     assert main_process() == speaks
+
+
+def test_a_run_within_another_world_is_in_that_one() -> None:
+    other = World(0, 1, torch.device("meta"))
+    with among(other), start() as own:
+        assert own is other is world()
