@@ -28,6 +28,7 @@ from amp.settings.model import TEACHER_IN_MEMORY
 from amp.settings.reading.keywords import from_keywords, merged
 from amp.settings.reading.yaml_files import validate
 from amp.towers import Tower, after_last_block, on_meta, with_heads, wrap_tower
+from amp.towers.given import dtype_of
 
 SOURCE = "amp.distill"
 WARM_UP_SHARE = 10  # of the steps, one in so many
@@ -86,7 +87,7 @@ def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, 
         raise UserError("teacher", "is the student itself; give the dense model")
     with ExitStack() as within:
         within.enter_context(arguments_named())
-        config, listing = _config(model, images, steps, settings)
+        config, listing = _config(tower, images, steps, settings)
         within.enter_context(computing())
         within.enter_context(alone(device))
         within.enter_context(frozen(dense))
@@ -102,17 +103,15 @@ def distill(student: Any, teacher: nn.Module, images: Any, /, steps: int = 500, 
     return Distilled(model, keeper.records)
 
 
-def _config(
-    model: nn.Module, images: Any, steps: int, keywords: Mapping[str, Any]
-) -> tuple[DistillConfig, Listing | None]:
+def _config(tower: Tower, images: Any, steps: int, keywords: Mapping[str, Any]) -> tuple[DistillConfig, Listing | None]:
     """The settings, with batches that the images fill; and what is listed of a folder of images."""
     raw: dict[str, Any] = from_keywords(DistillConfig, keywords, SOURCE, ("data", "optim"))
     if long := raw.get("optim", {}).keys() & {"epochs", "warmup_epochs"}:
         raise UserError(f"{SOURCE}: {min(long)}", "not used here; steps and warmup_steps set the length")
     if not isinstance(steps, int) or steps < 1:
         raise UserError(f"{SOURCE}: steps", f"{steps!r} is not allowed; give a whole number, 1 or more")
-    dtype = next(model.parameters()).dtype
-    precision = {torch.float32: "bf16" if device_of(model).type == "cuda" else "fp32", torch.bfloat16: "pure_bf16"}
+    dtype = dtype_of(tower.visual)
+    precision = {torch.float32: "bf16" if tower.device.type == "cuda" else "fp32", torch.bfloat16: "pure_bf16"}
     if dtype not in precision:
         raise UserError(
             "student", f"has the dtype {dtype}; train it in fp32 (model.float()) or bf16 (model.bfloat16())"

@@ -17,6 +17,7 @@ from amp.run.processes.signals import STOPS, StopRequest
 from amp.run.world import gathered, gradients_stay_local, local_part, sharded_like, world
 from amp.settings.distill import OptimSettings
 from amp.towers import TokenReadout, Tower
+from amp.towers.given import dtype_of
 
 
 class NotFiniteError(StoppedError):
@@ -87,7 +88,7 @@ class Trainer:
         # Elementwise, so an optimizer of every process's own shards is the optimizer of the whole.
         trained = {name: weight for name, weight in self._weights.items() if weight.requires_grad}
         self._own = {name: own_part(weight) for name, weight in trained.items()}
-        self._dtype = next(iter(self._own.values())).dtype
+        self._dtype = dtype_of(student.visual)
         self._optimizer = make_optimizer([p for p in self._own.values() if p.numel()], optim)
 
     @property

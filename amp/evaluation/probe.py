@@ -139,7 +139,7 @@ def probe_accuracies(of_train: list[Tensor], of_val: list[Tensor]) -> tuple[Metr
 
 def open_probe(options: ProbeOptions) -> Evaluation[ProbeOptions]:
     """The evaluation; nothing is measured. Raises UserError where its file cannot be written."""
-    return open_divided_evaluation(options, "probe", ("scikit-learn",))
+    return open_divided_evaluation(options, "probe", ("scikit-learn",), task="probe")
 
 
 def measure_probe(run: Evaluation[ProbeOptions], tower: Tower, look: Look | None = None) -> dict[str, Any]:

@@ -95,21 +95,26 @@ def with_images(run: Evaluation[Options], *roots: tuple[str, str]) -> Evaluation
     return replace(run, identity={**run.identity, "images_sha256": "+".join(digests)}) if digests else run
 
 
-def open_divided_evaluation(options: Divided, task: str, packages: tuple[str, ...] = ()) -> Evaluation[Divided]:
+def open_divided_evaluation(
+    options: Divided, word: str, packages: tuple[str, ...] = (), **settings: object
+) -> Evaluation[Divided]:
     """The evaluation of what learns from some images and is tested on others; nothing is measured.
 
     Args:
+        word: what is measured, for the file's name.
         packages: whose versions are recorded besides.
+        settings: as of `open_evaluation`.
     Raises:
         UserError: its file cannot be written, or a folder cannot be read.
     """
     folder = Path(options.val_root).absolute()
-    words = ((folder.parent if options.held_out is None else folder).name, task)
+    words = ((folder.parent if options.held_out is None else folder).name, word)
     roots = dict.fromkeys((options.train_root, options.val_root))
     named = [("--train_root" if root == options.train_root else "--val_root", root) for root in roots]
 
     def opened() -> Evaluation[Divided]:
-        return with_images(open_evaluation(options, words, digest_model(options), (*PACKAGES, *packages)), *named)
+        run = open_evaluation(options, words, digest_model(options), (*PACKAGES, *packages), **settings)
+        return with_images(run, *named)
 
     return world().from_main(opened)
 

@@ -39,7 +39,7 @@ def builds_the_same(model: nn.Module, build: Callable[[], Any]) -> bool:
 
 def _signature(model: nn.Module) -> tuple[object, ...]:
     kinds = {
-        name: f"{type(module).__module__}.{type(module).__name__}"
+        name: f"{type(module).__module__}.{type(module).__name__}".removesuffix("Fp32")  # open_clip's, by precision
         for name, module in model.named_modules()
         if not type(module).__name__.startswith(("Drop", "Identity"))  # what only training sees
     }

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import amp
 from amp.settings.distill import DistillConfig
+from amp.settings.model import ModelSettings
 from amp.settings.reading.yaml_files import load_config
 from amp.towers import build_tower
 
@@ -70,6 +71,24 @@ def test_teacher_and_student_keep_their_states(vit: nn.Module, images: Tensor, t
     found.plot().savefig(tmp_path / "loss.png")
     amp.save(pruned, tmp_path / "folder")
     assert equal(weights_of(amp.load_pruned(tmp_path / "folder")[0]), weights_of(pruned.model))
+
+
+@pytest.mark.slow
+def test_an_open_clip_model_in_bf16_is_saved_and_trained(
+    golden_model: ModelSettings, images: Tensor, tmp_path: Path
+) -> None:
+    """Its norms, its tokens' places and what of its text tower comes first are in fp32."""
+    dense = build_tower(golden_model.model_copy(update={"precision": "bf16"})).model
+    pruned = prune(dense, images)
+    amp.save(pruned, tmp_path / "folder")
+    before = weights_of(pruned.model)
+    assert equal(weights_of(amp.load_pruned(tmp_path / "folder")[0]), before)
+    losses = [record["loss"] for record in amp.distill(pruned, dense, images, steps=8, base_lr=0.005).log]
+    assert losses[-1] < losses[0]
+    after = weights_of(pruned.model)
+    assert {name: own.dtype for name, own in after.items()} == {name: own.dtype for name, own in before.items()}
+    assert not torch.equal(after["visual.class_embedding"], before["visual.class_embedding"])
+    assert after["visual.class_embedding"].dtype == torch.float32
 
 
 @pytest.mark.slow

@@ -102,6 +102,8 @@ def test_one_folder_of_classes_is_divided_aloud(tmp_path: Path, pictures: Path, 
     assert "already done" in call(f"eval/eval_{name}.py", *words)[1]
     code, _, err = call(f"eval/eval_{name}.py", *words, "--held_out", 2)
     assert (code, "held_out = 4, but this run has 2" in err) == (2, True)
+    code, _, err = call(f"eval/eval_{'knn' if name == 'probe' else 'probe'}.py", *words)
+    assert (code, "holds another run: r.json was made with task = " in err) == (2, True)
 
 
 def test_mistakes_are_one_line(tmp_path: Path, pictures: Path, call: Any) -> None:

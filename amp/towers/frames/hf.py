@@ -133,8 +133,7 @@ def _tokenizer(name: str, config: Any) -> Tokenizer:
 
 def _run(visual: nn.Module, side: int) -> None:
     """On one blank image."""
-    like = next(visual.parameters())
-    visual(torch.zeros(1, 3, side, side, dtype=like.dtype, device=like.device))
+    visual(torch.zeros(1, 3, side, side, dtype=dtype_of(visual), device=next(visual.parameters()).device))
 
 
 def _feature(visual: Any, family: Family, images_BCHW: Tensor) -> Tensor:

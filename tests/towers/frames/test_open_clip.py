@@ -62,6 +62,12 @@ CLIPS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         {},
         1,
     ),
+    "CoCa": (
+        {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16, "attentional_pool": True}
+        | {"attn_pooler_heads": 4, "output_tokens": True},
+        {"text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True}, "multimodal_cfg": TEXT, "custom_text": True},
+        1,
+    ),
 }
 
 
@@ -85,6 +91,24 @@ def test_clip(case: str, tmp_path: Path) -> None:
     twin = load_tower(tmp_path / "pruned")
     assert torch.equal(twin.feature(images), tower.feature(images))
     assert torch.equal(twin.model.encode_image(images), tower.model.encode_image(images))
+
+
+@pytest.mark.parametrize("case", CLIPS)
+def test_bf16_gives_what_fp32_gives(case: str, tmp_path: Path) -> None:
+    """open_clip leaves single parameters in fp32, which its own modules do not all bear."""
+    vision, more, _ = CLIPS[case]
+    found = []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        tower = build_tower(ModelSettings(name=_json(tmp_path, vision, **more), precision=precision))
+        size = vision["image_size"]
+        images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(tower.dtype)
+        assert tower.encode_image is not None
+        assert tower.encode_text is not None
+        texts = tower.encode_text(torch.arange(1, 17).view(2, 8))
+        found.append([tower.feature(images), tower.encode_image(images), texts])
+    for full, low in zip(*found, strict=True):
+        assert torch.cosine_similarity(full, low.float()).min() > 0.999
 
 
 def test_pools_and_projections_are_behind_the_last_block(tmp_path: Path) -> None:
