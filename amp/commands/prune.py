@@ -95,7 +95,7 @@ def prune_model(config: PruneConfig, options: PruneOptions, listing: Listing) ->
     from amp.run.run import Run, open_run
     from amp.run.world import world
     from amp.scoring.scores_file import check_fit, check_scores, load_scores, with_scored_heads
-    from amp.towers import build_tower, tell_preprocess, with_heads
+    from amp.towers import build_tower, tell_preprocess
 
     thresholds = options.sweep.thresholds
     outputs = (PRUNE_RECORD, *model_files("pruned"))
@@ -122,7 +122,6 @@ def prune_model(config: PruneConfig, options: PruneOptions, listing: Listing) ->
         # A size that cannot be had ends a sweep before its first.
         check_possible(shapes, [each.prune for each in each_of(config, options)])
         tower = build_tower(run.config.model, str(world().device), shapes=shapes)
-        tower = with_heads(tower) if shapes.heads else tower
         if not options.named:  # whose scoring has told it
             say(describe_slicing(run.config))
             tell_preprocess(tower)

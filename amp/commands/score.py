@@ -63,7 +63,7 @@ def score_model(
     from amp.run.run import open_run
     from amp.run.world import world
     from amp.scoring import reads_images
-    from amp.towers import build_tower, default_frame, library, tell_preprocess, with_attention, with_heads
+    from amp.towers import build_tower, default_frame, library, tell_preprocess, with_attention
 
     frame = config.model.frame or default_frame(config.model.name)
     config = config.with_frame(frame)
@@ -87,7 +87,6 @@ def score_model(
         if check:
             check(shapes)
         tower = build_tower(config.model, str(world().device), shapes=shapes)
-        tower = with_heads(tower) if shapes.heads else tower
         say(plan or describe_scoring(config))
         widths = " or ".join(map(str, sorted(set(tower.widths))))
         say(f"{config.model.name}: {len(tower.slots)} blocks, each with {widths} hidden neurons in its MLP")

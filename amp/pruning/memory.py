@@ -7,7 +7,15 @@ from torch import Tensor
 
 from amp.data.listing import list_images
 from amp.errors import UserError
-from amp.models.memory import describe_memory, peak_bytes, planned_gigabytes, tensor_bytes, weight_bytes, with_total
+from amp.models.memory import (
+    ASSUMED_GB,
+    describe_memory,
+    peak_bytes,
+    planned_gigabytes,
+    tensor_bytes,
+    weight_bytes,
+    with_total,
+)
 from amp.pruning.measure.store import room_for_inputs
 from amp.pruning.refit import refits_whole
 from amp.pruning.refit._rows import AT_ONCE, most_tokens
@@ -30,7 +38,7 @@ def plan_search(
     every: int | None,
     num_calibration: int = 0,
     views: int = 0,
-    gpu_gb: float = 80.0,
+    gpu_gb: float = ASSUMED_GB,
     narrows: bool = True,
 ) -> dict[str, int]:
     """Bytes while widths are searched: on the device `{weights, narrowed, activations, stored, total}`, and elsewhere.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from amp.models.memory import describe_memory, peak_bytes, planned_gigabytes, weight_bytes
+from amp.models.memory import ASSUMED_GB, describe_memory, peak_bytes, planned_gigabytes, weight_bytes
 from amp.scoring.criterion import Load, load_criterion
 from amp.scoring.taylor import TaylorScorer
 from amp.settings.prune import PruneConfig
@@ -51,7 +51,7 @@ def plan_scoring(
     batch_size: int,
     criterion: str = "entropy",
     micro_batch: int | None = None,
-    gpu_gb: float = 80.0,
+    gpu_gb: float = ASSUMED_GB,
 ) -> dict[str, int]:
     """Bytes on the device while neurons are scored: `{weights, total}`, and what each of the criterion's passes takes.
 

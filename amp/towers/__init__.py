@@ -62,7 +62,7 @@ def build_tower(
         saved: the `base` of an earlier Tower: rebuild that model. Off 'meta' its parameters are empty until a state
             dict is loaded into it.
         shapes: the tower of these settings on the meta device, where it is at hand: what it has proved is not proved
-            again.
+            again, and heads that it can lose can be removed.
     Raises:
         UserError: unknown name, missing weights, weights of another architecture, no prunable MLP, other images than
             square RGB ones, tokens instead of one feature an image.
@@ -87,7 +87,7 @@ def build_tower(
     tower = replace(tower, read_tokens=shapes.read_tokens) if shapes else check_readout(tower)
     if saved is None and device != "meta":
         tower.model.to(device)
-    return tower
+    return with_heads(tower) if shapes and shapes.heads else tower
 
 
 def wrap_tower(model: nn.Module, asked: GivenModelSettings | None = None) -> Tower:
